@@ -1,0 +1,142 @@
+"""The configuration of a run: one tree of frozen pydantic models.
+
+Each field states its range and unit. What a field may be is checked here, alone; what fields may be
+together is checked in ``derive``.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _like(field: str) -> Any:
+    """A default that copies another field of the same section."""
+    return Field(default_factory=lambda data: data.get(field, 1), ge=1)
+
+
+def _head_dim(data: dict[str, Any]) -> int:
+    return int(data.get("d_model", 1)) // max(1, int(data.get("n_heads", 1))) or 1
+
+
+class ModelConfig(Section):
+    """The Transformer, described by data."""
+
+    preset: str | None = Field(None, description="name of a file in configs/model whose values stand below the ones given")
+    vocab_size: int = Field(8192, ge=2, description="rows of the embedding; at least the tokenizer's")
+    d_model: int = Field(384, ge=1, description="width of the residual stream")
+    n_layers: int = Field(6, ge=1)
+    n_heads: int = Field(6, ge=1)
+    n_kv_heads: int = _like("n_heads")
+    head_dim: int = Field(default_factory=_head_dim, ge=1, description="default d_model / n_heads")
+    d_ff: int = Field(default_factory=lambda data: 4 * data.get("d_model", 1), ge=1, description="width of the feed-forward layer")
+    max_seq_len: int = Field(1024, ge=1, description="positions the model is made for, in tokens")
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_eps: float = Field(1e-5, gt=0)
+    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
+    bias: bool = Field(True, description="biases in linear layers and LayerNorm")
+    tie_embeddings: bool = Field(True, description="input and output embedding are one tensor")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and on each residual branch")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights; 3 to 6 times slower on CPU")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights; residual outputs get 1/sqrt(2 n_layers) of it")
+
+
+class DataConfig(Section):
+    """Where documents come from, and how they are spread."""
+
+    manifest: Path | None = Field(None, description="manifest.json of a corpus made by tools/make_shards.py")
+    corpus: Literal["python_stdlib"] | None = Field(None, description="embedded corpus, prepared on first use; instead of a manifest")
+    corpus_dir: Path = Field(Path("data"), description="folder in which an embedded corpus is prepared")
+    num_lanes: int = Field(1, ge=1, description="streams that the shards are dealt to, whatever the number of ranks")
+    window_shards: int = Field(8, ge=1, description="shards whose documents are shuffled together")
+    document_borders: bool = Field(True, description="attention and positions start anew at each document")
+    num_workers: int = Field(1, ge=0, description="DataLoader processes per rank")
+    prefetch: int = Field(4, ge=1, description="micro batches fetched ahead by each worker")
+
+
+class OptimConfig(Section):
+    """The optimizer and the course of its learning rate."""
+
+    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw decays decoupled; adam and sgd add coupled L2")
+    lr: float = Field(6e-4, gt=0, description="highest learning rate of the schedule")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms, biases and positions are left alone")
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    decay_steps: int | None = Field(None, ge=1, description="step at which the schedule ends; default train.max_steps")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of lr (linear, cosine, wsd)")
+    cooldown_ratio: float = Field(0.2, gt=0, le=1, description="last share of the steps, in which wsd decays")
+    step_every_steps: int = Field(1000, ge=1, description="interval of the step schedule")
+    step_factor: float = Field(0.5, gt=0, le=1, description="factor of the step schedule at each interval")
+    grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 leaves it alone")
+
+
+class LossConfig(Section):
+    """Terms added to the cross-entropy of training (never of evaluation)."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    z_loss: float = Field(0.0, ge=0, description="weight of log(Z)^2, which keeps logits near zero mean (PaLM: 1e-4)")
+
+
+class TrainConfig(Section):
+    """The size and the arithmetic of the run."""
+
+    max_steps: int = Field(1000, ge=1, description="global batches of the whole run")
+    max_seq_len: int = Field(256, ge=1, description="tokens in a sequence")
+    global_batch_size: int = Field(32, ge=1, description="sequences in one step, over all ranks")
+    micro_batch_size: int = Field(8, ge=1, description="sequences in one forward pass of a rank")
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    compile: bool = Field(False, description="torch.compile; more than twice as fast, after 30 to 60 s")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    deterministic: bool = Field(False, description="deterministic kernels on GPUs, for bit-identical restarts")
+
+
+class EvalConfig(Section):
+    """Evaluation on the fixed validation set."""
+
+    every_steps: int = Field(100, ge=0, description="0 evaluates at the end only")
+    max_sequences: int = Field(256, ge=1, description="sequences of the validation set that are used")
+    prompts: tuple[str, ...] = Field((), description="continued at each evaluation, as samples")
+    sample_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.8, ge=0, description="of the samples; 0 is greedy")
+
+
+class CheckpointConfig(Section):
+    """When the state is saved, and what is kept."""
+
+    every_steps: int = Field(200, ge=0, description="0 saves at the end only")
+    keep_last: int = Field(2, ge=1)
+    verify: Literal["full", "sizes", "off"] = Field("full", description="what is checked before a checkpoint is loaded")
+
+
+class LogConfig(Section):
+    """What is printed and drawn; metrics.jsonl gets every step whatever stands here."""
+
+    every_steps: int = Field(10, ge=1, description="interval of progress lines and TensorBoard points")
+    tensorboard: bool = True
+
+
+class RunConfig(Section):
+    """All that a run is made of."""
+
+    run_dir: Path = Field(Path("runs/run"), description="the run's folder; default runs/<name of the config>")
+    seed: int = Field(1337, ge=0, lt=2**63)
+    deepspeed: Path = Field(Path("configs/ds/zero1.json"), description="DeepSpeed's own settings")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
