@@ -1,0 +1,128 @@
+"""metrics.jsonl: one flat JSON object a line, append-only, readable after any crash."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Strict JSON has no such numbers, and null would lose which one it was.
+_NON_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+class JsonlWriter:
+    """Appends metrics to a file, a line for each call.
+
+    A line holds ``step``, ``attempt``, ``time_s`` (Unix time) and the metrics, floats in full precision. NaN and
+    infinities are the strings "NaN", "Infinity" and "-Infinity". Each line is handed to the system in one call, so that
+    a killed process leaves at most one torn line, the last.
+
+    Args:
+        path: The file; made if missing, continued otherwise.
+        attempt: How many times the run was started, this start included.
+    """
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self._attempt = attempt
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._at_line_start = _ends_with_newline(self._descriptor)
+
+    def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
+        """Appends one line.
+
+        Args:
+            step: Global batches consumed.
+            metrics: Values by name; numbers of numpy and one-element tensors will do.
+
+        Raises:
+            OSError: The file system refused, for instance because it is full.
+        """
+        self._append(step, {name: _to_json(value) for name, value in metrics.items()})
+
+    def write_text(self, name: str, step: int, text: str) -> None:
+        """Appends one line that holds a text instead of numbers.
+
+        Args:
+            name: Name of the text.
+            step: Global batches consumed.
+            text: The text.
+        """
+        self._append(step, {name: text})
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _append(self, step: int, fields: dict[str, int | float | str]) -> None:
+        record = {"step": step, "attempt": self._attempt, "time_s": time.time(), **fields}
+        line = json.dumps(record, allow_nan=False) + "\n"
+        data = (line if self._at_line_start else "\n" + line).encode()
+        # Until the whole line is on its way the file may end with a torn one.
+        self._at_line_start = False
+        written = os.write(self._descriptor, data)
+        if written < len(data):
+            raise OSError(
+                f"metrics of step {step}: only {written} of {len(data)} bytes were written; is the disk full?"
+            )
+        self._at_line_start = True
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads a metrics file, by whatever crashes it was cut.
+
+    Args:
+        path: A file that JsonlWriter wrote, also one that is being written.
+
+    Returns:
+        One dictionary for each step, ascending: ``step``, the highest ``attempt`` that wrote it, ``time_s`` of the last
+        write, and all metrics of the step. Where a step was done again, a metric has the value of the highest attempt.
+        Torn lines are left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    merged: dict[int, dict[str, Any]] = {}
+    records = []
+    with path.open("rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is not None:
+                records.append(record)
+    # Sorting is stable: within one attempt a later line counts.
+    for record in sorted(records, key=lambda record: record["attempt"]):
+        merged.setdefault(record["step"], {}).update(record)
+    return [merged[step] for step in sorted(merged)]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    # A line without its end may be a number cut in its middle, which would parse with another value.
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), int) for key in ("step", "attempt")):
+        return None
+    return {
+        name: float(value) if isinstance(value, str) and value in _NON_FINITE else value
+        for name, value in record.items()
+    }
+
+
+def _to_json(value: Any) -> int | float | str:
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _ends_with_newline(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
