@@ -1,0 +1,173 @@
+"""Generation of text from a Transformer, token by token.
+
+Shapes: T time, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from scaletrain.errors import ConfigError
+from scaletrain.model.attention import KVCache
+from scaletrain.model.transformer import Transformer
+
+_REPLACEMENT = "�"  # what a decoder writes for bytes that are no (or not yet a) character
+
+
+def generate(
+    model: Transformer,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    eos_id: int | None = None,
+    max_context: int | None = None,
+    agree: Callable[[int], int] | None = None,
+) -> Iterator[int]:
+    """Continue a prompt.
+
+    Keys and values are cached. When the context is full, its older half is dropped and the rest is read anew, so that
+    a text may be longer than the model's sequences.
+
+    Under ZeRO-3 a forward pass gathers weights from all ranks, so all ranks must make the same calls: let them use the
+    same arguments, and ``agree``, lest ranks whose logits differ in the last bit part ways, and the run hang.
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", for ``top_p``.
+
+    Args:
+        model: the model; dropout is off while it is called, and its mode is restored after each token.
+        prompt_tokens: tokens to continue; at least one.
+        max_new_tokens: tokens to make at most.
+        temperature: divisor of the logits; 0 takes the likeliest token always.
+        top_k: sample among the k likeliest tokens; 0 among all.
+        top_p: sample among the likeliest tokens that together have this probability; 1 among all.
+        seed: of the sampling; the global random state is neither used nor changed.
+        eos_id: token that ends the text; it is not yielded.
+        max_context: tokens that the model sees at most; default and upper limit is the model's ``max_seq_len``. A model
+            trained on shorter sequences than it was made for should be given their length.
+        agree: maps this rank's token to the one that all ranks use, for instance by a broadcast.
+
+    Returns:
+        The new tokens, one by one.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+    _check(prompt_tokens, model.config.vocab_size, max_new_tokens, temperature, top_k, top_p)
+    context_len = min(max_context or model.config.max_seq_len, model.config.max_seq_len)
+
+    def tokens() -> Iterator[int]:
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+        cache = KVCache(model.config.n_layers, context_len)
+        context = list(prompt_tokens[-context_len:])
+        unread = context
+        for _ in range(max_new_tokens):
+            if cache.length + len(unread) > context_len:
+                cache.clear()
+                context = unread = context[-max(1, context_len // 2) :]
+            logits_V = _next_logits(model, torch.tensor([unread], device=device), cache)
+            token = sample(logits_V, temperature, top_k, top_p, generator)
+            if agree is not None:
+                token = agree(token)
+            if token == eos_id:
+                return
+            yield token
+            context.append(token)
+            unread = [token]
+
+    return tokens()
+
+
+def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
+    """Choose a token.
+
+    Args:
+        logits_V: logits of the next token, fp32, on the CPU.
+        temperature: see ``generate``, like ``top_k`` and ``top_p``.
+        top_k: see ``generate``.
+        top_p: see ``generate``.
+        generator: source of randomness.
+
+    Returns:
+        The token.
+    """
+    if temperature == 0:
+        return int(logits_V.argmax())
+    sorted_V, order_V = (logits_V / temperature).sort(descending=True, stable=True)
+    if top_k:
+        sorted_V = sorted_V[:top_k]
+    probabilities_V = sorted_V.softmax(0)
+    # A token stays while the likelier ones have not reached top_p, so the first always does.
+    probabilities_V[probabilities_V.cumsum(0) - probabilities_V >= top_p] = 0.0
+    return int(order_V[torch.multinomial(probabilities_V, 1, generator=generator)])
+
+
+def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Decode tokens to text as they come.
+
+    The bytes of one character may be spread over several tokens; such a character is held back until it is whole.
+
+    Args:
+        tokenizer: the tokenizer.
+        tokens: tokens, one by one.
+
+    Yields:
+        Pieces of text, none empty; together they are the text of all tokens.
+    """
+    # Some decoders treat the start of a text in their own way, so each piece is decoded behind the one before it.
+    behind: list[int] = []
+    pending: list[int] = []
+    for token in tokens:
+        pending.append(token)
+        piece = _decode_after(tokenizer, behind, pending)
+        if piece.endswith(_REPLACEMENT):
+            continue
+        behind, pending = pending, []
+        if piece:
+            yield piece
+    rest = _decode_after(tokenizer, behind, pending)
+    if rest:
+        yield rest
+
+
+def _decode_after(tokenizer: Tokenizer, behind: list[int], tokens: list[int]) -> str:
+    return str(tokenizer.decode(behind + tokens))[len(tokenizer.decode(behind)) :]
+
+
+def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        # Compiled, the model would be compiled anew for each length of the cache. And no inference_mode: a weight that
+        # ZeRO-3 gathers in it could not be trained on later.
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            hidden_1TD = model.hidden(tokens_1T, cache=cache)
+            logits_V: Tensor = model.output(hidden_1TD[:, -1])[0]
+    finally:
+        model.train(was_training)
+    return logits_V.float().cpu()
+
+
+def _check(
+    prompt_tokens: Sequence[int], vocab_size: int, max_new_tokens: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    if not prompt_tokens:
+        raise ConfigError("the prompt has no tokens, but a text starts with at least one; give a prompt")
+    if max(prompt_tokens) >= vocab_size:
+        raise ConfigError(
+            f"the prompt holds token {max(prompt_tokens)}, but the model knows {vocab_size}; "
+            f"use the tokenizer that the model was trained with"
+        )
+    for name, value, is_right, rule in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "0 or more"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (greedy) or more"),
+        ("top_k", top_k, top_k >= 0, "0 (all tokens) or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (all tokens)"),
+    ):
+        if not is_right:
+            raise ConfigError(f"{name} = {value} is out of range; it must be {rule}")

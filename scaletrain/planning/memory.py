@@ -1,0 +1,135 @@
+"""How much memory training takes on each rank, and how large a checkpoint is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scaletrain.config.schema import ModelConfig, TrainConfig
+from scaletrain.planning.parameters import count_parameters
+
+Offload = Literal["none", "optimizer", "all"]
+
+# The loss works on a bounded number of fp32 logits at a time; see model/losses.py.
+_LOSS_WORK_BYTES = 4 * 2**24
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of training, per rank where nothing else is said.
+
+    Attributes:
+        weights: weights that the forward pass reads, on the device.
+        gradients: gradients, on the device.
+        optimizer: fp32 master weights and the optimizer's moments, on the device.
+        activations: what the layers keep for the backward pass of one micro batch.
+        logits: logits of one micro batch, their gradient, and the loss's working copy.
+        host: weights and optimizer state kept in the host's memory by offload.
+        checkpoint: one checkpoint on disk, of all ranks together.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    host: int
+    checkpoint: int
+
+    @property
+    def device(self) -> int:
+        """All that lies on the device."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def plan_memory(
+    model: ModelConfig,
+    train: TrainConfig,
+    zero_stage: int,
+    world_size: int,
+    offload: Offload = "none",
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+) -> MemoryPlan:
+    """Estimate the memory of a training run.
+
+    Stage 1 spreads the optimizer's state over the ranks, stage 2 the gradients too, stage 3 the weights too. Buffers
+    for communication, the allocator's fragmentation and the runtime itself (about 1 GiB on a GPU) come on top.
+
+    Source: Rajbhandari et al. 2020, "ZeRO", section 3, for what each stage spreads; Korthikanti et al. 2022, "Reducing
+    Activation Recomputation in Large Transformer Models", section 4, for activations.
+
+    Args:
+        model: the model's description.
+        train: sequence length, micro batch size, precision and activation checkpointing.
+        zero_stage: 0 to 3.
+        world_size: ranks of the run.
+        offload: what lies in the host's memory: nothing, the optimizer's state, or that and the weights (stage 3).
+        optimizer: the optimizer's name; Adam keeps two moments per parameter, SGD one.
+
+    Returns:
+        The plan.
+    """
+    parameters = count_parameters(model).total
+    number_bytes = 4 if train.precision == "fp32" else 2
+    moments_bytes = 4 if optimizer == "sgd" else 8
+    # DeepSpeed keeps master weights beside fp32 weights too, once it spreads them.
+    master_bytes = 0 if train.precision == "fp32" and zero_stage == 0 else 4
+    state_bytes = master_bytes + moments_bytes
+
+    weights = _share(parameters * number_bytes, world_size, zero_stage >= 3)
+    gradients = _share(parameters * number_bytes, world_size, zero_stage >= 2)
+    optimizer_state = _share(parameters * state_bytes, world_size, zero_stage >= 1)
+    host = optimizer_state if offload != "none" else 0
+    if offload == "all":
+        host += weights
+    tokens = train.micro_batch_size * train.max_seq_len
+    # Stage 3 holds no second copy of the weights beside the optimizer's in a checkpoint.
+    saved_bytes = state_bytes + (number_bytes if zero_stage < 3 else 0)
+    return MemoryPlan(
+        weights=0 if offload == "all" else weights,
+        gradients=gradients,
+        optimizer=0 if offload != "none" else optimizer_state,
+        activations=_activation_bytes(model, train, number_bytes),
+        logits=2 * tokens * model.vocab_size * number_bytes + min(_LOSS_WORK_BYTES, 4 * tokens * model.vocab_size),
+        host=host,
+        checkpoint=parameters * saved_bytes,
+    )
+
+
+def layer_activation_bytes_per_token(model: ModelConfig, number_bytes: int) -> int:
+    """Count what one layer keeps of a token for the backward pass.
+
+    Kept are the inputs of the norms, of the projections, of the activation function and of the last feed-forward layer,
+    queries, keys, values, and one byte per dropout decision. The attention weights are not: fused kernels recompute
+    them, and keep one fp32 number per head. With 16-bit numbers, d_ff = 4 d_model, dropout and GELU this is the paper's
+    34 d_model, without its term for attention weights.
+
+    Source: Korthikanti et al. 2022, section 4.1.
+
+    Args:
+        model: the model's description.
+        number_bytes: bytes of one activation.
+
+    Returns:
+        Bytes per token and layer.
+    """
+    query_width, key_value_width = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    attention = 2 * model.d_model + 2 * query_width + 2 * key_value_width
+    # GELU keeps its input and output; SwiGLU keeps both branches, the activated gate and the product.
+    feed_forward = 2 * model.d_model + (4 if model.activation == "swiglu" else 2) * model.d_ff
+    dropout_masks = 2 * model.d_model if model.dropout else 0
+    return number_bytes * (attention + feed_forward) + dropout_masks + 4 * model.n_heads
+
+
+def _activation_bytes(model: ModelConfig, train: TrainConfig, number_bytes: int) -> int:
+    tokens = train.micro_batch_size * train.max_seq_len
+    per_layer = layer_activation_bytes_per_token(model, number_bytes)
+    if train.activation_checkpointing:
+        kept = model.n_layers * number_bytes * model.d_model + per_layer
+    else:
+        kept = model.n_layers * per_layer
+    document_mask = train.micro_batch_size * train.max_seq_len**2
+    final_norm_and_output = 2 * number_bytes * model.d_model
+    return tokens * (kept + final_norm_and_output) + document_mask
+
+
+def _share(size: int, world_size: int, is_spread: bool) -> int:
+    return -(-size // world_size) if is_spread else size
