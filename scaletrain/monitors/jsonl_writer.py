@@ -5,8 +5,9 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 # Strict JSON has no such numbers, and null would lose which one it was.
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -29,7 +30,7 @@ class JsonlWriter:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._at_line_start = _ends_with_newline(self._descriptor)
 
-    def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Appends one line.
 
         Args:
@@ -114,9 +115,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     }
 
 
-def _to_json(value: Any) -> int | float | str:
-    if isinstance(value, int):
-        return value
+def _to_json(value: SupportsFloat) -> int | float | str:
+    # Numbers of numpy count as integral, too; through a float a large count would lose digits.
+    if isinstance(value, Integral):
+        return int(value)
     number = float(value)
     if math.isfinite(number):
         return number
