@@ -5,7 +5,7 @@ together is checked in ``derive``.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,9 +16,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 def _like(field: str) -> Any:
     """A default that copies another field of the same section."""
-    return Field(default_factory=lambda data: data.get(field, 1), ge=1)
+    return Field(default_factory=lambda data: data.get(field, 1), ge=1, description=f"default {field}")
 
 
 def _head_dim(data: dict[str, Any]) -> int:
@@ -28,14 +31,20 @@ def _head_dim(data: dict[str, Any]) -> int:
 class ModelConfig(Section):
     """The Transformer, described by data."""
 
-    preset: str | None = Field(None, description="name of a file in configs/model whose values stand below the ones given")
+    preset: str | None = Field(
+        None, description="name of a file in configs/model whose values stand below the ones given"
+    )
     vocab_size: int = Field(8192, ge=2, description="rows of the embedding; at least the tokenizer's")
     d_model: int = Field(384, ge=1, description="width of the residual stream")
     n_layers: int = Field(6, ge=1)
     n_heads: int = Field(6, ge=1)
     n_kv_heads: int = _like("n_heads")
     head_dim: int = Field(default_factory=_head_dim, ge=1, description="default d_model / n_heads")
-    d_ff: int = Field(default_factory=lambda data: 4 * data.get("d_model", 1), ge=1, description="width of the feed-forward layer")
+    d_ff: int = Field(
+        default_factory=lambda data: 4 * data.get("d_model", 1),
+        ge=1,
+        description="width of the feed-forward layer; default 4 d_model",
+    )
     max_seq_len: int = Field(1024, ge=1, description="positions the model is made for, in tokens")
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
@@ -46,14 +55,18 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(True, description="input and output embedding are one tensor")
     dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and on each residual branch")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights; 3 to 6 times slower on CPU")
-    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights; residual outputs get 1/sqrt(2 n_layers) of it")
+    init_std: float = Field(
+        0.02, gt=0, description="standard deviation of initial weights; residual outputs get 1/sqrt(2 n_layers) of it"
+    )
 
 
 class DataConfig(Section):
     """Where documents come from, and how they are spread."""
 
     manifest: Path | None = Field(None, description="manifest.json of a corpus made by tools/make_shards.py")
-    corpus: Literal["python_stdlib"] | None = Field(None, description="embedded corpus, prepared on first use; instead of a manifest")
+    corpus: Literal["python_stdlib"] | None = Field(
+        None, description="embedded corpus, prepared on first use; instead of a manifest"
+    )
     corpus_dir: Path = Field(Path("data"), description="folder in which an embedded corpus is prepared")
     num_lanes: int = Field(1, ge=1, description="streams that the shards are dealt to, whatever the number of ranks")
     window_shards: int = Field(8, ge=1, description="shards whose documents are shuffled together")
@@ -65,16 +78,20 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """The optimizer and the course of its learning rate."""
 
-    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw decays decoupled; adam and sgd add coupled L2")
+    name: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw", description="adamw decays decoupled; adam and sgd add coupled L2"
+    )
     lr: float = Field(6e-4, gt=0, description="highest learning rate of the schedule")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms, biases and positions are left alone")
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     decay_steps: int | None = Field(None, ge=1, description="step at which the schedule ends; default train.max_steps")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of lr (linear, cosine, wsd)")
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="last learning rate as a share of lr (linear, cosine, wsd)"
+    )
     cooldown_ratio: float = Field(0.2, gt=0, le=1, description="last share of the steps, in which wsd decays")
     step_every_steps: int = Field(1000, ge=1, description="interval of the step schedule")
     step_factor: float = Field(0.5, gt=0, le=1, description="factor of the step schedule at each interval")
@@ -123,7 +140,9 @@ class LogConfig(Section):
     """What is printed and drawn; metrics.jsonl gets every step whatever stands here."""
 
     every_steps: int = Field(10, ge=1, description="interval of progress lines and TensorBoard points")
-    tensorboard: bool = True
+    writers: tuple[str, ...] = Field(
+        ("tensorboard",), description="metric writers beside metrics.jsonl, which is always written"
+    )
 
 
 class RunConfig(Section):

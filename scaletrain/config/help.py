@@ -1,0 +1,59 @@
+"""The text of ``--help``, made from the schema."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from scaletrain.config.coercion import describe
+from scaletrain.config.fields import fields, flatten, limits, sections
+from scaletrain.config.schema import RunConfig
+
+_HEAD = """\
+Pretrains a Transformer language model with DeepSpeed.
+
+  deepspeed scaletrain/train.py [--config FILE] [--dry_run] [--KEY VALUE ...]
+
+Values come from the defaults below, then the model preset, then the file, then the command line.
+
+  --config FILE     YAML file with the keys below (default configs/demo.yaml)
+  --dry_run         do everything but train: check, count, plan, print
+  --help            this text
+"""
+
+
+def help_text() -> str:
+    """Every key with its type, range, default and meaning, grouped by section.
+
+    Returns:
+        Text of at most 120 columns where descriptions allow it.
+    """
+    defaults = flatten(RunConfig())
+    groups = {"The run": [key for key in fields() if "." not in key]}
+    for name, section in sections().items():
+        title = (section.__doc__ or name).strip().splitlines()[0].rstrip(".")
+        groups[f"{name}: {title}"] = [key for key in fields() if key.startswith(name + ".")]
+    return _HEAD + "".join(f"\n{title}\n" + _lines(keys, defaults) for title, keys in groups.items())
+
+
+def _lines(keys: list[str], defaults: Mapping[str, Any]) -> str:
+    return "".join(f"  --{key:<31} {_line(fields()[key], defaults[key])}\n" for key in keys)
+
+
+def _line(field: FieldInfo, default: Any) -> str:
+    kind = ", ".join(part for part in (describe(field.annotation), limits(field)) if part)
+    shown = "derived" if field.default_factory else _shown(default)
+    about = f": {field.description}" if field.description else ""
+    return f"{kind} [{shown}]{about}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (
+        ", ".join(map(str, value)) or "empty"
+        if isinstance(value, tuple)
+        else str(value).lower()
+        if value is None
+        else str(value)
+    )
