@@ -3,6 +3,7 @@
 Shapes: T time, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -57,30 +58,32 @@ def generate(
     Raises:
         ConfigError: an argument is out of its range.
     """
-    _check(prompt_tokens, model.config.vocab_size, max_new_tokens, temperature, top_k, top_p)
-    context_len = min(max_context or model.config.max_seq_len, model.config.max_seq_len)
+    limit = model.config.max_seq_len
+    _check_prompt(prompt_tokens, model.config.vocab_size)
+    _check_ranges(max_new_tokens, temperature, top_k, top_p, seed, max_context)
+    generator = torch.Generator().manual_seed(seed)
 
-    def tokens() -> Iterator[int]:
-        device = next(model.parameters()).device
-        generator = torch.Generator().manual_seed(seed)
-        cache = KVCache(model.config.n_layers, context_len)
-        context = list(prompt_tokens[-context_len:])
-        unread = context
-        for _ in range(max_new_tokens):
-            if cache.length + len(unread) > context_len:
-                cache.clear()
-                context = unread = context[-max(1, context_len // 2) :]
-            logits_V = _next_logits(model, torch.tensor([unread], device=device), cache)
-            token = sample(logits_V, temperature, top_k, top_p, generator)
-            if agree is not None:
-                token = agree(token)
-            if token == eos_id:
-                return
-            yield token
-            context.append(token)
-            unread = [token]
+    def choose(logits_V: Tensor) -> int:
+        token = sample(logits_V, temperature, top_k, top_p, generator)
+        return token if agree is None else agree(token)
 
-    return tokens()
+    tokens = _continue(model, prompt_tokens, limit if max_context is None else min(max_context, limit), choose)
+    return itertools.takewhile(lambda token: token != eos_id, itertools.islice(tokens, max_new_tokens))
+
+
+def _continue(
+    model: Transformer, prompt_tokens: Sequence[int], context_len: int, choose: Callable[[Tensor], int]
+) -> Iterator[int]:
+    device = next(model.parameters()).device
+    cache = KVCache(model.config.n_layers, context_len)
+    context = unread = list(prompt_tokens[-context_len:])
+    while True:
+        if cache.length + len(unread) > context_len:
+            cache.clear()
+            context = unread = context[-max(1, context_len // 2) :]
+        token = choose(_next_logits(model, torch.tensor([unread], device=device), cache))
+        yield token
+        context, unread = [*context, token], [token]
 
 
 def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
@@ -141,7 +144,8 @@ def _decode_after(tokenizer: Tokenizer, behind: list[int], tokens: list[int]) ->
 
 def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tensor:
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         # Compiled, the model would be compiled anew for each length of the cache. And no inference_mode: a weight that
         # ZeRO-3 gathers in it could not be trained on later.
@@ -149,25 +153,31 @@ def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tenso
             hidden_1TD = model.hidden(tokens_1T, cache=cache)
             logits_V: Tensor = model.output(hidden_1TD[:, -1])[0]
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     return logits_V.float().cpu()
 
 
-def _check(
-    prompt_tokens: Sequence[int], vocab_size: int, max_new_tokens: int, temperature: float, top_k: int, top_p: float
-) -> None:
+def _check_prompt(prompt_tokens: Sequence[int], vocab_size: int) -> None:
     if not prompt_tokens:
         raise ConfigError("the prompt has no tokens, but a text starts with at least one; give a prompt")
     if max(prompt_tokens) >= vocab_size:
         raise ConfigError(
-            f"the prompt holds token {max(prompt_tokens)}, but the model knows {vocab_size}; "
+            f"the prompt holds token {max(prompt_tokens)}, but the model knows {vocab_size} tokens; "
             f"use the tokenizer that the model was trained with"
         )
+
+
+def _check_ranges(
+    max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int, max_context: int | None
+) -> None:
     for name, value, is_right, rule in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "0 or more"),
         ("temperature", temperature, 0 <= temperature < float("inf"), "0 (greedy) or more"),
         ("top_k", top_k, top_k >= 0, "0 (all tokens) or more"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (all tokens)"),
+        ("seed", seed, 0 <= seed < 2**63, "0 or more and below 2^63"),
+        ("max_context", max_context, max_context is None or max_context >= 1, "1 or more"),
     ):
         if not is_right:
-            raise ConfigError(f"{name} = {value} is out of range; it must be {rule}")
+            raise ConfigError(f"{name} = {value} is out of range; give {rule}")

@@ -55,7 +55,7 @@ def plan_lines(model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardw
     ]
     if hardware.peak_flops_per_s is not None:
         duration = format_duration(training_time_s(per_token * tokens, hardware.peak_flops_per_s, hardware.mfu))
-        rows.append(("time", f"{duration} at {hardware.mfu:.0%} of {hardware.peak_flops_per_s / 1e12:.3g} TFLOP/s"))
+        rows.append(("time", f"{duration} at {hardware.mfu:.0%} of {hardware.peak_flops_per_s / 1e12:,.1f} TFLOP/s"))
     rows += [
         ("memory", f"{format_bytes(memory.device)} a rank{_verdict(memory.device, hardware.device_memory)}"),
         ("", f"weights {format_bytes(memory.weights)}, gradients {format_bytes(memory.gradients)}"),

@@ -1,0 +1,77 @@
+"""Parameters counted from a description are those of the published models and of the built ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaletrain.config.schema import ModelConfig
+from scaletrain.model.transformer import Transformer
+from scaletrain.planning.parameters import count_parameters
+
+PRESETS = Path(__file__).parents[2] / "configs" / "model"
+
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "llama2_7b": 6_738_415_616,
+    "llama3_8b": 8_030_261_248,
+}
+
+
+def preset(name: str) -> ModelConfig:
+    return ModelConfig(**yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+
+
+def built_size(model: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in Transformer(model).parameters())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_the_count_of_a_preset_is_that_of_the_built_model(name: str) -> None:
+    assert count_parameters(preset(name)).total == built_size(preset(name))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_count_of_a_preset_is_the_published_one(name: str) -> None:
+    assert count_parameters(preset(name)).total == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "digits", "billions"), [("gpt3_1.3b", 1, 1.3), ("gpt3_13b", 0, 13), ("gpt3_175b", 0, 175)]
+)
+def test_the_counts_of_gpt3_are_the_papers_to_its_digits(name: str, digits: int, billions: float) -> None:
+    assert round(count_parameters(preset(name)).total / 1e9, digits) == billions
+
+
+def test_the_demo_is_small_enough_for_two_cores() -> None:
+    assert 5e6 < count_parameters(preset("demo")).total < 12e6
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n_heads=st.integers(1, 4),
+    group=st.integers(1, 3),
+    half_head=st.integers(1, 5),
+    d_model=st.integers(1, 20),
+    d_ff=st.integers(1, 30),
+    n_layers=st.integers(1, 3),
+    positions=st.sampled_from(["learned", "sinusoidal", "rotary"]),
+    norm=st.sampled_from(["layer_norm", "rms_norm"]),
+    activation=st.sampled_from(["gelu", "gelu_tanh", "swiglu"]),
+    bias=st.booleans(),
+    tie_embeddings=st.booleans(),
+)
+def test_any_shape_is_counted_as_it_is_built(n_heads: int, group: int, half_head: int, **shape: object) -> None:
+    model = ModelConfig(
+        vocab_size=11, max_seq_len=7, n_heads=n_heads * group, n_kv_heads=n_heads, head_dim=2 * half_head, **shape
+    )
+    count = count_parameters(model)
+    assert count.total == built_size(model)
+    assert count.total == count.embedding + count.position_embedding + count.output + count.non_embedding

@@ -1,0 +1,119 @@
+"""tools/generate.py as a user meets it: text on standard output, or a message and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaletrain.checkpoint.commit import commit, make_durable
+from scaletrain.checkpoint.fragments import write_fragments
+from scaletrain.checkpoint.layout import STATE, folder_name, partial_name
+from scaletrain.config.load import dump_yaml, load_config
+from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig
+from scaletrain.data.tokenizer import find_borders, load_tokenizer, train_byte_level_bpe
+from scaletrain.evaluation.generation import generate
+from scaletrain.model.transformer import Transformer
+from scaletrain.protocols import Fragment
+
+TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
+ODD_PROMPTS = ["1e5", "[1,2]", "naïve 😀 <|endoftext|>"]
+
+
+def run(*arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, str(TOOL), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == check, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def save(run_dir: Path, step: int, model: Transformer) -> None:
+    """Writes a checkpoint as one rank without ZeRO does."""
+    partial, name = run_dir / "checkpoints" / partial_name(step), "mp_rank_00_model_states.pt"
+    partial.mkdir(parents=True)
+    weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+    torch.save({"module": weights}, partial / name)
+    fragments = [Fragment(key, 0, weight.numel(), 0, 0) for key, weight in weights.items()]
+    write_fragments(partial, 0, name, fragments)
+    shapes = {key: list(weight.shape) for key, weight in weights.items()}
+    tied = {"model.output.weight": "model.embedding.weight"}
+    (partial / STATE).write_text(json.dumps({"engine": {"zero_stage": 0, "shapes": shapes, "tied": tied}}))
+    commit(partial, run_dir / "checkpoints" / folder_name(step), make_durable(partial, 0, 1))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train_byte_level_bpe(["def main():\n    return 1\n"], vocab_size=270).save(str(folder / "tokenizer.json"))
+    config = RunConfig(
+        run_dir=folder,
+        model=ModelConfig(vocab_size=272, d_model=32, n_layers=2, n_heads=2, max_seq_len=64, init_std=0.3),
+        train=TrainConfig(max_seq_len=16),
+    )
+    (folder / "config.yaml").write_text(dump_yaml(config))
+    for step in (5, 10):
+        torch.manual_seed(step)
+        save(folder, step, Transformer(config.model))
+    return folder
+
+
+@pytest.mark.parametrize("prompt", ODD_PROMPTS)
+def test_any_prompt_is_text_and_is_continued(run_dir: Path, prompt: str) -> None:
+    text = run("--run_dir", str(run_dir), "--prompt", prompt, "--max_new_tokens", "8").stdout
+    assert text.startswith(prompt) and len(text) > len(prompt) + 1
+
+
+def test_it_prints_what_the_model_of_that_step_says(run_dir: Path) -> None:
+    tokenizer = load_tokenizer(run_dir / "tokenizer.json")
+    config = load_config(run_dir / "config.yaml", {}).model
+    printed = {}
+    for step in (5, 10):
+        torch.manual_seed(step)
+        model = Transformer(config)
+        tokens = generate(
+            model,
+            tokenizer.encode("def ", add_special_tokens=False).ids,
+            12,
+            temperature=0,
+            eos_id=find_borders(tokenizer).eos_id,
+            max_context=16,
+        )
+        arguments = ["--step", str(step)] if step == 5 else []  # 10 is the newest
+        printed[step] = run(
+            f"--run_dir={run_dir}", "--prompt=def ", "--temperature=0", "--max_new_tokens=12", *arguments
+        ).stdout
+        assert printed[step] == "def " + tokenizer.decode(list(tokens)) + "\n"
+    assert printed[5] != printed[10]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--run_dir", "no/such/run"], "--run_dir no/such/run holds no config.yaml"),
+        (["--step", "7"], "7"),
+        (["--temperature", "hot"], "--temperature hot is not a number"),
+        (["--max_new_tokens", "1.5"], "--max_new_tokens 1.5 is not a whole number"),
+        (["--top_p", "2"], "top_p = 2.0"),
+        (["--prompt", ""], "no tokens"),
+        (["--temperatur", "1"], "--temperatur"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_said(run_dir: Path, wrong: list[str], message: str) -> None:
+    result = run("--run_dir", str(run_dir), "--prompt", "a", *wrong, check=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_help_names_the_options() -> None:
+    result = run("--help")
+    assert all(option in result.stdout + result.stderr for option in ("--run_dir", "--prompt", "--top_p", "--step"))
