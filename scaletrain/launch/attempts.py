@@ -1,0 +1,97 @@
+"""Each start of a run is an attempt, numbered from 1 by the folders in ``exit/``."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from scaletrain.launch.processes import Process, launchers_above, machine, this_process
+
+_LOOKED_AT = 5  # newest attempts among which a process looks for its own
+
+
+def launch_of_this_process() -> Process:
+    """The process common to all ranks of one launch on one machine: the launcher, or this process without one."""
+    above = launchers_above(os.getpid())
+    return above[0] if above else this_process()
+
+
+def new_attempt(run_dir: Path, launch: Process) -> int:
+    """Numbers a start of the run; only whoever holds the run's lease may.
+
+    Args:
+        run_dir: The run's folder.
+        launch: What ``launch_of_this_process`` returned.
+
+    Returns:
+        One more than the highest attempt so far.
+    """
+    exit_dir = run_dir / "exit"
+    exit_dir.mkdir(parents=True, exist_ok=True)
+    attempt = max(_attempts(exit_dir), default=0) + 1
+    (exit_dir / str(attempt)).mkdir()
+    _write(exit_dir / str(attempt) / "launch.json", launch)
+    return attempt
+
+
+def register_rank(run_dir: Path, attempt: int, rank: int) -> None:
+    """Writes ``exit/<attempt>/<rank>.pid``: which process a signal for this rank goes to.
+
+    Args:
+        run_dir: The run's folder.
+        attempt: Which start of the run.
+        rank: Global index of this process.
+    """
+    folder = run_dir / "exit" / str(attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"{rank}.pid", this_process())
+
+
+def attempt_of(run_dir: Path, rank: int, process: Process, launch: Process) -> int | None:
+    """Finds the attempt that a process belongs to.
+
+    Args:
+        run_dir: The run's folder.
+        rank: Global index of the process.
+        process: The process.
+        launch: Its launch.
+
+    Returns:
+        The attempt; None where the process was not registered, and rank 0 of its launch has none on this machine.
+    """
+    for attempt in sorted(_attempts(run_dir / "exit"), reverse=True)[:_LOOKED_AT]:
+        folder = run_dir / "exit" / str(attempt)
+        if _is(folder / f"{rank}.pid", process) or _is(folder / "launch.json", launch):
+            return attempt
+    return None
+
+
+def _attempts(exit_dir: Path) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(exit_dir) if name.isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+def _write(path: Path, process: Process) -> None:
+    content = {
+        "host": socket.gethostname(),
+        "machine": machine(),
+        "pid": process.pid,
+        "start_ticks": process.start_ticks,
+        "time_s": time.time(),
+    }
+    path.write_text(json.dumps(content) + "\n")
+
+
+def _is(path: Path, process: Process) -> bool:
+    try:
+        content = json.loads(path.read_text())
+        return (content["machine"], content["pid"], content["start_ticks"]) == (
+            machine(),
+            process.pid,
+            process.start_ticks,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

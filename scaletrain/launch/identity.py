@@ -1,0 +1,130 @@
+"""What makes a run the same run when it is started again, and what may change between two starts."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaletrain.config.fields import flatten
+from scaletrain.config.schema import RunConfig
+from scaletrain.errors import ConfigError
+
+# A change of these would change what the weights, the optimizer's state or a step's number mean.
+_FIXED = (
+    "seed",
+    "data.num_lanes",
+    "data.window_shards",
+    "data.document_borders",
+    "train.max_seq_len",
+    "train.global_batch_size",
+    "optim.name",
+)
+# Of the model everything is fixed but these.
+_FREE_OF_MODEL = ("model.preset", "model.dropout", "model.attention_dropout")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is, as plain JSON values by dotted key.
+
+    Attributes:
+        fixed: Must be the same at every start: the model, the data and the tokenizer, and what numbers the steps.
+        free: May change from start to start; a change is an event of the run.
+    """
+
+    fixed: dict[str, Any]
+    free: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that differs from the start before."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+def identity_of(config: RunConfig, tokenizer_hash: str, data_checksum: str) -> Identity:
+    """Splits a configuration into what may change between starts and what may not.
+
+    The place of the data is free, its content is not; the run directory itself may be moved.
+
+    Args:
+        config: The resolved configuration.
+        tokenizer_hash: Hash of the tokenizer, from the manifest.
+        data_checksum: Checksum of the manifest's content.
+
+    Returns:
+        The identity.
+    """
+    values = {key: _plain(value) for key, value in flatten(config).items() if key != "run_dir"}
+    fixed = {key: value for key, value in values.items() if _is_fixed(key)}
+    free = {key: value for key, value in values.items() if not _is_fixed(key)}
+    return Identity(fixed | {"tokenizer": tokenizer_hash, "data": data_checksum}, free)
+
+
+def changes(old: Identity, new: Identity, run_dir: Path) -> list[Change]:
+    """Compares two starts of a run.
+
+    Args:
+        old: Identity of the start before.
+        new: Identity of this start.
+        run_dir: The run's folder, for the message.
+
+    Returns:
+        What changed and may.
+
+    Raises:
+        ConfigError: What changed and may not, each with its old and new value.
+    """
+    forbidden = _differences(old.fixed, new.fixed)
+    if forbidden:
+        raise ConfigError(
+            f"run directory {run_dir} belongs to another run:\n"
+            + "".join(f"  {change.key}: {change.old} there, {change.new} here\n" for change in forbidden)
+            + "these cannot change within a run; give another --run_dir, or the values it was started with"
+        )
+    return _differences(old.free, new.free)
+
+
+def read_identity(path: Path) -> Identity | None:
+    """Reads the identity of the start before; None where there is none.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Identity(dict(content["fixed"]), dict(content["free"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{path} is damaged, so it cannot be told whether the run directory fits; give another --run_dir, "
+            "or delete the file where you are sure that model and data are the same"
+        ) from None
+
+
+def write_identity(path: Path, identity: Identity) -> None:
+    """Writes an identity in one piece."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(asdict(identity), indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _is_fixed(key: str) -> bool:
+    return key in _FIXED or (key.startswith("model.") and key not in _FREE_OF_MODEL)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    # A key that one side lacks came or went with a version of scaletrain, not by the user's hand.
+    return [Change(key, old[key], new[key]) for key in new if key in old and old[key] != new[key]]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,167 @@
+"""The keeper: a small process that watches one rank and its launchers. See ``keeper.start_keeper``.
+
+It imports little and holds no thread, so that nothing of what goes wrong in a rank can go wrong here.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from scaletrain.launch.attempts import attempt_of
+from scaletrain.launch.events import append_event
+from scaletrain.launch.heartbeat import REFRESH_S, refresh_lease
+from scaletrain.launch.processes import Process, descendants, exit_signal_or_code, kill
+from scaletrain.launch.verdicts import Verdict, verdict_path, write_verdict
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_TICK_S = 2.0  # how often the rank's children are listed: after its end they could no longer be found
+_LEFT_BEHIND_S = 2.0  # time in which children of a rank that has ended may end by themselves
+_LAUNCHER_MARGIN_S = 5.0  # time for a launcher to notice that its ranks have ended
+
+
+class Keeper:
+    """Watches one rank until it has ended, and settles what it left.
+
+    Args:
+        run_dir: The run's folder.
+        rank: Global index of the watched process.
+        process: The watched process.
+        launch: What its ranks on this machine have in common.
+        launchers: The launchers above it, the nearest first.
+        grace_s: Seconds between SIGTERM and SIGKILL when the outermost launcher is gone.
+    """
+
+    def __init__(
+        self, run_dir: Path, rank: int, process: Process, launch: Process, launchers: list[Process], grace_s: float
+    ) -> None:
+        self._run_dir = run_dir
+        self._rank = rank
+        self._process = process
+        self._launch = launch
+        self._launchers = launchers
+        self._grace_s = grace_s
+        self._children: set[Process] = set()
+        self._refreshed_s = float("-inf")
+        self._cause = ""
+
+    def watch(self) -> None:
+        """Returns when the rank has ended and everything is settled."""
+        while not self._wait([self._process, *self._launchers], _TICK_S):
+            self._look_around()
+        gone = next((launcher for launcher in self._launchers if not launcher.is_alive()), None)
+        if gone is not None:
+            self._cause = f"its launcher (process {gone.pid}) ended, and it was ended with it"
+        if self._process.is_alive():
+            self._end_rank()
+        manner = exit_signal_or_code(self._process)
+        self._write_verdict(manner)
+        self._clear_away(self._children, _LEFT_BEHIND_S)
+
+    def _look_around(self) -> None:
+        self._children = {child for child in self._children if child.is_alive()}
+        self._children.update(child for child in descendants(self._process.pid) if child.pid != os.getpid())
+        if time.monotonic() - self._refreshed_s >= REFRESH_S:
+            refresh_lease(self._run_dir, self._process)
+            self._refreshed_s = time.monotonic()
+
+    def _end_rank(self) -> None:
+        self._look_around()
+        nearest, *outer = self._launchers
+        deadline_s = time.monotonic() + self._grace_s
+        if outer and nearest.is_alive():
+            kill(self._process, signal.SIGTERM)
+            while time.monotonic() < deadline_s and not self._wait([self._process, nearest], _TICK_S):
+                self._look_around()
+        kill(self._process, signal.SIGKILL)
+        self._wait([self._process], _LAUNCHER_MARGIN_S)
+        # Not before the grace of its other ranks has passed: they die with it.
+        self._wait([nearest], max(0.0, deadline_s - time.monotonic()) + _LAUNCHER_MARGIN_S)
+        self._clear_away(set(self._launchers), 0.0)
+
+    def _write_verdict(self, manner: str | None) -> None:
+        if not self._run_dir.is_dir():
+            return  # somebody has deleted the run: it must not come to life again as an empty folder
+        attempt = attempt_of(self._run_dir, self._rank, self._process, self._launch)
+        unclaimed = verdict_path(self._run_dir, None, self._rank, self._process.pid)
+        if unclaimed.exists() or verdict_path(self._run_dir, attempt, self._rank, self._process.pid).exists():
+            return
+        how = f"ended by {manner}" if manner else "ended"
+        reason = "; ".join(part for part in (self._cause, f"{how} without a verdict") if part)
+        facts: dict[str, Any] = {"written_by": "keeper", "manner": manner}
+        write_verdict(self._run_dir, attempt, self._rank, Verdict.CRASH, reason, pid=self._process.pid, **facts)
+        append_event(
+            self._run_dir / "events.jsonl",
+            "exit",
+            rank=self._rank,
+            attempt=attempt,
+            verdict=Verdict.CRASH.value,
+            reason=reason,
+        )
+
+    def _clear_away(self, processes: set[Process], patience_s: float) -> None:
+        deadline_s = time.monotonic() + patience_s
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        for process in processes:
+            kill(process, signal.SIGKILL)
+
+    def _wait(self, processes: list[Process], timeout_s: float) -> bool:
+        """Whether one of the processes has ended, after waiting for that at most this long."""
+        poller = select.poll()
+        descriptors = []
+        try:
+            for process in processes:
+                try:
+                    descriptor = os.pidfd_open(process.pid)
+                except ProcessLookupError:
+                    return True
+                descriptors.append(descriptor)
+                poller.register(descriptor, select.POLLIN)
+                if not process.is_alive():  # also true for another process that has got the number
+                    return True
+            return bool(poller.poll(timeout_s * 1000))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def main(task: dict[str, Any]) -> None:
+    """Runs a keeper until its rank has ended.
+
+    Args:
+        task: What ``start_keeper`` says: where, whom, and whose launchers.
+    """
+    if os.fork():
+        os._exit(0)  # the child is nobody's child now: no launcher finds it in a process tree
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir("/")
+    run_dir = Path(task["run_dir"])
+    keeper = Keeper(
+        run_dir,
+        task["rank"],
+        Process(**task["rank_process"]),
+        Process(**task["launch"]),
+        [Process(**launcher) for launcher in task["launchers"]],
+        task["grace_s"],
+    )
+    print(os.getpid(), flush=True)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    try:
+        keeper.watch()
+    except Exception:
+        # Nobody reads a keeper's standard error: what went wrong stands with the run's other logs.
+        (run_dir / "logs").mkdir(exist_ok=True)
+        (run_dir / "logs" / f"keeper-{task['rank']}.log").write_text(traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

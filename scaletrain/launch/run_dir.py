@@ -1,0 +1,136 @@
+"""The run directory: the unit that the same command starts, or goes on with."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scaletrain.errors import ConfigError
+from scaletrain.launch.attempts import launch_of_this_process, new_attempt, register_rank
+from scaletrain.launch.heartbeat import Lease
+from scaletrain.launch.identity import Change, Identity, changes, read_identity, write_identity
+from scaletrain.launch.lease import release_lease, take_lease
+from scaletrain.launch.provenance import code_state, versions
+
+_FOLDERS = ("exit", "tb", "checkpoints", "logs")
+
+
+class RunDirectory:
+    """A run's folder. Rank 0 claims and describes it, every rank joins it.
+
+    Attributes:
+        path: The folder, absolute: a change of the working directory does not move the run.
+        events: events.jsonl.
+        metrics: metrics.jsonl.
+        config: config.yaml, the resolved configuration of the last start.
+        tensorboard: Folder for TensorBoard.
+        checkpoints: Folder for checkpoints.
+        logs: Folder for logs.
+        displaced: After ``claim``, the lease of an owner that had died without giving it back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.events = self.path / "events.jsonl"
+        self.metrics = self.path / "metrics.jsonl"
+        self.config = self.path / "config.yaml"
+        self.tensorboard = self.path / "tb"
+        self.checkpoints = self.path / "checkpoints"
+        self.logs = self.path / "logs"
+        self.displaced: Lease | None = None
+
+    def claim(self) -> int:
+        """Makes the folder where it is missing, takes its lease and numbers this start. For rank 0.
+
+        Returns:
+            The attempt, one more than that of the start before.
+
+        Raises:
+            ConfigError: A living process owns the folder, or it cannot be written.
+        """
+        with _told_as_config_error(self.path):
+            for folder in _FOLDERS:
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            self.displaced = take_lease(self.path)
+            return new_attempt(self.path, launch_of_this_process())
+
+    def join(self, attempt: int, rank: int) -> None:
+        """Registers this process as a rank of an attempt: signals for the rank go to the pid written there.
+
+        Args:
+            attempt: What ``claim`` returned to rank 0.
+            rank: Global index of this process.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        with _told_as_config_error(self.path):
+            register_rank(self.path, attempt, rank)
+
+    def bind(self, identity: Identity) -> list[Change]:
+        """Checks that the folder belongs to this run, and remembers what the run is. For rank 0.
+
+        As long as nothing was trained there is nothing to protect: a first start that failed binds nobody.
+
+        Args:
+            identity: What this start is.
+
+        Returns:
+            What differs from the start before, and may.
+
+        Raises:
+            ConfigError: The folder belongs to another run, or cannot be written.
+        """
+        file = self.path / "identity.json"
+        with _told_as_config_error(self.path):
+            known = read_identity(file) if self.has_trained() else None
+            found = changes(known, identity, self.path) if known else []
+            write_identity(file, identity)
+        return found
+
+    def has_trained(self) -> bool:
+        """Whether an earlier start left metrics or checkpoints."""
+        try:
+            if self.metrics.stat().st_size > 0:
+                return True
+        except FileNotFoundError:
+            pass
+        return self.checkpoints.is_dir() and any(self.checkpoints.glob("step_*"))
+
+    def describe(self, config_yaml: str) -> None:
+        """Writes what this start runs with: config.yaml, code.diff and versions.json. For rank 0.
+
+        Args:
+            config_yaml: The resolved configuration.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        with _told_as_config_error(self.path):
+            _replace(self.config, config_yaml)
+            _replace(self.path / "code.diff", code_state())
+            _replace(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+
+    def release(self) -> None:
+        """Gives the lease back. For rank 0, at the end."""
+        with _told_as_config_error(self.path):
+            release_lease(self.path)
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+@contextmanager
+def _told_as_config_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or path
+        raise ConfigError(
+            f"run directory {path} cannot be written: {error.strerror or error} ({place}); "
+            "give another --run_dir, or make room and permission there"
+        ) from None
