@@ -1,0 +1,41 @@
+"""The weights of a checkpoint, for generation and for tests."""
+
+import json
+import math
+from pathlib import Path
+
+from torch import Tensor
+
+from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
+from scaletrain.checkpoint.layout import STATE
+from scaletrain.checkpoint.verify import require_checkpoint
+
+
+def load_weights(checkpoints: Path, step: int | None = None) -> dict[str, Tensor]:
+    """Reads a model's weights from a run's checkpoint of any ZeRO stage and number of ranks.
+
+    Args:
+        checkpoints: The run's ``checkpoints`` folder.
+        step: A certain checkpoint; the newest intact one by default.
+
+    Returns:
+        fp32 tensors by their names in ``Transformer.state_dict()``; tied names share one tensor.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    return read_weights(require_checkpoint(checkpoints, step, "sizes"))
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads the weights of one checkpoint folder; see ``load_weights``."""
+    state = json.loads((folder / STATE).read_text())["engine"]
+    reader = FragmentReader(folder, state["zero_stage"])
+    weights: dict[str, Tensor] = {}
+    for name, shape in state["shapes"].items():
+        flat = reader.read(name, WEIGHT, 0, math.prod(shape))
+        assert flat is not None  # weights, unlike moments, are always there
+        weights[name] = flat.view(shape)
+    for name, saved_as in state["tied"].items():
+        weights[name] = weights[saved_as]
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}

@@ -1,0 +1,134 @@
+"""What the parts of a run know of each other: the state, the callbacks' hooks, and the run they are given."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: all that must survive besides DeepSpeed's tensors.
+
+    Attributes:
+        step: Global batches consumed.
+        optimizer_steps: Global batches applied; a skipped one counts in ``step`` only.
+        sequences: Sequences consumed.
+        target_tokens: Tokens that were predicted and learnt from.
+    """
+
+    step: int = 0
+    optimizer_steps: int = 0
+    sequences: int = 0
+    target_tokens: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The state as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A range of one parameter in a flat tensor of a checkpoint's file.
+
+    Attributes:
+        name: The parameter's name in the wrapped module.
+        start: First element of the range in the flattened parameter.
+        numel: Elements in the range.
+        group: Index of the flat tensor in the file.
+        offset: Where the range begins in the flat tensor.
+    """
+
+    name: str
+    start: int
+    numel: int
+    group: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """What one rank wrote into a checkpoint.
+
+    Attributes:
+        file: Name of DeepSpeed's file in the folder, or None where this rank wrote nothing of its own.
+        fragments: What stands in the file.
+        state: Counters and shapes as JSON; the same on all ranks.
+    """
+
+    file: str | None
+    fragments: Sequence[Fragment]
+    state: dict[str, Any]
+
+
+class FragmentSource(Protocol):
+    """Gives ranges of a saved model's tensors."""
+
+    def read(self, name: str, kind: str, start: int, numel: int) -> Any:
+        """Elements ``start`` to ``start + numel`` of a flattened tensor in fp32, or None where it was not saved.
+
+        Args:
+            name: The parameter's name in the wrapped module.
+            kind: ``weight``, or a moment of the optimizer such as ``exp_avg``.
+            start: First element.
+            numel: Elements.
+        """
+
+
+class Run(Protocol):
+    """What a callback sees of the run."""
+
+    @property
+    def state(self) -> TrainingState:
+        """Where the run stands."""
+
+    @property
+    def max_steps(self) -> int:
+        """Global batches of the whole run."""
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+
+    @property
+    def attempt(self) -> int:
+        """Number of this start, from 1."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes what is written once."""
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls a hook of all callbacks, in their order."""
+
+    def record_event(self, kind: str, **fields: Any) -> None:
+        """Appends to events.jsonl; only rank 0 writes."""
+
+
+class Callback:
+    """A part of a run that the loop knows only by these hooks; each is called on every rank."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step."""
+
+    def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
+        """After a step; ``metrics`` may be added to, and later callbacks see what earlier ones added."""
+
+    def on_eval(self, run: Run, metrics: dict[str, float]) -> None:
+        """After an evaluation."""
+
+    def on_save(self, run: Run, folder: Path) -> None:
+        """After a checkpoint is complete."""
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """When a step or a callback raised, before the error goes on; no collective may be used."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last step, also of a run that was asked to stop."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, as JSON; the same on all ranks."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what ``state_dict`` gave."""

@@ -1,0 +1,105 @@
+"""Evaluation on the fixed validation set, and samples of generated text."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from scaletrain.config.schema import EvalConfig
+from scaletrain.data.tokenizer import find_borders, token_byte_lengths
+from scaletrain.engine.engine import Engine, MicroBatch
+from scaletrain.evaluation.generation import generate
+from scaletrain.evaluation.perplexity import perplexity_of
+from scaletrain.monitors import names
+from scaletrain.monitors.progress import evaluation_line
+from scaletrain.protocols import Callback, Run
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluating(Callback):
+    """Evaluates every so many steps and at the end."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: EvalConfig,
+        batches: Callable[[], Iterator[MicroBatch]],
+        tokenizer: Tokenizer,
+        seed: int,
+    ) -> None:
+        """Holds what an evaluation needs.
+
+        Args:
+            engine: The model on all ranks.
+            config: How often, and the prompts of samples.
+            batches: Makes this rank's part of the validation set anew.
+            tokenizer: Gives the bytes of tokens, and the text of samples.
+            seed: Of the samples.
+        """
+        self._engine = engine
+        self._config = config
+        self._batches = batches
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer))
+        self._eos_id = find_borders(tokenizer).eos_id
+        self._evaluated_at: int | None = None
+        self._samples: list[tuple[str, str]] = []
+
+    def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
+        """Evaluates when it is time."""
+        if self._config.every_steps and run.state.step % self._config.every_steps == 0:
+            self._evaluate(run)
+
+    def on_end(self, run: Run) -> None:
+        """Evaluates a complete run's last weights."""
+        if run.state.step >= run.max_steps and self._evaluated_at != run.state.step:
+            self._evaluate(run)
+
+    @property
+    def samples(self) -> list[tuple[str, str]]:
+        """Prompts and continuations of the last evaluation."""
+        return self._samples
+
+    def _evaluate(self, run: Run) -> None:
+        sums = self._engine.evaluate(self._batches(), self._bytes_of)
+        figures = perplexity_of(sums["nll"], sums["targets"], sums["weight"])
+        self._evaluated_at = run.state.step
+        metrics = {names.EVAL_LOSS: figures.loss, names.EVAL_PERPLEXITY: figures.perplexity}
+        if figures.bits_per_byte is not None:
+            metrics[names.EVAL_BITS_PER_BYTE] = figures.bits_per_byte
+        if run.is_main:
+            logger.info(evaluation_line(run.state.step, figures.loss, figures.perplexity, figures.bits_per_byte))
+        self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
+        run.notify("on_eval", metrics)
+
+    def _bytes_of(self, targets_BT: Tensor) -> Tensor:
+        return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()
+
+    def _continue(self, prompt: str, index: int) -> tuple[str, str]:
+        with self._engine.generating() as model:
+            tokens = generate(
+                model,
+                self._tokenizer.encode(prompt, add_special_tokens=False).ids,
+                max_new_tokens=self._config.sample_tokens,
+                temperature=self._config.temperature,
+                seed=self._seed + index,
+                eos_id=self._eos_id,
+                agree=self._engine.broadcast_number,
+            )
+            return prompt, self._tokenizer.decode(list(tokens))
+
+
+def format_samples(samples: Sequence[tuple[str, str]]) -> str:
+    """Lays generated text out as Markdown, for TensorBoard.
+
+    Args:
+        samples: Prompts and their continuations.
+
+    Returns:
+        A code block each.
+    """
+    return "\n\n".join(f"```\n{prompt}{text}\n```" for prompt, text in samples)

@@ -1,0 +1,107 @@
+"""The loop: one for pretraining and for every fine-tune."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaletrain.data.loader import StepBatch
+from scaletrain.engine.engine import Engine
+from scaletrain.launch.events import append_event
+from scaletrain.launch.verdicts import Verdict
+from scaletrain.monitors import names
+from scaletrain.monitors.throughput import Throughput
+from scaletrain.protocols import Callback, TrainingState
+from scaletrain.training.signals import KINDS, StopRequests
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingRun:
+    """A run under way, as callbacks see it; see ``protocols.Run``."""
+
+    state: TrainingState
+    max_steps: int
+    folder: Path
+    attempt: int
+    is_main: bool
+    callbacks: Sequence[Callback]
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
+        ends = hook in ("on_end", "on_exception")
+        for callback in reversed(self.callbacks) if ends else self.callbacks:
+            getattr(callback, hook)(self, *args)
+
+    def record_event(self, kind: str, **fields: Any) -> None:
+        """Appends to events.jsonl; only rank 0 writes."""
+        if self.is_main:
+            append_event(self.folder / "events.jsonl", kind, step=self.state.step, attempt=self.attempt, **fields)
+
+
+def fit(
+    run: TrainingRun,
+    engine: Engine,
+    batches: Iterator[StepBatch],
+    learning_rate: Callable[[int], float],
+    timing: Throughput,
+    stop: StopRequests,
+    sequences_per_step: int,
+    tokens_per_step: int,
+) -> Verdict:
+    """Trains until the run is complete or asked to end.
+
+    Args:
+        run: State and callbacks.
+        engine: The model on all ranks.
+        batches: This rank's part of each global batch, from ``run.state.step`` on.
+        learning_rate: The schedule, as a function of the step.
+        timing: Times the steps.
+        stop: Requests to end.
+        sequences_per_step: Global batch size.
+        tokens_per_step: Tokens in a global batch.
+
+    Returns:
+        ``complete``, or the verdict that was asked for.
+    """
+    verdict = Verdict.COMPLETE
+    try:
+        run.notify("on_start")
+        while run.state.step < run.max_steps:
+            timing.start_step()
+            batch = next(batches)
+            timing.data_ready()
+            # The one collective that decides: all ranks see the same requests at the same border.
+            agreed = engine.agree(batch.micro_batches, stop.pending())
+            asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=True) if count]
+            if asked:
+                verdict = asked[0]
+                run.record_event("signal", verdict=verdict.value, reason=stop.reason(verdict))
+                break
+            lr = learning_rate(batch.step)
+            result = engine.train_step(batch.micro_batches, agreed.targets, batch.step, lr)
+            timing.end_step(tokens_per_step)
+            state = run.state
+            state.step += 1
+            state.sequences += sequences_per_step
+            state.optimizer_steps += result.applied
+            state.target_tokens += agreed.targets * result.applied
+            if not result.applied:
+                run.record_event("skipped_step", grad_norm=str(result.grad_norm))
+                logger.warning("step %d was not applied: gradient norm %s", state.step, result.grad_norm)
+            metrics = {
+                names.TRAIN_LOSS: result.loss,
+                names.TRAIN_GRAD_NORM: result.grad_norm if math.isfinite(result.grad_norm) else math.nan,
+                names.TRAIN_TARGET_TOKENS: float(agreed.targets),
+                names.OPTIM_LR: lr,
+                **timing.metrics(),
+            }
+            run.notify("on_step_end", metrics)
+        run.notify("on_end")
+    except BaseException as error:
+        run.notify("on_exception", error)
+        raise
+    return verdict

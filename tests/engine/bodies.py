@@ -1,0 +1,177 @@
+"""What the ranks of the engine's tests do: train a tiny model on batches computed from the step alone."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scaletrain.checkpoint.fragments import FragmentReader, write_fragments
+from scaletrain.config.batch_plan import FILLING, BatchPlan
+from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from scaletrain.engine.ds_config import merge
+from scaletrain.engine.engine import Engine
+from scaletrain.model.transformer import Transformer
+from scaletrain.optim.optimizers import build_optimizer, parameter_groups
+from scaletrain.optim.schedules import learning_rate
+from scaletrain.tasks.causal_lm import CausalLM
+
+GLOBAL_BATCH, MAX_SEQ_LEN, VOCAB = 8, 32, 101
+# Sizes that no number of ranks divides, and a tied embedding.
+MODEL = {"vocab_size": VOCAB, "d_model": 30, "n_layers": 2, "n_heads": 3, "max_seq_len": MAX_SEQ_LEN}
+OPTIM = {"lr": 3e-3, "warmup_steps": 4, "grad_clip": 0.5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train the same thing."""
+
+    stage: int = 0
+    precision: str = "fp32"
+    micro: int = 2
+    steps: tuple[int, int] = (0, 20)
+    checkpointing: bool = False
+    compiled: bool = False
+    offload: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=dict)
+    save: str | None = None
+    load: str | None = None
+    nan_at: int | None = None
+    generate_after: int | None = None
+
+
+def sequence(index: int) -> dict[str, Tensor]:
+    """Sequence ``index``: two documents, and some tokens that are no targets; -1 is filling."""
+    if index == FILLING:
+        return {
+            "tokens": torch.zeros(MAX_SEQ_LEN, dtype=torch.int64),
+            "targets": torch.full((MAX_SEQ_LEN,), -100),
+            "documents": torch.zeros(MAX_SEQ_LEN, dtype=torch.int32),
+            "positions": torch.arange(MAX_SEQ_LEN),
+        }
+    generator = torch.Generator().manual_seed(index)
+    # Few different tokens, so that there is something to learn.
+    tokens = torch.randint(0, 7, (MAX_SEQ_LEN + 1,), generator=generator)
+    border = int(torch.randint(2, MAX_SEQ_LEN - 2, (1,), generator=generator))
+    targets = tokens[1:].clone()
+    targets[border - 1] = -100
+    targets[: index % 5] = -100
+    places = torch.arange(MAX_SEQ_LEN)
+    documents = (places >= border).int()
+    return {
+        "tokens": tokens[:-1],
+        "targets": targets,
+        "documents": documents,
+        "positions": torch.where(documents == 1, places - border, places),
+    }
+
+
+def micro_batches(plan: BatchPlan, rank: int, step: int) -> list[dict[str, Tensor | None]]:
+    """A rank's part of a step."""
+    parts = [[sequence(index) for index in rows] for rows in plan.micro_batches(rank, step)]
+    return [{key: torch.stack([row[key] for row in rows]) for key in rows[0]} for rows in parts]
+
+
+def build_engine(case: Case, plan: BatchPlan) -> Engine:
+    """Makes the engine of a case."""
+    model, optim = ModelConfig(**(MODEL | case.model)), OptimConfig(**(OPTIM | case.optim))
+    train = TrainConfig(precision=case.precision, micro_batch_size=case.micro, global_batch_size=GLOBAL_BATCH)
+    zero: dict[str, Any] = {"stage": case.stage}
+    if case.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return Engine(
+        lambda: CausalLM(Transformer(model, checkpoint_activations=case.checkpointing), LossConfig()),
+        lambda module: build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay)),
+        merge({"zero_optimization": zero}, train, optim, plan.micro_steps, plan.world_size),
+        seed=5,
+        compile_module=case.compiled,
+    )
+
+
+def train(case: Case) -> list[tuple[float, float, bool]]:
+    """Trains a case; returns loss, gradient norm and whether it was applied for each step."""
+    optim = OptimConfig(**(OPTIM | case.optim))
+    plan = BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size())
+    engine = build_engine(case, plan)
+    if case.load is not None:
+        load(engine, Path(case.load))
+    results = []
+    for step in range(*case.steps):
+        batch = micro_batches(plan, dist.get_rank(), step)
+        agreed = engine.agree(batch, (False,))
+        if step == case.nan_at and dist.get_rank() == 0:
+            poison(engine)
+        result = engine.train_step(batch, agreed.targets, step, learning_rate(optim, step, 20))
+        results.append((result.loss, result.grad_norm, result.applied))
+        if step == case.generate_after:
+            generate_and_evaluate(engine, plan)
+    if case.save is not None:
+        save(engine, Path(case.save))
+    return results
+
+
+def poison(engine: Engine) -> None:
+    """Makes one gradient of this rank's next backward pass NaN."""
+    parameter = next(engine.ds.module.parameters())
+    handle = parameter.register_hook(lambda grad: (handle.remove(), grad * float("nan"))[1])
+
+
+def generate_and_evaluate(engine: Engine, plan: BatchPlan) -> None:
+    """What a run does between steps; it must leave no trace in the training."""
+    from scaletrain.evaluation.generation import generate
+
+    engine.evaluate(iter(micro_batches(plan, dist.get_rank(), 0)), lambda targets: (targets >= 0).sum())
+    with engine.generating() as model:
+        assert len(list(generate(model, [1, 2], 5, agree=engine.broadcast_number))) == 5
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Saves without the commit protocol, which has tests of its own."""
+    part = engine.save(folder)
+    if part.file is not None:
+        write_fragments(folder, dist.get_rank(), part.file, part.fragments)
+    if dist.get_rank() == 0:
+        (folder / "state.json").write_text(json.dumps({"engine": part.state}))
+    dist.barrier()
+
+
+def load(engine: Engine, folder: Path) -> None:
+    """Loads what ``save`` wrote."""
+    state = json.loads((folder / "state.json").read_text())["engine"]
+    engine.load(FragmentReader(folder, state["zero_stage"]), state)
+
+
+def plain_loop(steps: int) -> list[float]:
+    """The same training in plain PyTorch: one process, no DeepSpeed, the whole global batch at once."""
+    from scaletrain.engine.randomness import derive_seed
+
+    optim = OptimConfig(**OPTIM)
+    torch.manual_seed(derive_seed("init", 5))
+    model = Transformer(ModelConfig(**MODEL))
+    decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and "position" not in n]
+    kept = [p for n, p in model.named_parameters() if p.ndim < 2 or "position" in n]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    losses = []
+    for step in range(steps):
+        rows = [sequence(step * GLOBAL_BATCH + i) for i in range(GLOBAL_BATCH)]
+        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        logits = model(batch["tokens"], batch["positions"], batch["documents"])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(optim, step, 20)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def plain(steps: int) -> list[float]:
+    """``plain_loop`` as the body of a single rank."""
+    return plain_loop(steps)
