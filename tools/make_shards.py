@@ -11,7 +11,6 @@ from fire.decorators import SetParseFn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scaletrain import log, ranks
-from scaletrain.data.build import SHARD_TOKENS, VALIDATION_SHARE, build_corpus
 from scaletrain.data.corpus import TEXT_SUFFIXES, find_corpus
 from scaletrain.data.manifest import Manifest
 from scaletrain.errors import ConfigError, ScaletrainError
@@ -27,8 +26,8 @@ class BuildOptions(BaseModel):
     tokenizer: Path | None = None
     train_tokenizer: int | None = Field(None, ge=257)
     eos_token: str | None = None
-    validation_share: float = Field(VALIDATION_SHARE, ge=0, lt=1)
-    shard_tokens: int = Field(SHARD_TOKENS, ge=1)
+    validation_share: float | None = Field(None, ge=0, lt=1)
+    shard_tokens: int | None = Field(None, ge=1)
     text_field: str = "text"
     suffixes: str | None = None
 
@@ -77,15 +76,11 @@ def run_build(options: BuildOptions) -> None:
     corpus = find_corpus(options.input, options.text_field, suffixes)
     tokenizer = options.tokenizer or options.train_tokenizer
     assert tokenizer is not None  # one of them is given, as was checked
-    path = build_corpus(
-        corpus.documents,
-        options.out,
-        tokenizer,
-        str(options.input),
-        options.eos_token,
-        options.validation_share,
-        options.shard_tokens,
-    )
+    # Here, since it brings torch with it: a mistake on the command line is told at once.
+    from scaletrain.data.build import build_corpus
+
+    optional = options.model_dump(include={"eos_token", "validation_share", "shard_tokens"}, exclude_none=True)
+    path = build_corpus(corpus.documents, options.out, tokenizer, source=str(options.input), **optional)
     manifest = Manifest.open(path)
     for split, totals in manifest.totals.items():
         shards = len(manifest.splits[split])
@@ -97,8 +92,13 @@ def run_build(options: BuildOptions) -> None:
 def parse(argv: list[str]) -> BuildOptions:
     """Turns the command line into options; fire reports a misspelt flag itself."""
     given: Any = fire.Fire(
-        {"build": SetParseFn(str)(build)}, command=argv, name="make_shards.py", serialize=lambda _: ""
+        {"build": SetParseFn(str)(build)}, command=argv or ["--help"], name="make_shards.py", serialize=lambda _: None
     )
+    if not isinstance(given, dict) or "input" not in given:
+        raise ConfigError(f"{' '.join(argv)!r} is not understood. Only flags may follow build; see build --help.")
+    for name, value in given.items():
+        if value == "True":  # what fire makes of a flag without a value
+            raise ConfigError(f"--{name} needs a value. See build --help.")
     try:
         return BuildOptions.model_validate(given)
     except ValidationError as error:

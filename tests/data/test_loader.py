@@ -1,0 +1,191 @@
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from scaletrain.config.batch_plan import FILLING, BatchPlan
+from scaletrain.data.loader import MicroBatch, SequenceDataset, evaluation_batches, iterate_steps
+from scaletrain.data.manifest import Manifest
+from scaletrain.data.packing import IGNORED
+from scaletrain.data.shard_index import ShardIndex, index_path
+from scaletrain.errors import DataError
+
+T = 24
+Rows = list[tuple[list[int], list[int]]]
+
+
+def open_train(corpus: Manifest, **options: Any) -> SequenceDataset:
+    return SequenceDataset.open(corpus, "train", T, **{"num_lanes": 2, "window_shards": 2, "seed": 3, **options})
+
+
+def rows_of(micro_batches: list[MicroBatch]) -> Rows:
+    """Tokens and targets of the rows that are no filling."""
+    rows = [
+        (tokens.tolist(), targets.tolist())
+        for micro_batch in micro_batches
+        for tokens, targets in zip(micro_batch["tokens"], micro_batch["targets"], strict=True)
+    ]
+    return [row for row in rows if set(row[1]) != {IGNORED}]
+
+
+def global_batches(corpus: Manifest, world_size: int, workers: int, first_step: int, steps: int) -> list[Rows]:
+    plan = BatchPlan(global_batch_size=8, micro_batch_size=2, world_size=world_size)
+    batches: list[Rows] = [[] for _ in range(steps)]
+    for rank in range(world_size):
+        stream = iterate_steps(open_train(corpus), plan, rank, first_step, workers, prefetch=2)
+        for step, batch in enumerate(itertools.islice(stream, steps)):
+            assert batch.step == first_step + step and len(batch.micro_batches) == plan.micro_steps
+            assert all(micro_batch["tokens"].shape == (2, T) for micro_batch in batch.micro_batches)
+            batches[step] += rows_of(batch.micro_batches)
+        stream.close()
+    return batches
+
+
+def test_batches_do_not_depend_on_ranks_and_workers(corpus: Manifest) -> None:
+    expected = global_batches(corpus, world_size=1, workers=0, first_step=0, steps=6)
+    assert all(len(rows) == 8 for rows in expected)
+    for world_size, workers in [(1, 1), (1, 4), (2, 0), (2, 1), (3, 0), (3, 1)]:
+        assert global_batches(corpus, world_size, workers, 0, 6) == expected, (world_size, workers)
+
+
+@pytest.mark.parametrize("first_step", [1, 5, 40])
+def test_starting_late_gives_the_rest_of_the_same_run(corpus: Manifest, first_step: int) -> None:
+    # Step 40 is several epochs on: the corpus has some 250 sequences.
+    whole = global_batches(corpus, 1, 0, 0, first_step + 3)
+    assert global_batches(corpus, 2, 2, first_step, 3) == whole[first_step:]
+
+
+def test_starting_very_late_takes_no_longer(corpus: Manifest) -> None:
+    start = time.perf_counter()
+    stream = iterate_steps(open_train(corpus), BatchPlan(8, 2, 1), 0, 10**12, num_workers=0)
+    assert next(stream).step == 10**12
+    assert time.perf_counter() - start < 1
+
+
+def test_an_epoch_predicts_each_token_of_the_corpus_once(corpus: Manifest) -> None:
+    dataset = open_train(corpus, num_lanes=1)
+    targets = sum(int((dataset[index].targets != IGNORED).sum()) for index in range(len(dataset)))
+    totals = corpus.totals["train"]
+    assert targets == totals.tokens - totals.documents
+
+
+def test_borders_are_given_where_there_are_some(corpus: Manifest) -> None:
+    dataset = open_train(corpus)
+    indices = list(range(60))
+    single = [index for index in indices if dataset[index].documents[-1] == 0]
+    mixed = [index for index in indices if index not in single]
+    assert single and mixed
+    assert dataset.micro_batch(single)["documents"] is None and dataset.micro_batch(single)["positions"] is None
+    batch = dataset.micro_batch([single[0], mixed[0], FILLING])
+    assert batch["documents"].dtype == torch.int32 and batch["positions"].dtype == torch.int64
+    assert batch["documents"].tolist() == [dataset[i].documents.tolist() for i in (single[0], mixed[0], FILLING)]
+    assert batch["positions"].tolist() == [dataset[i].positions.tolist() for i in (single[0], mixed[0], FILLING)]
+    assert set(batch["targets"][2].tolist()) == {IGNORED}
+    assert set(batch["tokens"][2].tolist()) == {corpus.tokenizer.eos_id}
+    without = open_train(corpus, document_borders=False).micro_batch(mixed)
+    assert without["documents"] is None and without["positions"] is None
+    assert torch.equal(without["targets"], dataset.micro_batch(mixed)["targets"])
+
+
+@pytest.mark.parametrize("wanted", [1, 10, 10**6])
+def test_the_evaluation_set_is_the_same_for_all_ranks(corpus: Manifest, wanted: int) -> None:
+    dataset = SequenceDataset.open(corpus, "validation", T)
+    expected = [(dataset[i].tokens.tolist(), dataset[i].targets.tolist()) for i in range(min(wanted, len(dataset)))]
+    assert 10 < len(dataset) < 10**6
+    for world_size in (1, 2, 3):
+        ranks = [list(evaluation_batches(dataset, wanted, 4, rank, world_size)) for rank in range(world_size)]
+        assert len({len(batches) for batches in ranks}) == 1
+        assert len({batch["tokens"].shape for batches in ranks for batch in batches}) == 1
+        assert [row for batches in ranks for row in rows_of(batches)] == expected
+
+
+def test_the_random_generator_of_the_run_is_left_alone(corpus: Manifest) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    stream = iterate_steps(open_train(corpus), BatchPlan(8, 2, 1), 0, 0, num_workers=1)
+    next(stream)
+    stream.close()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_found_by_a_worker_is_told_without_a_traceback(build_small: Any, tmp_path: Path, workers: int) -> None:
+    manifest = build_small(tmp_path)
+    dataset = open_train(manifest)
+    for shard in manifest.split("train"):
+        os.truncate(tmp_path / shard.path, 2048)
+    stream = iterate_steps(dataset, BatchPlan(8, 2, 1), 0, 0, workers)
+    with pytest.raises(DataError, match=r"^Shard .* is truncated: it has 2048 bytes") as refusal:
+        next(stream)
+    assert "Traceback" not in str(refusal.value)
+    stream.close()
+
+
+def test_a_token_outside_of_the_vocabulary_is_refused(build_small: Any, tmp_path: Path) -> None:
+    manifest = build_small(tmp_path)
+    for shard in manifest.split("train"):
+        index = ShardIndex.read(index_path(tmp_path / shard.path))
+        content = bytearray((tmp_path / shard.path).read_bytes())
+        # A document in the middle: the ends are checked when the shard is opened.
+        middle = int(index.offsets[len(index.offsets) // 2])
+        content[middle : middle + 2] = b"\xff\xff"
+        (tmp_path / shard.path).write_bytes(content)
+    dataset = open_train(manifest)
+    with pytest.raises(DataError, match=r"holds token 65535, but the vocabulary has .*train-0.*is damaged"):
+        for index in range(len(dataset)):
+            dataset[index]
+
+
+def test_signals_to_the_process_group_do_not_end_workers(corpus: Manifest) -> None:
+    stream = iterate_steps(open_train(corpus), BatchPlan(8, 2, 1), 0, 0, num_workers=2, prefetch=1)
+    next(stream)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(worker.pid or 0, number)
+    assert [next(stream).step for _ in range(20)] == list(range(1, 21))
+    assert all(worker.is_alive() for worker in workers)
+    stream.close()
+    assert not any(worker.is_alive() for worker in workers)
+    assert next(stream, None) is None
+
+
+PROGRAM = """
+import multiprocessing, sys, time
+from pathlib import Path
+from scaletrain.config.batch_plan import BatchPlan
+from scaletrain.data.loader import SequenceDataset, iterate_steps
+from scaletrain.data.manifest import Manifest
+dataset = SequenceDataset.open(Manifest.open(Path(sys.argv[1])), "train", 24)
+stream = iterate_steps(dataset, BatchPlan(8, 2, 1), 0, 0, num_workers=2)
+next(stream)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_workers_end_with_the_rank(corpus: Manifest, kill: bool) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(corpus.folder), "60" if kill else "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()] if kill else []
+    if kill:
+        process.kill()
+    # Without a kill the program ends while its workers are busy: it must not wait for them for ever.
+    assert process.wait(timeout=30) == (-signal.SIGKILL if kill else 0)
+    process.stdout.close()
+    assert len(workers) == (2 if kill else 0)
+    # torch looks for a dead parent every five seconds; here the kernel tells.
+    _, alive = psutil.wait_procs(workers, timeout=3)
+    assert not alive

@@ -1,0 +1,88 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaletrain.data.manifest import Manifest
+from scaletrain.errors import DataError
+
+
+def test_a_manifest_says_what_there_is(corpus: Manifest) -> None:
+    assert Manifest.open(corpus.folder) == Manifest.open(corpus.folder / "manifest.json") == corpus
+    assert corpus.tokenizer.sha256 == hashlib.sha256(corpus.tokenizer_path.read_bytes()).hexdigest()
+    assert corpus.dtype == "uint16"
+    for split, totals in corpus.totals.items():
+        shards = corpus.split(split)
+        assert totals.tokens == sum(shard.tokens for shard in shards)
+        assert all((corpus.folder / shard.path).stat().st_size == shard.size for shard in shards)
+    assert corpus.totals["train"].documents + corpus.totals["validation"].documents == 120
+    with pytest.raises(DataError, match="no shard in split 'test'"):
+        corpus.split("test")
+
+
+def test_equal_corpora_have_equal_fingerprints(corpus: Manifest, build_small: Any, tmp_path: Path) -> None:
+    again = build_small(tmp_path / "again")
+    assert again.fingerprint == corpus.fingerprint
+    for name in ("train-000000.tar", "train-000000.index.npz", "tokenizer.json", "manifest.json"):
+        assert (again.folder / name).read_bytes() == (corpus.folder / name).read_bytes()
+
+
+def test_another_tokenizer_is_refused_with_both_hashes(build_small: Any, tmp_path: Path) -> None:
+    manifest = build_small(tmp_path)
+    manifest.tokenizer_path.write_text(manifest.tokenizer_path.read_text() + " ")
+    found = hashlib.sha256(manifest.tokenizer_path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match="not the tokenizer") as refusal:
+        Manifest.open(tmp_path)
+    assert found in str(refusal.value) and manifest.tokenizer.sha256 in str(refusal.value)
+    manifest.tokenizer_path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        Manifest.open(tmp_path)
+
+
+def test_a_truncated_or_missing_shard_is_refused(build_small: Any, tmp_path: Path) -> None:
+    manifest = build_small(tmp_path)
+    shard = manifest.splits["train"][1]
+    path = tmp_path / shard.path
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=rf"{shard.path} is truncated: it has {shard.size - 512} bytes.*{shard.size}"):
+        Manifest.open(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{shard.path} cannot be read"):
+        Manifest.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "has version 2, this program reads version 1"),
+        ({"dtype": "int8"}, "dtype is not valid"),
+        ({"extra": 1}, "extra is not valid"),
+        ({"totals": {}}, "totals of split 'train'"),
+    ],
+)
+def test_a_changed_manifest_is_refused(corpus: Manifest, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    fields = json.loads((corpus.folder / "manifest.json").read_text())
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**fields, **change}))
+    with pytest.raises(DataError, match=message):
+        Manifest.open(path)
+
+
+@pytest.mark.parametrize("path", ["../x.tar", "a/../../x.tar", "/etc/passwd", "pipe:rm x", "s3://b/x.tar", "", "."])
+def test_a_shard_outside_of_the_folder_is_refused(corpus: Manifest, tmp_path: Path, path: str) -> None:
+    fields = json.loads((corpus.folder / "manifest.json").read_text())
+    fields["splits"]["train"][0]["path"] = path
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(DataError, match=r"train\.0\.path.*inside the manifest's folder"):
+        Manifest.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", "null"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "manifest.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        Manifest.open(path)
