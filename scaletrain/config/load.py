@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scaletrain.config.coercion import coerce, describe
+from scaletrain.config.coercion import coerce
 from scaletrain.config.fields import fields, flatten, limits, sections, unknown_key
 from scaletrain.config.files import Given, find_file, read_yaml
 from scaletrain.config.schema import RunConfig
@@ -15,6 +15,7 @@ from scaletrain.errors import ConfigError
 
 DEFAULT_CONFIG = Path("configs/demo.yaml")
 _COMMAND_LINE = "command line"
+_RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def load_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
@@ -127,9 +128,9 @@ def _range_problems(error: ValidationError, given: Mapping[str, Given]) -> Itera
         key = next((".".join(names[:end]) for end in (2, 1) if ".".join(names[:end]) in fields()), ".".join(names))
         field = fields().get(key)
         entry = given.get(key, Given(str(detail["input"]), "derived"))
-        rule = (limits(field) or describe(field.annotation)) if field else ""
         item = f" in item {int(names[-1]) + 1}" if names[-1].isdigit() else ""
-        reason = f"must be {rule}" if rule and not item else f"{detail['msg']}{item}"
+        outside = detail["type"] in _RANGE_ERRORS and not item
+        reason = f"must be {limits(field)}" if field and outside else f"{detail['msg']}{item}"
         yield f"{_place(key, entry)}: {reason}; give another value"
 
 

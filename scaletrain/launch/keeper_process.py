@@ -53,7 +53,7 @@ class Keeper:
     def watch(self) -> None:
         """Returns when the rank has ended and everything is settled."""
         while not self._wait([self._process, *self._launchers], _TICK_S):
-            self._look_around()
+            self.look_around()
         gone = next((launcher for launcher in self._launchers if not launcher.is_alive()), None)
         if gone is not None:
             self._cause = f"its launcher (process {gone.pid}) ended, and it was ended with it"
@@ -63,7 +63,8 @@ class Keeper:
         self._write_verdict(manner)
         self._clear_away(self._children, _LEFT_BEHIND_S)
 
-    def _look_around(self) -> None:
+    def look_around(self) -> None:
+        """Notes the rank's children, and refreshes the lease when it is time."""
         self._children = {child for child in self._children if child.is_alive()}
         self._children.update(child for child in descendants(self._process.pid) if child.pid != os.getpid())
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
@@ -71,13 +72,13 @@ class Keeper:
             self._refreshed_s = time.monotonic()
 
     def _end_rank(self) -> None:
-        self._look_around()
+        self.look_around()
         nearest, *outer = self._launchers
         deadline_s = time.monotonic() + self._grace_s
         if outer and nearest.is_alive():
             kill(self._process, signal.SIGTERM)
             while time.monotonic() < deadline_s and not self._wait([self._process, nearest], _TICK_S):
-                self._look_around()
+                self.look_around()
         kill(self._process, signal.SIGKILL)
         self._wait([self._process], _LAUNCHER_MARGIN_S)
         # Not before the grace of its other ranks has passed: they die with it.
@@ -151,6 +152,7 @@ def main(task: dict[str, Any]) -> None:
         [Process(**launcher) for launcher in task["launchers"]],
         task["grace_s"],
     )
+    keeper.look_around()
     print(os.getpid(), flush=True)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
