@@ -50,6 +50,7 @@ def global_batches(corpus: Manifest, world_size: int, workers: int, first_step: 
     return batches
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")  # more than this machine has cores for
 def test_batches_do_not_depend_on_ranks_and_workers(corpus: Manifest) -> None:
     expected = global_batches(corpus, world_size=1, workers=0, first_step=0, steps=6)
     assert all(len(rows) == 8 for rows in expected)
@@ -177,15 +178,17 @@ time.sleep(float(sys.argv[2]))
 @pytest.mark.parametrize("kill", [True, False])
 def test_workers_end_with_the_rank(corpus: Manifest, kill: bool) -> None:
     command = [sys.executable, "-c", PROGRAM, str(corpus.folder), "60" if kill else "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()] if kill else []
-    if kill:
-        process.kill()
-    # Without a kill the program ends while its workers are busy: it must not wait for them for ever.
-    assert process.wait(timeout=30) == (-signal.SIGKILL if kill else 0)
-    process.stdout.close()
-    assert len(workers) == (2 if kill else 0)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()] if kill else []
+            assert len(workers) == (2 if kill else 0)
+            if kill:
+                process.kill()
+            # Without a kill the program ends while its workers are busy: it must not wait for them for ever.
+            assert process.wait(timeout=30) == (-signal.SIGKILL if kill else 0)
+        finally:
+            process.kill()
     # torch looks for a dead parent every five seconds; here the kernel tells.
     _, alive = psutil.wait_procs(workers, timeout=3)
     assert not alive
