@@ -18,6 +18,17 @@ _COMMAND_LINE = "command line"
 _RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Escapes every letter that is not printable: YAML would read a rare line break back as a common one."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def load_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
     """Builds the configuration of a run.
 
@@ -60,7 +71,7 @@ def dump_yaml(config: RunConfig) -> str:
         section, _, name = key.rpartition(".")
         place = tree.setdefault(section, {}) if section else tree
         place[name] = _plain(value)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def raise_all(problems: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scaletrain.config.fields import fields, flatten
@@ -75,9 +75,9 @@ class TestPreset:
         assert "gpt2_xl" in message(None, {"model.preset": "gpt5"})
 
     def test_a_misspelt_field_in_one_is_found(self, tmp_path: Path) -> None:
-        own = written(tmp_path, "d_modle: 24\n", "own.yaml")
+        own = written(tmp_path, "d_mdel: 24\n", "own.yaml")
         told = message(None, {"model.preset": str(own)})
-        assert "model.d_modle = 24" in told and "own.yaml, line 1" in told and "model.d_model" in told
+        assert "model.d_mdel = 24" in told and "own.yaml, line 1" in told and "model.d_model" in told
 
 
 class TestTypes:
@@ -147,8 +147,8 @@ def test_all_problems_are_told_at_once_and_none_that_only_follows(tmp_path: Path
         ("lr", "optim.lr"),
         ("optim.max_steps", "train.max_steps"),
         ("train.batch_size", "train.global_batch_size"),
-        ("modle.d_model", "model.d_model"),
-        ("chekpoint", "checkpoint"),
+        ("mdel.d_model", "model.d_model"),
+        ("chckpoint", "checkpoint"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(typed: str, meant: str) -> None:
@@ -188,7 +188,7 @@ class TestFiles:
 
     def test_other_bytes_than_utf_8(self, tmp_path: Path) -> None:
         path = tmp_path / "latin.yaml"
-        path.write_bytes(b"run_dir: caf\xe9\n")
+        path.write_bytes(b"run_dir: \xe9t\xe9\n")
         assert "not UTF-8" in message(path)
 
     def test_empty_sections_are_nothing(self, tmp_path: Path) -> None:
@@ -200,6 +200,14 @@ positive = st.floats(min_value=1e-300, max_value=1e300)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@example(
+    lr=1.0,
+    betas=(0.0, 0.0),
+    prompts=("\x85", "\u2028a\r\n ", "\ufeff", "none", "1_0"),
+    folder=Path("\x85"),
+    seed=0,
+    decay_steps=None,
+)
 @given(
     lr=positive,
     betas=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
@@ -222,6 +230,7 @@ def test_a_resolved_configuration_loads_as_the_same(
     )
     again = load_config(written(tmp_path, dump_yaml(config)), {})
     assert again == config
+    assert again.run_dir.name == folder.name and again.eval.prompts == prompts
     assert math.copysign(1, again.optim.betas[0]) == math.copysign(1, betas[0])
 
 
