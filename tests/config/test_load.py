@@ -148,7 +148,7 @@ def test_all_problems_are_told_at_once_and_none_that_only_follows(tmp_path: Path
         ("optim.max_steps", "train.max_steps"),
         ("train.batch_size", "train.global_batch_size"),
         ("mdel.d_model", "model.d_model"),
-        ("chckpoint", "checkpoint"),
+        ("checkpointt", "checkpoint"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(typed: str, meant: str) -> None:
