@@ -31,7 +31,7 @@ class Ranks:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
-    """Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE, as deepspeed and torchrun set them.
+    """Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE (deepspeed: LOCAL_SIZE), as the launchers set them.
 
     Args:
         environ: The environment to read; the process's own by default.
@@ -45,6 +45,6 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
         rank=int(env.get("RANK", "0")),
         local_rank=int(env.get("LOCAL_RANK", "0")),
         world_size=world_size,
-        local_world_size=int(env.get("LOCAL_WORLD_SIZE", str(world_size))),
+        local_world_size=int(env.get("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", str(world_size)))),
         host=socket.gethostname(),
     )

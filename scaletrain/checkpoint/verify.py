@@ -40,7 +40,9 @@ def find_damage(folder: Path, level: Level) -> str | None:
     try:
         if (folder / COMPLETE).read_text().strip() != checksum(folder / FILES).xxh3_128:
             return f"{FILES} is not the one that {COMPLETE} was written for"
-        records = {name: FileRecord(**record) for name, record in json.loads((folder / FILES).read_text())["files"].items()}
+        records = {
+            name: FileRecord(**record) for name, record in json.loads((folder / FILES).read_text())["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{FILES} cannot be read: {error}"
     for name, record in records.items():
@@ -92,7 +94,9 @@ def require_checkpoint(checkpoints: Path, step: int | None, level: Level) -> Pat
         if choice.folder is not None:
             return choice.folder
         reasons = "".join(f"; {folder.name}: {reason}" for folder, reason in choice.refused)
-        raise CheckpointError(f"{checkpoints} holds no intact checkpoint{reasons}. Train the run first, or name another.")
+        raise CheckpointError(
+            f"{checkpoints} holds no intact checkpoint{reasons}. Train the run first, or name another."
+        )
     by_step = {folder.name: folder for folder in list_checkpoints(checkpoints)}
     for name, folder in by_step.items():
         if name.endswith(f"_{step:08d}"):

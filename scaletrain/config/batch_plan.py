@@ -57,9 +57,12 @@ class BatchPlan:
         return step * self.global_batch_size
 
     def slots(self, rank: int) -> range:
-        """Places in the global batch that a rank holds; the ranks' shares differ by at most one."""
-        start = rank * self.global_batch_size // self.world_size
-        return range(start, (rank + 1) * self.global_batch_size // self.world_size)
+        """Places in the global batch that a rank holds; the ranks' shares differ by at most one.
+
+        Consecutive sequences come from all lanes in turn, so a stride of the number of ranks gives each rank lanes of
+        its own, where the number of lanes is a multiple of it.
+        """
+        return range(rank, self.global_batch_size, self.world_size)
 
     def micro_batches(self, rank: int, step: int) -> list[list[int]]:
         """Sequences of one rank in one step.

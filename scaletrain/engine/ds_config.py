@@ -6,7 +6,9 @@ from scaletrain.config.derive import zero_stage
 from scaletrain.config.schema import OptimConfig, TrainConfig
 
 
-def merge(own: dict[str, Any], train: TrainConfig, optim: OptimConfig, micro_steps: int, world_size: int) -> dict[str, Any]:
+def merge(
+    own: dict[str, Any], train: TrainConfig, optim: OptimConfig, micro_steps: int, world_size: int
+) -> dict[str, Any]:
     """Builds the dictionary for ``deepspeed.initialize``.
 
     ZeRO stage 0 keeps fp32 weights and casts by autocast: DeepSpeed's own half precision without ZeRO takes

@@ -15,12 +15,13 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from scaletrain.config.derive import zero_stage
+from scaletrain.data.loader import MicroBatch
 from scaletrain.engine import state as engine_state
 from scaletrain.engine.randomness import derive_seed, seed_dropout
 from scaletrain.model.losses import LossTerms
+from scaletrain.model.transformer import Transformer
 from scaletrain.protocols import FragmentSource, SavedPart
 
-MicroBatch = dict[str, Tensor | None]
 logger = logging.getLogger(__name__)
 
 
@@ -109,7 +110,7 @@ class Engine:
         Returns:
             The same on all ranks.
         """
-        targets = sum(int((_tensor(micro, "targets") >= 0).sum()) for micro in micro_batches)
+        targets = sum(int((micro["targets"] >= 0).sum()) for micro in micro_batches)
         totals = torch.tensor([targets, *map(int, requests)], dtype=torch.int64, device=self.device)
         dist.all_reduce(totals)
         target_total, *counts = totals.tolist()
@@ -164,31 +165,32 @@ class Engine:
         self.ds.global_steps += 1
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Iterator[MicroBatch], per_token: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def evaluate(self, micro_batches: Iterator[MicroBatch], weigh: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Sums over a fixed set of micro batches; every rank calls it with equally many.
 
         Args:
             micro_batches: This rank's part.
-            per_token: Weights of the targets (B, T) for a further sum, such as their length in bytes.
+            weigh: A further sum over targets (B, T), such as their length in bytes.
 
         Returns:
-            ``nll`` in nats, ``targets``, ``weight`` (sum of ``per_token``), over all ranks.
+            ``nll`` in nats, ``targets``, ``weight`` (what ``weigh`` gave), over all ranks.
         """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with self._evaluating():
             for micro in micro_batches:
                 terms: LossTerms = self.ds(**self._to_device(micro))
-                weight = per_token(_tensor(micro, "targets"))
+                weight = weigh(micro["targets"])
                 sums += torch.stack([terms.nll_sum.double(), terms.targets.double(), weight.double().to(self.device)])
         dist.all_reduce(sums)
         nll, targets, weight_sum = sums.tolist()
         return {"nll": nll, "targets": targets, "weight": weight_sum}
 
     @contextlib.contextmanager
-    def generating(self) -> Iterator[nn.Module]:
+    def generating(self) -> Iterator[Transformer]:
         """Lends the model for generation; under ZeRO-3 all ranks must then make the same calls."""
         with torch.no_grad(), self._evaluating(), self._autocast():
-            yield self.ds.module.model
+            model: Transformer = self.ds.module.model
+            yield model
 
     def broadcast_number(self, number: int) -> int:
         """Rank 0's number, on all ranks."""
@@ -237,13 +239,7 @@ class Engine:
         engine_state.load(self.ds, self.stage, source, state)
         self._applied_steps = state["applied_steps"]
 
-    def _to_device(self, micro: MicroBatch) -> MicroBatch:
-        if self.device.type == "cpu":
-            return micro
-        return {k: None if v is None else v.to(self.device, non_blocking=True) for k, v in micro.items()}
-
-
-def _tensor(micro: MicroBatch, key: str) -> Tensor:
-    value = micro[key]
-    assert value is not None, key
-    return value
+    def _to_device(self, micro: MicroBatch) -> dict[str, Any]:
+        moved = {"tokens": micro["tokens"], "targets": micro["targets"]}
+        moved |= {key: value for key in ("documents", "positions") if (value := micro[key]) is not None}
+        return {key: value.to(self.device, non_blocking=True) for key, value in moved.items()}

@@ -73,7 +73,9 @@ def _zero12(optimizer: Any, names: dict[int, str]) -> Iterator[LiveFragment]:
             last = min(position + parameter.numel(), (rank + 1) * size)
             if first < last:
                 owner = optimizer.single_partition_of_fp32_groups[group]
-                yield LiveFragment(names[id(parameter)], first - position, last - first, group, owner, first - rank * size)
+                yield LiveFragment(
+                    names[id(parameter)], first - position, last - first, group, owner, first - rank * size
+                )
 
 
 def _zero3(optimizer: Any, names: dict[int, str]) -> Iterator[LiveFragment]:
@@ -105,7 +107,9 @@ def base_optimizer(engine: Any, stage: int) -> torch.optim.Optimizer:
     return optimizer
 
 
-def ensure_state(optimizer: torch.optim.Optimizer, owner: Tensor, keys: tuple[str, ...], step: float) -> dict[str, Tensor]:
+def ensure_state(
+    optimizer: torch.optim.Optimizer, owner: Tensor, keys: tuple[str, ...], step: float
+) -> dict[str, Tensor]:
     """Makes the optimizer's state of one owner where no step has made it yet.
 
     Args:

@@ -90,7 +90,9 @@ def _check_shapes(engine: Any, state: dict[str, Any]) -> None:
     saved = state["shapes"]
     wrong = [f"{n}: {saved.get(n)} saved, {live.get(n)} here" for n in {**live, **saved} if live.get(n) != saved.get(n)]
     if wrong:
-        raise CheckpointError(f"The checkpoint is of another model: {'; '.join(wrong[:5])}. Use another run_dir for this one.")
+        raise CheckpointError(
+            f"The checkpoint is of another model: {'; '.join(wrong[:5])}. Use another run_dir for this one."
+        )
 
 
 def _loss_scale_state(engine: Any, stage: int) -> dict[str, Any]:

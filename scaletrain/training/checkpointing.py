@@ -136,8 +136,8 @@ def _choose(checkpoints: Path, verify: Level) -> list[str | None]:
     if choice.folder is None and choice.refused:
         names = ", ".join(folder.name for folder, _ in choice.refused)
         problem = (
-            f"{checkpoints} holds checkpoints ({names}), but none is intact. Restore one from a copy, or delete them to "
-            "start from step 0."
+            f"{checkpoints} holds checkpoints ({names}), but none is intact. Restore one from a copy, or delete "
+            "them to start from step 0."
         )
         return [None, problem]
     return [None if choice.folder is None else choice.folder.name, None]

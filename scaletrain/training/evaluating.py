@@ -8,8 +8,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from scaletrain.config.schema import EvalConfig
-from scaletrain.data.tokenizer import find_borders, token_byte_lengths
-from scaletrain.engine.engine import Engine, MicroBatch
+from scaletrain.data.loader import MicroBatch
+from scaletrain.data.tokenizer import token_byte_lengths
+from scaletrain.engine.engine import Engine
 from scaletrain.evaluation.generation import generate
 from scaletrain.evaluation.perplexity import perplexity_of
 from scaletrain.monitors import names
@@ -28,7 +29,9 @@ class Evaluating(Callback):
         config: EvalConfig,
         batches: Callable[[], Iterator[MicroBatch]],
         tokenizer: Tokenizer,
+        eos_id: int,
         seed: int,
+        max_context: int,
     ) -> None:
         """Holds what an evaluation needs.
 
@@ -37,15 +40,18 @@ class Evaluating(Callback):
             config: How often, and the prompts of samples.
             batches: Makes this rank's part of the validation set anew.
             tokenizer: Gives the bytes of tokens, and the text of samples.
+            eos_id: Token that ends a document.
             seed: Of the samples.
+            max_context: Tokens that the model was trained to see.
         """
         self._engine = engine
         self._config = config
         self._batches = batches
         self._tokenizer = tokenizer
         self._seed = seed
+        self._max_context = max_context
         self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer))
-        self._eos_id = find_borders(tokenizer).eos_id
+        self._eos_id = eos_id
         self._evaluated_at: int | None = None
         self._samples: list[tuple[str, str]] = []
 
@@ -88,6 +94,7 @@ class Evaluating(Callback):
                 temperature=self._config.temperature,
                 seed=self._seed + index,
                 eos_id=self._eos_id,
+                max_context=self._max_context,
                 agree=self._engine.broadcast_number,
             )
             return prompt, self._tokenizer.decode(list(tokens))

@@ -9,6 +9,7 @@ from typing import Any
 
 from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine
+from scaletrain.errors import DataError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Verdict
 from scaletrain.monitors import names
@@ -49,8 +50,8 @@ def fit(
     learning_rate: Callable[[int], float],
     timing: Throughput,
     stop: StopRequests,
-    sequences_per_step: int,
-    tokens_per_step: int,
+    global_batch_size: int,
+    max_seq_len: int,
 ) -> Verdict:
     """Trains until the run is complete or asked to end.
 
@@ -61,8 +62,8 @@ def fit(
         learning_rate: The schedule, as a function of the step.
         timing: Times the steps.
         stop: Requests to end.
-        sequences_per_step: Global batch size.
-        tokens_per_step: Tokens in a global batch.
+        global_batch_size: Sequences in a step.
+        max_seq_len: Tokens in a sequence.
 
     Returns:
         ``complete``, or the verdict that was asked for.
@@ -72,21 +73,23 @@ def fit(
         run.notify("on_start")
         while run.state.step < run.max_steps:
             timing.start_step()
-            batch = next(batches)
+            batch, problem = _fetch(batches)
             timing.data_ready()
             # The one collective that decides: all ranks see the same requests at the same border.
-            agreed = engine.agree(batch.micro_batches, stop.pending())
-            asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=True) if count]
+            agreed = engine.agree(batch.micro_batches if batch else (), (*stop.pending(), problem is not None))
+            if agreed.requests[-1] or batch is None:
+                raise problem or DataError("another rank could not read its data; its own message says why")
+            asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=False) if count]
             if asked:
                 verdict = asked[0]
                 run.record_event("signal", verdict=verdict.value, reason=stop.reason(verdict))
                 break
             lr = learning_rate(batch.step)
             result = engine.train_step(batch.micro_batches, agreed.targets, batch.step, lr)
-            timing.end_step(tokens_per_step)
+            timing.end_step(global_batch_size * max_seq_len)
             state = run.state
             state.step += 1
-            state.sequences += sequences_per_step
+            state.sequences += global_batch_size
             state.optimizer_steps += result.applied
             state.target_tokens += agreed.targets * result.applied
             if not result.applied:
@@ -105,3 +108,11 @@ def fit(
         run.notify("on_exception", error)
         raise
     return verdict
+
+
+def _fetch(batches: Iterator[StepBatch]) -> tuple[StepBatch | None, DataError | None]:
+    """The next step's data, or why there is none: raised at once, it would leave the other ranks waiting."""
+    try:
+        return next(batches), None
+    except DataError as error:
+        return None, error

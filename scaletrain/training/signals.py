@@ -31,7 +31,7 @@ class StopRequests:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         if hasattr(signal, "SIGQUIT"):
-            faulthandler.register(signal.SIGQUIT, file=sys.__stderr__, all_threads=True)
+            faulthandler.register(signal.SIGQUIT, file=sys.stderr, all_threads=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         verdict = Verdict.STOPPED if number == signal.SIGINT else Verdict.REQUEUE

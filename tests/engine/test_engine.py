@@ -70,7 +70,9 @@ def test_cut_and_resumed_is_bit_identical(stage: int, precision: str, tmp_path) 
     assert all(weights[name].equal(expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [((0, 1), (3, 2)), ((1, 3), (2, 2)), ((2, 2), (1, 4)), ((3, 4), (0, 1)), ((3, 2), (3, 3))])
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [((0, 1), (3, 2)), ((1, 3), (2, 2)), ((2, 2), (1, 4)), ((3, 4), (0, 1)), ((3, 2), (3, 3))]
+)
 def test_resuming_on_another_topology(saved: tuple[int, int], loaded: tuple[int, int], tmp_path, reference) -> None:
     folder = str(tmp_path / "saved")
     run_on_ranks(saved[1], bodies.train, Case(stage=saved[0], micro=1, steps=(0, 10), save=folder))

@@ -1,0 +1,117 @@
+"""Pretrains a model: ``deepspeed scaletrain/train.py [--config FILE] [--key VALUE ...]``."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaletrain import log
+from scaletrain.config.command_line import parse
+from scaletrain.config.derive import check
+from scaletrain.config.help import help_text
+from scaletrain.config.load import dump_yaml, load_config
+from scaletrain.config.schema import RunConfig
+from scaletrain.errors import ScaletrainError
+from scaletrain.launch.events import append_event
+from scaletrain.launch.keeper import start_keeper
+from scaletrain.launch.processes import die_with_launcher
+from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.launch.verdicts import EXIT_CODES, Verdict, verdict_of, write_verdict
+from scaletrain.ranks import Ranks, from_environment
+
+logger = logging.getLogger("scaletrain.train")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        The exit code of the verdict.
+    """
+    die_with_launcher()
+    ranks = from_environment()
+    log.configure(ranks)
+    overrides: dict[str, str] = {}
+    try:
+        command = parse(argv)
+        overrides = command.overrides
+        if command.help:
+            print(help_text())
+            return 0
+        config = load_config(command.config, overrides)
+        check(config)
+        if command.dry_run:
+            return _dry_run(config, ranks)
+    except ScaletrainError as error:
+        _complain(error, ranks)
+        # A folder is not made for a typing mistake, but a launch, or an existing run, gets its verdict.
+        if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
+            _leave_verdict(Path(overrides["run_dir"]), None, ranks, Verdict.USER_ERROR, str(error))
+        return EXIT_CODES[Verdict.USER_ERROR]
+    return _run(config, ranks)
+
+
+def _dry_run(config: RunConfig, ranks: Ranks) -> int:
+    from scaletrain.training.dry_run import print_plan
+
+    print_plan(config, ranks.world_size)
+    return 0
+
+
+def _run(config: RunConfig, ranks: Ranks) -> int:
+    folder = RunDirectory(config.run_dir)
+    attempt: int | None = None
+    try:
+        start_keeper(folder.path, ranks.rank)
+        from scaletrain.training.corpus import bind_folder, open_corpus
+
+        if ranks.is_main:
+            attempt = folder.claim()
+        manifest = open_corpus(config)
+        if ranks.is_main:
+            for change in bind_folder(folder, config, manifest):
+                append_event(folder.events, "change", attempt=attempt, what=change)
+                logger.info("changed since the last start: %s", change)
+            folder.describe(dump_yaml(config))
+        # Only now torch and deepspeed are imported: a mistake is told before they are.
+        from scaletrain.training.build import share_attempt, train
+        from scaletrain.training.processes import connect, disconnect
+
+        connect(ranks, config.train.deterministic)
+        attempt = share_attempt(attempt)
+        folder.join(attempt, ranks.rank)
+        verdict, reason = train(config, manifest, folder, attempt, ranks), ""
+        disconnect()
+    except BaseException as error:
+        verdict, reason = verdict_of(error), str(error) or type(error).__name__
+        if isinstance(error, ScaletrainError):
+            _complain(error, ranks)
+        else:
+            traceback.print_exc()
+    _leave_verdict(folder.path, attempt, ranks, verdict, reason)
+    if ranks.is_main and attempt is not None:
+        append_event(folder.events, "exit", attempt=attempt, verdict=verdict.value, reason=reason)
+        folder.release()
+    return EXIT_CODES[verdict]
+
+
+def _complain(error: ScaletrainError, ranks: Ranks) -> None:
+    """Prints a user's mistake; every rank finds the same one, so a node says it once."""
+    if ranks.local_rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _leave_verdict(run_dir: Path, attempt: int | None, ranks: Ranks, verdict: Verdict, reason: str) -> None:
+    try:
+        write_verdict(run_dir, attempt, ranks.rank, verdict, reason)
+    except OSError as error:
+        logger.warning("the verdict %s cannot be written: %s", verdict.value, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Opens the corpus of a run; without torch, so that a mistake is told at once."""
+
+from pathlib import Path
+
+from scaletrain.config.schema import RunConfig
+from scaletrain.data.embedded import prepare_python_stdlib
+from scaletrain.data.manifest import Manifest
+from scaletrain.data.shards import ShardReader
+from scaletrain.errors import ConfigError
+from scaletrain.launch.identity import identity_of
+from scaletrain.launch.run_dir import RunDirectory
+
+
+def open_corpus(config: RunConfig) -> Manifest:
+    """Opens the manifest, preparing an embedded corpus first where that was asked for.
+
+    Args:
+        config: The run's configuration, checked.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        ConfigError: The tokenizer has more tokens than the model.
+        DataError: The corpus cannot be used.
+    """
+    if config.data.manifest is not None:
+        path = config.data.manifest
+    else:
+        path = prepare_python_stdlib(config.data.corpus_dir, config.model.vocab_size)
+    return open_manifest(path, config.model.vocab_size)
+
+
+def open_manifest(path: Path, vocab_size: int) -> Manifest:
+    """Opens a manifest for a model.
+
+    Args:
+        path: The manifest.
+        vocab_size: Rows of the model's embedding.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        ConfigError: The tokenizer has more tokens than the model.
+        DataError: The corpus cannot be used.
+    """
+    manifest = Manifest.open(path)
+    for split in ("train", "validation"):
+        manifest.split(split)
+    if manifest.tokenizer.vocab_size > vocab_size:
+        needed = manifest.tokenizer.vocab_size
+        raise ConfigError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer of {path} has {needed} tokens. "
+            f"Set --model.vocab_size {-(-needed // 64) * 64} or more."
+        )
+    return manifest
+
+
+def check_shards(manifest: Manifest) -> None:
+    """Looks at every shard's index and edges, so that a wrong one is found now and not in a worker hours later.
+
+    Args:
+        manifest: The corpus.
+
+    Raises:
+        DataError: A shard does not match its index.
+    """
+    for split in manifest.splits:
+        ShardReader.of_split(manifest, split).check()
+
+
+def bind_folder(folder: RunDirectory, config: RunConfig, manifest: Manifest) -> list[str]:
+    """Checks that a run's folder belongs to this run, and keeps the tokenizer in it. For rank 0.
+
+    Args:
+        folder: The run's folder, claimed.
+        config: The run's configuration.
+        manifest: The corpus.
+
+    Returns:
+        What changed since the start before, for people.
+
+    Raises:
+        ConfigError: The folder belongs to another run.
+        DataError: A shard does not match its index.
+    """
+    check_shards(manifest)
+    found = folder.bind(identity_of(config, manifest.tokenizer.sha256, manifest.fingerprint))
+    (folder.path / "tokenizer.json").write_bytes(manifest.tokenizer_path.read_bytes())
+    return [f"{change.key}: {change.old} -> {change.new}" for change in found]

@@ -1,0 +1,70 @@
+"""Connects the ranks of a run, and settles what each process computes with."""
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from scaletrain.config.schema import TrainConfig
+from scaletrain.hardware.host import describe_host
+from scaletrain.hardware.peaks import peak_flops_per_s
+from scaletrain.monitors.throughput import measure_matmul_flops_per_s
+from scaletrain.ranks import Ranks
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def connect(ranks: Ranks, deterministic: bool) -> None:
+    """Connects this process to the others of the run, over NCCL on GPUs and gloo without.
+
+    Args:
+        ranks: The place of this process.
+        deterministic: Whether GPU kernels must give the same bits each time.
+    """
+    if deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        backend = "gloo"
+        if "OMP_NUM_THREADS" not in os.environ:
+            # Ranks that all take every core slow each other down.
+            torch.set_num_threads(max(1, describe_host().cores // ranks.local_world_size))
+    if ranks.world_size == 1:
+        for key, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}.items():
+            os.environ.setdefault(key, str(value))
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=_TIMEOUT)
+
+
+def disconnect() -> None:
+    """Closes the connections; not after an error, when other ranks may never answer."""
+    dist.destroy_process_group()
+
+
+def find_peak(train: TrainConfig) -> float | None:
+    """Highest rate of this rank's device; every rank calls it.
+
+    Args:
+        train: Gives the precision.
+
+    Returns:
+        FLOP/s: the vendor's figure for a known GPU, None for an unknown one, and on a CPU what a matrix product reaches
+        now, measured by all ranks at once, since they share the cores.
+    """
+    if torch.cuda.is_available():
+        return peak_flops_per_s(torch.cuda.get_device_name(), train.precision)
+    dist.barrier()
+    return measure_matmul_flops_per_s(train.precision)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
