@@ -78,15 +78,15 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
                 append_event(folder.events, "change", attempt=attempt, what=change)
                 logger.info("changed since the last start: %s", change)
             folder.describe(dump_yaml(config))
-        # Only now torch and deepspeed are imported: a mistake is told before they are.
-        from scaletrain.training.build import share_attempt, train
-        from scaletrain.training.processes import connect, disconnect
+        # Only now torch and then deepspeed are imported: a mistake is told before they are.
+        from scaletrain.training.processes import connect, disconnect, share_attempt
 
         connect(ranks, config.train.deterministic)
         attempt = share_attempt(attempt)
         folder.join(attempt, ranks.rank)
+        from scaletrain.training.build import train
+
         verdict, reason = train(config, manifest, folder, attempt, ranks), ""
-        disconnect()
     except BaseException as error:
         verdict, reason = verdict_of(error), str(error) or type(error).__name__
         if isinstance(error, ScaletrainError):
@@ -97,6 +97,8 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
     if ranks.is_main and attempt is not None:
         append_event(folder.events, "exit", attempt=attempt, verdict=verdict.value, reason=reason)
         folder.release()
+    if not reason:
+        disconnect()
     return EXIT_CODES[verdict]
 
 

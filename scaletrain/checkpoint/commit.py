@@ -7,7 +7,7 @@ COMPLETE and the rename to the final name follow, each durable before the next.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,22 +42,25 @@ def checksum(path: Path) -> FileRecord:
     return FileRecord(size, digest.hexdigest())
 
 
-def make_durable(partial: Path, part: int, parts: int) -> dict[str, FileRecord]:
-    """Forces a share of a folder's files to the disk and takes their checksums.
+def list_files(partial: Path) -> list[str]:
+    """Files of a folder being written, by relative path; one process lists for all, lest they see it differently."""
+    return sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+
+
+def make_durable(partial: Path, files: Sequence[str]) -> dict[str, FileRecord]:
+    """Forces files to the disk and takes their checksums.
 
     Args:
-        partial: The folder being written; all files are closed.
-        part: Which share, such as this process's rank.
-        parts: Number of shares.
+        partial: The folder being written.
+        files: Some of its files, closed.
 
     Returns:
-        The records of this share's files, by path relative to the folder.
+        Their records.
     """
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
     records = {}
-    for path in files[part::parts]:
-        _sync(path)
-        records[path.relative_to(partial).as_posix()] = checksum(path)
+    for name in files:
+        _sync(partial / name)
+        records[name] = checksum(partial / name)
     return records
 
 

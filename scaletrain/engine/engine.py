@@ -111,7 +111,8 @@ class Engine:
             The same on all ranks.
         """
         targets = sum(int((micro["targets"] >= 0).sum()) for micro in micro_batches)
-        totals = torch.tensor([targets, *map(int, requests)], dtype=torch.int64, device=self.device)
+        # On the host, over gloo: nothing waits for a GPU here.
+        totals = torch.tensor([targets, *map(int, requests)], dtype=torch.int64, device="cpu")
         dist.all_reduce(totals)
         target_total, *counts = totals.tolist()
         return Agreement(target_total, tuple(counts))
@@ -194,7 +195,7 @@ class Engine:
 
     def broadcast_number(self, number: int) -> int:
         """Rank 0's number, on all ranks."""
-        value = torch.tensor(number, dtype=torch.int64, device=self.device)
+        value = torch.tensor(number, dtype=torch.int64, device="cpu")
         dist.broadcast(value, src=0)
         return int(value)
 

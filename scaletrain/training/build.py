@@ -3,10 +3,8 @@
 import logging
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
@@ -190,17 +188,3 @@ def _conclude(verdict: Verdict, run: TrainingRun, evaluating: Evaluating) -> Non
     for prompt, text in evaluating.samples:
         logger.info("sample, from %r:\n%s%s", prompt, prompt, text)
     logger.info("the run is complete: %d steps; watch it: tensorboard --logdir %s", run.state.step, run.folder.parent)
-
-
-def share_attempt(attempt: int | None) -> int:
-    """Tells all ranks the number of this start.
-
-    Args:
-        attempt: The number on rank 0; ignored elsewhere.
-
-    Returns:
-        Rank 0's number.
-    """
-    shared: list[Any] = [attempt]
-    dist.broadcast_object_list(shared, src=0)
-    return int(shared[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from scaletrain.checkpoint.commit import commit, make_durable, prune
+from scaletrain.checkpoint.commit import FileRecord, commit, list_files, make_durable, prune
 from scaletrain.checkpoint.fragments import FragmentReader, write_fragments
 from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, list_unfinished, partial_name
 from scaletrain.checkpoint.verify import Level, newest_intact
@@ -69,12 +69,9 @@ class Checkpointing(Callback):
         if run.is_main:
             (partial / CONFIG).write_text(self._resolved_config)
             (partial / STATE).write_text(json.dumps(_state_of(run, part.state), indent=1))
-        # All files of all ranks are closed before their share is forced to the disk.
-        dist.barrier()
-        shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, make_durable(partial, dist.get_rank(), dist.get_world_size()))
+        records = _make_durable(partial)
         if run.is_main:
-            commit(partial, final, {name: record for share in shares for name, record in share.items()})
+            commit(partial, final, records)
             prune(checkpoints, self._config.keep_last)
         dist.barrier()
         self._saved_at = run.state.step
@@ -83,6 +80,16 @@ class Checkpointing(Callback):
         if run.is_main:
             logger.info("saved %s in %.1f s", final.name, seconds)
         run.notify("on_save", final)
+
+
+def _make_durable(partial: Path) -> dict[str, FileRecord]:
+    """Forces all files to the disk, each rank its share of them; the records are the same on all ranks."""
+    dist.barrier()  # all files of all ranks are closed
+    listed: list[Any] = [list_files(partial) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(listed, src=0)
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, make_durable(partial, listed[0][dist.get_rank() :: dist.get_world_size()]))
+    return {name: record for share in shares for name, record in share.items()}
 
 
 def _state_of(run: Run, engine_state: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import os
 import socket
+import warnings
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +34,8 @@ def connect(ranks: Ranks, deterministic: bool) -> None:
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
+        # Said before deepspeed is imported, which otherwise warns that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             # Ranks that all take every core slow each other down.
             torch.set_num_threads(max(1, describe_host().cores // ranks.local_world_size))
@@ -40,6 +44,8 @@ def connect(ranks: Ranks, deterministic: bool) -> None:
             os.environ.setdefault(key, str(value))
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    # DeepSpeed calls functions that torch 2.13 renames: nothing a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
     dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=_TIMEOUT)
 
 
@@ -68,3 +74,17 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def share_attempt(attempt: int | None) -> int:
+    """Tells all ranks the number of this start.
+
+    Args:
+        attempt: The number on rank 0; ignored elsewhere.
+
+    Returns:
+        Rank 0's number.
+    """
+    shared: list[Any] = [attempt]
+    dist.broadcast_object_list(shared, src=0)
+    return int(shared[0])
