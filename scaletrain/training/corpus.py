@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from scaletrain.config.schema import RunConfig
-from scaletrain.data.embedded import prepare_python_stdlib
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.shards import ShardReader
 from scaletrain.errors import ConfigError
@@ -27,6 +26,9 @@ def open_corpus(config: RunConfig) -> Manifest:
     if config.data.manifest is not None:
         path = config.data.manifest
     else:
+        # Here, since what writes shards brings torch with it, and who gives a manifest needs none of it.
+        from scaletrain.data.embedded import prepare_python_stdlib
+
         path = prepare_python_stdlib(config.data.corpus_dir, config.model.vocab_size)
     return open_manifest(path, config.model.vocab_size)
 
