@@ -199,6 +199,19 @@ class Engine:
         dist.broadcast(value, src=0)
         return int(value)
 
+    def collect_texts(self, text: str) -> list[str]:
+        """What the ranks have to say, each text once; every rank calls it.
+
+        Args:
+            text: Of this rank; empty where it has nothing to say.
+
+        Returns:
+            The same on all ranks, in their order.
+        """
+        texts = [""] * self.world_size
+        dist.all_gather_object(texts, text)
+        return list(dict.fromkeys(filter(None, texts)))
+
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast that DeepSpeed applies around its own forward pass."""
         if not self.ds.torch_autocast_enabled():

@@ -78,7 +78,8 @@ def fit(
             # The one collective that decides: all ranks see the same requests at the same border.
             agreed = engine.agree(batch.micro_batches if batch else (), (*stop.pending(), problem is not None))
             if agreed.requests[-1] or batch is None:
-                raise problem or DataError("another rank could not read its data; its own message says why")
+                # All ranks raise what one has found: only the first of a node is heard.
+                raise DataError("\n".join(engine.collect_texts(str(problem or ""))))
             asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=False) if count]
             if asked:
                 verdict = asked[0]
