@@ -1,0 +1,184 @@
+"""What README.md says is so: its commands run, its tables are the code's, its trees are what is there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaletrain.config.load import load_config
+from scaletrain.launch.verdicts import EXIT_CODES
+from scaletrain.monitors.jsonl_writer import read_metrics
+from scaletrain.planning.parameters import count_parameters
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+TINY = (
+    "--model.d_model 32 --model.n_layers 1 --model.n_heads 2 --train.max_steps 2 --train.max_seq_len 32 "
+    "--train.global_batch_size 4 --train.micro_batch_size 2 --train.compile false --train.precision fp32 "
+    "--optim.warmup_steps 1 --eval.every_steps 2 --eval.max_sequences 4 --eval.sample_tokens 4 --data.num_workers 0"
+)
+
+# Commands that are run here, in this order, with what is added to make them short. DeepSpeed's launcher, which takes
+# eight seconds before anything happens, is left to the integration tests: python stands in its place.
+RUN_HERE = {
+    "bash tools/demo.sh": "--dry_run",
+    "bash tools/test.sh": "--version",
+    "bash tools/setup.sh": "",
+    "bash tools/test.sh tests/data -k order": "--collect-only -q",
+    "python tools/make_shards.py build --input texts --out data/mine --train_tokenizer 8192": "--validation_share 0.2",
+    "python scaletrain/train.py --config mine.yaml --dry_run": "",
+    "WORLD_SIZE=64 python scaletrain/train.py --config mine.yaml --deepspeed configs/ds/zero2.json --dry_run": "",
+    "deepspeed scaletrain/train.py --config mine.yaml": TINY,
+    "deepspeed --num_gpus 2 scaletrain/train.py --config mine.yaml --optim.lr 3e-4": "--dry_run",
+    "deepspeed --num_gpus 4 scaletrain/train.py --config mine.yaml --deepspeed configs/ds/zero3.json": "--dry_run",
+    'python tools/generate.py --run_dir runs/mine --prompt "Once upon a time" --temperature 0.7 --top_p 0.95': (
+        "--max_new_tokens 4"
+    ),
+}
+
+# Commands that are not run here: the file whose tests do what they do, and a word by which it is told that they do;
+# or why none does.
+RUN_ELSEWHERE = {
+    "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
+    "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),
+    "SCALETRAIN_PYTHON=/opt/env/bin/python bash tools/setup.sh": ("tests/tools/test_setup.py", "SCALETRAIN_PYTHON"),
+    "SCALETRAIN_TORCH_INDEX=https://download.pytorch.org/whl/cpu bash tools/setup.sh": (
+        None,
+        "downloads a build of torch from another index",
+    ),
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [command for line in lines if (command := re.sub(r"(^|\s+)# .*", "", line).strip())]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Cells of the table whose first line begins with a heading, without marks of code."""
+    table = README[README.index(f"| {heading} |") :].split("\n\n")[0]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the checkout, with the texts and the file that the README speaks of."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("scaletrain", "tools", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "texts").mkdir()
+    for path in (ROOT / "scaletrain").rglob("*.py"):
+        shutil.copy(path, folder / "texts" / path.relative_to(ROOT).as_posix().replace("/", "."))
+    (configuration,) = blocks("yaml")
+    (folder / "mine.yaml").write_text(configuration)
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=140
+    )
+
+
+@pytest.fixture(scope="module")
+def results(workspace: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What each command did, all of them in one folder, one after the other."""
+    done = {}
+    for command, added in RUN_HERE.items():
+        # The scripts find the checkout, and its environment, by their own place.
+        folder = ROOT if command.startswith("bash tools/") else workspace
+        short = re.sub(r"^deepspeed( --num_gpus \d+)?", "python", command)
+        done[command] = run(f"{short} {added}", folder)
+    return done
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    known = RUN_HERE.keys() | RUN_ELSEWHERE.keys()
+    assert set(commands()) - known == set(), "README.md gained commands that no test runs"
+    assert known - set(commands()) == set(), "README.md lost commands that are listed here"
+
+
+@pytest.mark.parametrize("command", RUN_ELSEWHERE)
+def test_what_is_run_elsewhere_is_run_there(command: str) -> None:
+    file, word = RUN_ELSEWHERE[command]
+    if file is not None:
+        assert word in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_a_command_works(command: str, results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    result = results[command]
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+
+
+def test_a_plan_is_for_as_many_ranks_as_asked(results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    plans = {command: result.stdout for command, result in results.items() if command.endswith("--dry_run")}
+    one, many = plans.values()
+    assert "1 ranks x 8 micro steps x 8 sequences, ZeRO 1" in one
+    assert "64 ranks x 1 micro steps x 8 sequences, ZeRO 2" in many
+
+
+def test_the_snippet_prints_the_metrics(workspace: Path, results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    (snippet,) = blocks("python")
+    result = subprocess.run([sys.executable, "-c", snippet], cwd=workspace, capture_output=True, text=True, timeout=60)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["0", "1", "2"], result.stderr
+
+
+def test_metrics_are_those_of_the_table(workspace: Path, results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    written = {name for row in read_metrics(workspace / "runs/mine/metrics.jsonl") for name in row if "/" in name}
+    assert {name for name in written if not name.startswith("text/")} == {row[0] for row in rows("metric")}
+
+
+def test_a_run_directory_holds_what_is_said(
+    workspace: Path, results: dict[str, subprocess.CompletedProcess[str]]
+) -> None:
+    (listing,) = [block for block in blocks("text") if block.startswith("config.yaml")]
+    said = {line.split()[0].rstrip("/") for line in listing.splitlines()}
+    assert {path.name for path in (workspace / "runs/mine").iterdir() if not path.name.startswith(".")} == said
+
+
+def test_verdicts_have_the_codes_of_the_table() -> None:
+    said = dict(re.findall(r"`(\w+)`, (\d+)", README)) | {
+        name: code for code, name in re.findall(r"(\d+)\s\(`(\w+)`\)", README)
+    }
+    assert said == {verdict.value: str(code) for verdict, code in EXIT_CODES.items()}
+
+
+def test_presets_have_the_parameters_of_the_table() -> None:
+    cells = [cell for row in rows("preset") for cell in (row[:2], row[3:])]
+    presets = {path.stem for path in (ROOT / "configs/model").glob("*.yaml")}
+    assert {name for name, _ in cells} == presets
+    for name, count in cells:
+        assert f"{count_parameters(load_config(None, {'model.preset': name}).model).total:,}" == count, name
+
+
+def test_the_tree_is_what_is_there() -> None:
+    (tree,) = [block for block in blocks("text") if block.startswith("scaletrain/")]
+    said: set[Path] = set()
+    top = Path()
+    for line in tree.splitlines():
+        # Names come first, with two spaces between them; a note is words with single spaces, or none.
+        names = [name for name in re.split(r"\s{2,}", line.strip()) if re.fullmatch(r"\w+/|\w+\.(py|sh|yaml)", name)]
+        top = top if line.startswith(" ") else Path(names[0])
+        said.update(top / name if line.startswith(" ") else Path(name) for name in names)
+    assert [path for path in said if not (ROOT / path).exists()] == []
+    for folder in ("scaletrain", "configs", "tools"):
+        there = {path.relative_to(ROOT) for path in (ROOT / folder).iterdir() if not path.name.startswith("__")}
+        assert {path for path in there if path.is_dir() or path.suffix in (".py", ".sh", ".yaml")} <= said
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
