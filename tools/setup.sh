@@ -5,7 +5,7 @@
 #
 # Environment variables:
 #   PYTHON                  interpreter that makes .venv (default: the first of python3, python3.13 ... that is new enough)
-#   SCALETRAIN_TORCH_INDEX  package index for torch alone, such as https://download.pytorch.org/whl/cpu
+#   SCALETRAIN_TORCH_INDEX  package index for torch alone, such as PyTorch's own for slim CPU builds or another CUDA
 #   SCALETRAIN_PYTHON       interpreter of an existing environment to use instead of .venv; its torch stays as it is
 set -euo pipefail
 

@@ -12,6 +12,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import torch_autocast
+from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from scaletrain.config.derive import zero_stage
@@ -19,7 +21,7 @@ from scaletrain.data.loader import MicroBatch
 from scaletrain.engine import state as engine_state
 from scaletrain.engine.randomness import derive_seed, seed_dropout
 from scaletrain.model.losses import LossTerms
-from scaletrain.model.transformer import Transformer
+from scaletrain.model.transformer import Block, Transformer
 from scaletrain.protocols import FragmentSource, SavedPart
 
 logger = logging.getLogger(__name__)
@@ -83,9 +85,15 @@ class Engine:
         self._micro_steps: int = ds_config["gradient_accumulation_steps"]
         # Tells DeepSpeed that the ranks are connected; zero.Init would otherwise count one.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        # DeepSpeed keeps this per process: left over from an engine before, it would scale this one's gradients.
+        torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
         torch.manual_seed(derive_seed("init", seed))
         with self._sharded_construction(ds_config):
             module = build_module()
+        if self.stage == 3:
+            # A block's weights are gathered together, and torch.compile sees a block as one graph: hooks on each of
+            # its linear layers would break it into small ones.
+            set_z3_leaf_modules(module, [Block])
         self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
         if compile_module:
             self.ds.compile()
