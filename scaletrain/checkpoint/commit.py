@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints
+from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints, step_of
 
 _CHUNK_BYTES = 8 << 20
 
@@ -85,17 +85,22 @@ def commit(partial: Path, final: Path, records: Mapping[str, FileRecord]) -> Non
     _sync(final.parent)
 
 
-def prune(checkpoints: Path, keep_last: int) -> list[Path]:
+def prune(checkpoints: Path, keep_last: int, current_step: int) -> list[Path]:
     """Deletes the oldest complete checkpoints.
+
+    One of a later step than the run's own was refused when the run went on from an older one. It does not count
+    among those that stay, or it would take the place of an intact one.
 
     Args:
         checkpoints: The run's ``checkpoints`` folder.
-        keep_last: Number that stay.
+        keep_last: Number that stay, of those up to ``current_step``.
+        current_step: Where the run stands.
 
     Returns:
         The folders that were deleted.
     """
-    old = list_checkpoints(checkpoints)[keep_last:]
+    own = [folder for folder in list_checkpoints(checkpoints) if (step_of(folder) or 0) <= current_step]
+    old = own[keep_last:]
     for folder in old:
         # Without COMPLETE a half-deleted folder does not exist for the loader.
         (folder / COMPLETE).unlink()

@@ -72,7 +72,7 @@ class Checkpointing(Callback):
         records = _make_durable(partial)
         if run.is_main:
             commit(partial, final, records)
-            prune(checkpoints, self._config.keep_last)
+            prune(checkpoints, self._config.keep_last, run.state.step)
         dist.barrier()
         self._saved_at = run.state.step
         seconds = time.perf_counter() - start_s
