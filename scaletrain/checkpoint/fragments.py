@@ -5,6 +5,7 @@ stands where in its file. With these, a range of any tensor is read by memory ma
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -163,7 +164,15 @@ def load_tensors(path: Path) -> Any:
         with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]  # torch's hint lacks the pairs
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # unpickling of damaged files raises errors of any kind
-        raise CheckpointError(f"{path} cannot be read: {error}. Use an older checkpoint.") from error
+        raise CheckpointError(f"{path} cannot be read: {_reason(error)}. Use an older checkpoint.") from error
+
+
+def _reason(error: Exception) -> str:
+    # torch would advise to load the file without care, which runs whatever code is in it.
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign:
+        return f"it holds {foreign[1]}, and nothing but tensors and DeepSpeed's own small classes is taken from a file"
+    return str(error).partition("\n")[0]
 
 
 def _descend(content: Any, keys: tuple[str, ...]) -> Any:
