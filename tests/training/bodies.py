@@ -1,0 +1,175 @@
+"""What the ranks of the loop's tests do: train the engine tests' tiny model through ``fit``."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scaletrain.checkpoint.layout import STATE
+from scaletrain.checkpoint.weights import load_weights
+from scaletrain.config.batch_plan import BatchPlan
+from scaletrain.config.schema import CheckpointConfig
+from scaletrain.data.loader import StepBatch
+from scaletrain.engine.engine import Engine
+from scaletrain.errors import DataError, ScaletrainError
+from scaletrain.monitors.throughput import Throughput
+from scaletrain.protocols import Callback, Run
+from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.training.loop import TrainingRun, fit
+from scaletrain.training.signals import StopRequests
+from tests.engine import bodies as engine_bodies
+from tests.engine.bodies import GLOBAL_BATCH, MAX_SEQ_LEN, Case
+
+_HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start of a run.
+
+    Attributes:
+        folder: The run directory.
+        case: The engine.
+        max_steps: Where the run is complete.
+        every_steps: Interval of checkpoints.
+        signal_at: (rank, step, number): that rank gets the signal in that step.
+        bad_data_at: (rank, step): that rank cannot read its data for that step.
+        raise_at: Step after which a callback of rank 0 raises.
+    """
+
+    folder: str
+    case: Case = field(default_factory=Case)
+    max_steps: int = 6
+    every_steps: int = 2
+    keep_last: int = 2
+    signal_at: tuple[int, int, int] | None = None
+    bad_data_at: tuple[int, int] | None = None
+    raise_at: int | None = None
+
+
+class Recorder(Callback):
+    """Notes each hook with the step it was called at, and counts its steps over restarts."""
+
+    def __init__(self, name: str, notes: list[str], raise_at: int | None = None) -> None:
+        self._name = name
+        self._notes = notes
+        self._raise_at = raise_at
+        self.seen_steps = 0
+        self.losses: list[float] = []
+
+    def on_start(self, run: Run) -> None:
+        self._note("start", run)
+
+    def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
+        self._note("step", run)
+        self.seen_steps += 1
+        self.losses.append(metrics["train/loss"])
+        # What an earlier callback adds, the next one sees.
+        metrics[f"{self._name}/steps"] = float(self.seen_steps)
+        if self._name == "second":
+            assert "first/steps" in metrics
+        if run.state.step == self._raise_at:
+            raise ValueError("a callback that fails")
+
+    def on_save(self, run: Run, folder: Path) -> None:
+        assert (folder / "COMPLETE").exists()
+        self._note("save", run)
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        self._note(f"exception {type(error).__name__}", run)
+
+    def on_end(self, run: Run) -> None:
+        self._note("end", run)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen_steps": self.seen_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen_steps = state.get("seen_steps", 0)
+
+    def _note(self, what: str, run: Run) -> None:
+        self._notes.append(f"{self._name} {what} {run.state.step}")
+
+
+def batches(job: Job, plan: BatchPlan, first_step: int) -> Iterator[StepBatch]:
+    """This rank's batches, with the mishaps of the job."""
+    rank, step = dist.get_rank(), first_step
+    while True:
+        if job.signal_at and job.signal_at[:2] == (rank, step):
+            os.kill(os.getpid(), job.signal_at[2])
+        if job.bad_data_at == (rank, step):
+            raise DataError(f"shard of rank {rank} is damaged")
+        yield StepBatch(step, engine_bodies.micro_batches(plan, rank, step))  # type: ignore[arg-type]
+        step += 1
+
+
+def start(job: Job) -> dict[str, Any]:
+    """Starts the job's run or goes on with it; returns what a test looks at."""
+    plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
+    engine = engine_bodies.build_engine(job.case, plan)
+    notes: list[str] = []
+    first, second = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None), Recorder("second", notes)
+    config = CheckpointConfig(every_steps=job.every_steps, keep_last=job.keep_last)
+    callbacks = (first, second, Checkpointing(engine, config, "resolved: true\n"))
+    folder = Path(job.folder)
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+    verdict, error = "", ""
+    state = resume(engine, folder / "checkpoints", "full", callbacks)
+    begun_at = state.step
+    try:
+        run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
+        stop = StopRequests(folder, watch_file=run.is_main)
+        timing = Throughput(1.0, None, dist.get_world_size())
+        stream = batches(job, plan, state.step)
+        verdict = str(fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN))
+    except (ScaletrainError, ValueError) as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return {
+        "verdict": verdict,
+        "error": error,
+        "begun_at": begun_at,
+        "state": state.to_json(),
+        "notes": notes,
+        "losses": first.losses,
+        "seen_steps": first.seen_steps,
+    }
+
+
+def train_and_compare_weights(job: Job) -> list[str]:
+    """Trains, saves, and returns the names of weights that the checkpoint holds otherwise than the live model."""
+    plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
+    engine = engine_bodies.build_engine(job.case, plan)
+    checkpointing = Checkpointing(engine, CheckpointConfig(), "")
+    run = TrainingRun(resume(engine, Path(job.folder), "full", ()), 9, Path(job.folder), 1, dist.get_rank() == 0, ())
+    for step in range(2):
+        batch = engine_bodies.micro_batches(plan, dist.get_rank(), step)
+        engine.train_step(batch, engine.agree(batch, ()).targets, step, 3e-3)  # type: ignore[arg-type]
+    run.state.step = 2
+    checkpointing.on_end(run)
+    saved = load_weights(Path(job.folder) / "checkpoints")
+    live = live_weights(engine)
+    assert saved.keys() == live.keys()
+    return [name for name, weight in live.items() if not torch.equal(weight.float(), saved[name])]
+
+
+def live_weights(engine: Engine) -> dict[str, Tensor]:
+    """All weights of the live model by the names of its state_dict, gathered from all ranks."""
+    model = engine.ds.module.model
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=engine.stage == 3):
+        return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def saved_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint."""
+    return dict(json.loads((folder / STATE).read_text()))

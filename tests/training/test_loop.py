@@ -1,0 +1,59 @@
+"""The loop ends all ranks at one step, whoever was asked, and tells its callbacks in the promised order."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from scaletrain.launch.events import read_events
+from tests.distributed import run_on_ranks
+from tests.training import bodies
+from tests.training.bodies import Job
+
+
+def events_of(folder: Path) -> list[tuple[str, int]]:
+    return [(event["event"], event["step"]) for event in read_events(folder / "events.jsonl")]
+
+
+def test_hooks_come_in_order_and_in_reverse_at_the_end(tmp_path: Path) -> None:
+    (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), max_steps=3))
+    assert result["verdict"] == "complete" and result["seen_steps"] == 3
+    assert result["notes"] == [
+        *("first start 0", "second start 0"),
+        *("first step 1", "second step 1"),
+        *("first step 2", "second step 2", "first save 2", "second save 2"),
+        *("first step 3", "second step 3"),
+        # Checkpointing stands last, so that its end, the last save, comes first.
+        *("first save 3", "second save 3", "second end 3", "first end 3"),
+    ]
+    assert result["state"]["sequences"] == 24 and result["state"]["optimizer_steps"] == 3
+    assert result["state"]["target_tokens"] > 0
+    assert events_of(tmp_path) == [("save", 2), ("save", 3)]
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"), [(signal.SIGTERM, "requeue"), (signal.SIGUSR2, "requeue"), (signal.SIGINT, "stopped")]
+)
+def test_a_signal_to_one_rank_ends_all_at_the_same_step(tmp_path: Path, number: int, verdict: str) -> None:
+    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), every_steps=0, signal_at=(1, 3, number)))
+    assert [result["verdict"] for result in results] == [verdict, verdict]
+    # Step 3 was fetched when the signal came; it is not trained.
+    assert [result["state"]["step"] for result in results] == [3, 3]
+    assert events_of(tmp_path) == [("signal", 3), ("save", 3)]
+    reasons = [event["reason"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "signal"]
+    assert reasons == ["asked on another rank"]
+
+
+def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) -> None:
+    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), bad_data_at=(1, 3)))
+    assert [result["error"] for result in results] == ["DataError: shard of rank 1 is damaged"] * 2
+    for result in results:
+        assert result["notes"][-2:] == ["second exception DataError 3", "first exception DataError 3"]
+    # What was saved before stands; nothing is saved on the way out.
+    assert events_of(tmp_path) == [("save", 2)]
+
+
+def test_a_callback_that_fails_is_not_swallowed(tmp_path: Path) -> None:
+    (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), raise_at=2))
+    assert result["error"] == "ValueError: a callback that fails"
+    assert result["notes"][-2:] == ["second exception ValueError 2", "first exception ValueError 2"]
