@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ class Case:
     steps: tuple[int, int] = (0, 20)
     checkpointing: bool = False
     compiled: bool = False
-    offload: bool = False
+    offload: Literal["", "optimizer", "all"] = ""
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
     save: str | None = None
@@ -83,6 +83,8 @@ def build_engine(case: Case, plan: BatchPlan) -> Engine:
     zero: dict[str, Any] = {"stage": case.stage}
     if case.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
+    if case.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
     return Engine(
         lambda: CausalLM(Transformer(model, checkpoint_activations=case.checkpointing), LossConfig()),
         lambda module: build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay)),

@@ -49,9 +49,9 @@ def test_three_ranks_with_masked_filling(stage: int, micro: int, reference: list
     assert losses(Case(stage=stage, micro=micro), 3) == pytest.approx(reference, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_offloaded_optimizer_changes_nothing(stage: int, reference: list[float]) -> None:
-    assert losses(Case(stage=stage, offload=True), 2) == pytest.approx(reference, abs=TOLERANCE)
+@pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")])
+def test_offload_changes_nothing(stage: int, offload: str, reference: list[float]) -> None:
+    assert losses(Case(stage=stage, offload=offload), 2) == pytest.approx(reference, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -71,13 +71,24 @@ def test_cut_and_resumed_is_bit_identical(stage: int, precision: str, tmp_path) 
 
 
 @pytest.mark.parametrize(
-    ("saved", "loaded"), [((0, 1), (3, 2)), ((1, 3), (2, 2)), ((2, 2), (1, 4)), ((3, 4), (0, 1)), ((3, 2), (3, 3))]
+    ("saved", "loaded"),
+    [
+        ((0, 1, ""), (3, 2, "")),
+        ((1, 3, ""), (2, 2, "optimizer")),
+        ((2, 2, "optimizer"), (1, 4, "")),
+        ((3, 4, ""), (0, 1, "")),
+        ((3, 2, "all"), (3, 3, "")),
+        ((1, 1, ""), (3, 2, "all")),
+    ],
 )
-def test_resuming_on_another_topology(saved: tuple[int, int], loaded: tuple[int, int], tmp_path, reference) -> None:
+def test_resuming_on_another_topology(
+    saved: tuple[int, int, str], loaded: tuple[int, int, str], tmp_path, reference: list[float]
+) -> None:
     folder = str(tmp_path / "saved")
-    run_on_ranks(saved[1], bodies.train, Case(stage=saved[0], micro=1, steps=(0, 10), save=folder))
-    resumed = losses(Case(stage=loaded[0], micro=2, steps=(10, 20), load=folder), loaded[1])
-    assert resumed == pytest.approx(reference[10:], abs=TOLERANCE)
+    first = Case(stage=saved[0], offload=saved[2], micro=1, steps=(0, 10), save=folder)
+    run_on_ranks(saved[1], bodies.train, first)
+    second = Case(stage=loaded[0], offload=loaded[2], micro=2, steps=(10, 20), load=folder)
+    assert losses(second, loaded[1]) == pytest.approx(reference[10:], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
