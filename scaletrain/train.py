@@ -18,7 +18,7 @@ from scaletrain.launch.events import append_event
 from scaletrain.launch.keeper import start_keeper
 from scaletrain.launch.processes import die_with_launcher
 from scaletrain.launch.run_dir import RunDirectory
-from scaletrain.launch.verdicts import EXIT_CODES, Verdict, verdict_of, write_verdict
+from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict, verdict_of, write_verdict
 from scaletrain.ranks import Ranks, from_environment
 
 logger = logging.getLogger("scaletrain.train")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         _complain(error, ranks)
         # A folder is not made for a typing mistake, but a launch, or an existing run, gets its verdict.
         if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
-            _leave_verdict(Path(overrides["run_dir"]), None, ranks, Verdict.USER_ERROR, str(error))
+            _leave_verdict(Path(overrides["run_dir"]), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
         return EXIT_CODES[Verdict.USER_ERROR]
     return _run(config, ranks)
 
@@ -66,6 +66,7 @@ def _dry_run(config: RunConfig, ranks: Ranks) -> int:
 def _run(config: RunConfig, ranks: Ranks) -> int:
     folder = RunDirectory(config.run_dir)
     attempt: int | None = None
+    failed = True
     try:
         start_keeper(folder.path, ranks.rank)
         from scaletrain.training.corpus import bind_folder, open_corpus
@@ -86,20 +87,21 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
         folder.join(attempt, ranks.rank)
         from scaletrain.training.build import train
 
-        verdict, reason = train(config, manifest, folder, attempt, ranks), ""
+        ending = train(config, manifest, folder, attempt, ranks)
+        failed = False
     except BaseException as error:
-        verdict, reason = verdict_of(error), str(error) or type(error).__name__
+        ending = Ending(verdict_of(error), str(error) or type(error).__name__)
         if isinstance(error, ScaletrainError):
             _complain(error, ranks)
         else:
             traceback.print_exc()
-    _leave_verdict(folder.path, attempt, ranks, verdict, reason)
+    _leave_verdict(folder.path, attempt, ranks, ending)
     if ranks.is_main and attempt is not None:
-        append_event(folder.events, "exit", attempt=attempt, verdict=verdict.value, reason=reason)
+        append_event(folder.events, "exit", attempt=attempt, verdict=ending.verdict.value, reason=ending.reason)
         folder.release()
-    if not reason:
+    if not failed:
         disconnect()
-    return EXIT_CODES[verdict]
+    return EXIT_CODES[ending.verdict]
 
 
 def _complain(error: ScaletrainError, ranks: Ranks) -> None:
@@ -108,11 +110,11 @@ def _complain(error: ScaletrainError, ranks: Ranks) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 
-def _leave_verdict(run_dir: Path, attempt: int | None, ranks: Ranks, verdict: Verdict, reason: str) -> None:
+def _leave_verdict(run_dir: Path, attempt: int | None, ranks: Ranks, ending: Ending) -> None:
     try:
-        write_verdict(run_dir, attempt, ranks.rank, verdict, reason)
+        write_verdict(run_dir, attempt, ranks.rank, ending.verdict, ending.reason)
     except OSError as error:
-        logger.warning("the verdict %s cannot be written: %s", verdict.value, error)
+        logger.warning("the verdict %s cannot be written: %s", ending.verdict.value, error)
 
 
 if __name__ == "__main__":

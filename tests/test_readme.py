@@ -47,7 +47,7 @@ RUN_ELSEWHERE = {
     "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
     "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),
     "SCALETRAIN_PYTHON=/opt/env/bin/python bash tools/setup.sh": ("tests/tools/test_setup.py", "SCALETRAIN_PYTHON"),
-    "SCALETRAIN_TORCH_INDEX=https://download.pytorch.org/whl/cpu bash tools/setup.sh": (
+    "SCALETRAIN_TORCH_INDEX=$MY_TORCH_INDEX bash tools/setup.sh": (
         None,
         "downloads a build of torch from another index",
     ),

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,14 @@ class Verdict(StrEnum):
     HANG = "hang"
     GAVE_UP = "gave_up"
     CRASH = "crash"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, and why, in words for people."""
+
+    verdict: Verdict
+    reason: str
 
 
 EXIT_CODES = MappingProxyType(

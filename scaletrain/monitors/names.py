@@ -6,7 +6,6 @@ TRAIN_TARGET_TOKENS = "train/target_tokens"
 
 OPTIM_LR = "optim/lr"
 OPTIM_STEPS = "optim/steps"
-OPTIM_LOSS_SCALE = "optim/loss_scale"
 
 PERF_TOKENS_PER_S = "perf/tokens_per_s"
 PERF_MFU = "perf/mfu"
@@ -17,7 +16,6 @@ MEM_RESERVED_GIB = "mem/reserved_gib"
 
 DATA_EPOCH = "data/epoch"
 DATA_SEQUENCES = "data/sequences"
-DATA_TOKENS = "data/tokens"
 
 EVAL_LOSS = "eval/loss"
 EVAL_PERPLEXITY = "eval/perplexity"

@@ -16,7 +16,7 @@ from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.run_dir import RunDirectory
-from scaletrain.launch.verdicts import Verdict
+from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.transformer import Transformer
 from scaletrain.monitors.progress import format_count, start_banner
 from scaletrain.monitors.throughput import Throughput
@@ -38,7 +38,7 @@ from scaletrain.training.signals import StopRequests
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: int, ranks: Ranks) -> Verdict:
+def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: int, ranks: Ranks) -> Ending:
     """Starts a run or goes on with it; every rank calls it, connected to the others.
 
     Args:
@@ -64,7 +64,7 @@ def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: 
     _announce(config, plan, engine, dataset, state)
     if state.step >= max_steps:
         logger.info("the run is complete: step %d of %d", state.step, max_steps)
-        return Verdict.COMPLETE
+        return Ending(Verdict.COMPLETE, "all steps were done before")
     target = WriterTarget(folder.path, attempt, state.step + 1)
     reporting = Reporting(
         open_writers(("jsonl",), target) if ranks.is_main else (),
@@ -82,11 +82,11 @@ def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: 
     rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, max_steps))
     batches = iterate_steps(dataset, plan, ranks.rank, state.step, config.data.num_workers, config.data.prefetch)
     try:
-        verdict = fit(run, engine, batches, rates, timing, stop, plan.global_batch_size, config.train.max_seq_len)
+        ending = fit(run, engine, batches, rates, timing, stop, plan.global_batch_size, config.train.max_seq_len)
     finally:
         batches.close()
-    _conclude(verdict, run, evaluating)
-    return verdict
+    _conclude(ending, run, evaluating)
+    return ending
 
 
 def open_dataset(config: RunConfig, manifest: Manifest) -> SequenceDataset:
@@ -181,9 +181,9 @@ def _announce(
     logger.info("%s", start_banner(f"{config.run_dir} {start}", rows))
 
 
-def _conclude(verdict: Verdict, run: TrainingRun, evaluating: Evaluating) -> None:
-    if verdict is not Verdict.COMPLETE:
-        logger.info("ends at step %d as asked (%s); the same command goes on", run.state.step, verdict.value)
+def _conclude(ending: Ending, run: TrainingRun, evaluating: Evaluating) -> None:
+    if ending.verdict is not Verdict.COMPLETE:
+        logger.info("ends at step %d (%s); the same command goes on", run.state.step, ending.reason)
         return
     for prompt, text in evaluating.samples:
         logger.info("sample, from %r:\n%s%s", prompt, prompt, text)

@@ -11,7 +11,7 @@ from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError
 from scaletrain.launch.events import append_event
-from scaletrain.launch.verdicts import Verdict
+from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import Callback, TrainingState
@@ -52,7 +52,7 @@ def fit(
     stop: StopRequests,
     global_batch_size: int,
     max_seq_len: int,
-) -> Verdict:
+) -> Ending:
     """Trains until the run is complete or asked to end.
 
     Args:
@@ -66,9 +66,9 @@ def fit(
         max_seq_len: Tokens in a sequence.
 
     Returns:
-        ``complete``, or the verdict that was asked for.
+        ``complete``, or the verdict that was asked for, with the reason.
     """
-    verdict = Verdict.COMPLETE
+    ending = Ending(Verdict.COMPLETE, "all steps are done")
     try:
         run.notify("on_start")
         while run.state.step < run.max_steps:
@@ -82,8 +82,8 @@ def fit(
                 raise DataError("\n".join(engine.collect_texts(str(problem or ""))))
             asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=False) if count]
             if asked:
-                verdict = asked[0]
-                run.record_event("signal", verdict=verdict.value, reason=stop.reason(verdict))
+                ending = Ending(asked[0], stop.reason(asked[0]))
+                run.record_event("signal", verdict=ending.verdict.value, reason=ending.reason)
                 break
             lr = learning_rate(batch.step)
             result = engine.train_step(batch.micro_batches, agreed.targets, batch.step, lr)
@@ -108,7 +108,7 @@ def fit(
     except BaseException as error:
         run.notify("on_exception", error)
         raise
-    return verdict
+    return ending
 
 
 def _fetch(batches: Iterator[StepBatch]) -> tuple[StepBatch | None, DataError | None]:
