@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +83,10 @@ class Engine:
         self._seed = seed
         self._applied_steps = 0
         self._micro_steps: int = ds_config["gradient_accumulation_steps"]
-        _prefer_own_programs()
+        if self.device.type == "cpu":
+            # Compiling the all-reduce of its inference would take DeepSpeed half a minute and more at a first start,
+            # and again whenever another environment has built it meanwhile. Training never calls it.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         # Tells DeepSpeed that the ranks are connected; zero.Init would otherwise count one.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         # DeepSpeed keeps this per process: left over from an engine before, it would scale this one's gradients.
@@ -268,10 +269,3 @@ class Engine:
         moved = {"tokens": micro["tokens"], "targets": micro["targets"]}
         moved |= {key: value for key in ("documents", "positions") if (value := micro[key]) is not None}
         return {key: value.to(self.device, non_blocking=True) for key, value in moved.items()}
-
-
-def _prefer_own_programs() -> None:
-    """Puts this environment's programs first on the path: with another ninja DeepSpeed compiles its operations anew."""
-    own = str(Path(sys.executable).parent)
-    others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != own]
-    os.environ["PATH"] = os.pathsep.join([own, *others])
