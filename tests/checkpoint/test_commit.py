@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
     with pytest.raises(CheckpointError, match="Choose another step: step_00000020, step_00000010"):
         require_checkpoint(tmp_path, 20, "full")
     damage(older)
-    with pytest.raises(CheckpointError, match="no intact checkpoint.*step_00000020.*step_00000010.*Train the run"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint.*step_00000020.*step_00000010.*Train the run"):
         require_checkpoint(tmp_path, None, "full")
 
 
@@ -168,5 +168,5 @@ def test_a_step_that_is_reached_again_replaces_what_was_saved(tmp_path: Path) ->
     folder = write(tmp_path, 10)
     assert find_damage(folder, "full") is None
     assert require_checkpoint(tmp_path, 10, "full") == folder
-    with pytest.raises(CheckpointError, match="step 15 has no checkpoint in .*there are: step_00000010"):
+    with pytest.raises(CheckpointError, match=r"step 15 has no checkpoint in .*there are: step_00000010"):
         require_checkpoint(tmp_path, 15, "full")

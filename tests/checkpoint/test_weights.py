@@ -74,7 +74,7 @@ def test_a_missing_rank_is_noticed(checkpoint: Path) -> None:
 
 def test_a_damaged_description_is_noticed(checkpoint: Path) -> None:
     (checkpoint / "fragments_00001.json").write_text('{"file": ')
-    with pytest.raises(CheckpointError, match="cannot be read.*Use an older checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cannot be read.*Use an older checkpoint"):
         FragmentReader(checkpoint, 2)
 
 

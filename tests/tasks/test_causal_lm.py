@@ -48,13 +48,12 @@ def test_the_loss_and_its_gradient_are_those_of_torch(
     torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
 
 
-def test_evaluation_is_without_the_terms_added_for_training(
-    model: Transformer, batch: dict[str, torch.Tensor]
-) -> None:
+def test_evaluation_is_without_the_terms_added_for_training(model: Transformer, batch: dict[str, torch.Tensor]) -> None:
     task = CausalLM(model, LossConfig(label_smoothing=0.2, z_loss=0.1))
     training = task(**batch)
     assert float(training.loss_sum.detach()) > float(training.nll_sum) + 1
-    evaluated = task.eval()(**batch)
+    with torch.no_grad():
+        evaluated = task.eval()(**batch)
     assert float(evaluated.loss_sum) == float(evaluated.nll_sum) == float(training.nll_sum)
 
 

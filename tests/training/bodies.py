@@ -1,5 +1,6 @@
 """What the ranks of the loop's tests do: train the engine tests' tiny model through ``fit``."""
 
+import contextlib
 import json
 import os
 import signal
@@ -99,6 +100,17 @@ class Recorder(Callback):
         self._notes.append(f"{self._name} {what} {run.state.step}")
 
 
+@contextlib.contextmanager
+def keep_signal_handlers() -> Iterator[None]:
+    """The ranks outlive a test: one that ignored SIGTERM would not end with the session."""
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def batches(job: Job, plan: BatchPlan, first_step: int) -> Iterator[StepBatch]:
     """This rank's batches, with the mishaps of the job."""
     rank, step = dist.get_rank(), first_step
@@ -120,21 +132,18 @@ def start(job: Job) -> dict[str, Any]:
     config = CheckpointConfig(every_steps=job.every_steps, keep_last=job.keep_last)
     callbacks = (first, second, Checkpointing(engine, config, "resolved: true\n"))
     folder = Path(job.folder)
-    before = {number: signal.getsignal(number) for number in _HANDLED}
-    verdict, error = "", ""
     state = resume(engine, folder / "checkpoints", "full", callbacks)
     begun_at = state.step
-    try:
-        run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
+    run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
+    timing = Throughput(1.0, None, dist.get_world_size())
+    verdict, error = "", ""
+    with keep_signal_handlers():
         stop = StopRequests(folder, watch_file=run.is_main)
-        timing = Throughput(1.0, None, dist.get_world_size())
         stream = batches(job, plan, state.step)
-        verdict = str(fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN))
-    except (ScaletrainError, ValueError) as raised:
-        error = f"{type(raised).__name__}: {raised}"
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            verdict = str(fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN).verdict)
+        except (ScaletrainError, ValueError) as raised:
+            error = f"{type(raised).__name__}: {raised}"
     return {
         "verdict": verdict,
         "error": error,

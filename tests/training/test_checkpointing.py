@@ -71,5 +71,5 @@ def test_without_an_intact_checkpoint_all_ranks_say_so(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     job = Job(str(tmp_path), max_steps=2)
     run_on_ranks(1, bodies.start, job)
-    with pytest.raises(AssertionError, match="checkpoint is of another model.*embedding.*Use another run_dir"):
+    with pytest.raises(AssertionError, match=r"checkpoint is of another model.*embedding.*Use another run_dir"):
         run_on_ranks(1, bodies.start, replace(job, case=Case(model={"d_model": 36})))

@@ -1,0 +1,90 @@
+"""One command starts a run or goes on with it, however it was ended before."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from scaletrain.launch.verdicts import Verdict
+from tests.integration.runs import NewRun, TinyRun
+from tests.processes import eventually, living
+
+FOREVER = ("--train.max_steps", 1_000_000)
+WITH_DROPOUT = ("--model.dropout", 0.1)
+MEASURED = ("train/loss", "train/grad_norm", "optim/lr", "eval/loss", "text/samples")
+
+
+def nothing_lives(run: TinyRun) -> bool:
+    return not living(run.folder)
+
+
+def test_a_run_cut_by_a_signal_and_by_kill_goes_on_bit_for_bit(new_run: NewRun) -> None:
+    cut = new_run("cut")
+    # A scheduler's SIGTERM to one rank ends all of them at the same step.
+    launcher = cut.start_deepspeed(*WITH_DROPOUT, *FOREVER)
+    cut.wait_for_step(3, attempt=1)
+    os.kill(cut.pid_of(1, rank=1), signal.SIGTERM)
+    assert launcher.wait(timeout=60) != 0
+    assert cut.verdicts(1) == [Verdict.REQUEUE, Verdict.REQUEUE]
+    first_cut = cut.curve()[-1][0]
+    assert cut.events(1)[0] == "start" and cut.events(1)[-1] == "exit" and "signal" in cut.events(1)
+    assert (cut.run_dir / "checkpoints" / f"step_{first_cut:08d}" / "COMPLETE").exists()
+    eventually(lambda: nothing_lives(cut), 10, lambda: f"all processes ended: {living(cut.folder)}")
+
+    # The launcher itself is killed: it can tell nobody, and still the ranks save and end.
+    launcher = cut.start_deepspeed(*WITH_DROPOUT, *FOREVER)
+    cut.wait_for_step(first_cut + 3, attempt=2)
+    pids = [cut.pid_of(2, rank) for rank in (0, 1)]
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait(timeout=10)
+    eventually(lambda: nothing_lives(cut), 45, "all processes ended")
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert cut.verdicts(2) == [Verdict.REQUEUE, Verdict.REQUEUE]
+    assert cut.events(2)[0] == "resume"
+    second_cut = cut.curve()[-1][0]
+    assert second_cut >= first_cut + 3
+
+    to_the_end = (*WITH_DROPOUT, "--train.max_steps", second_cut + 2)
+    assert cut.start_deepspeed(*to_the_end).wait(timeout=90) == 0
+    assert cut.verdicts(3) == [Verdict.COMPLETE, Verdict.COMPLETE]
+    assert not (cut.run_dir / "lease.json").exists()
+    reference = new_run("uncut")
+    assert [rank.wait(timeout=90) for rank in reference.start_ranks(2, *to_the_end)] == [0, 0]
+    uncut = reference.curve(*MEASURED)
+    assert [step for step, *_ in uncut] == list(range(second_cut + 3))
+    assert cut.curve(*MEASURED) == uncut
+
+
+def test_another_stage_and_another_number_of_ranks_go_on(new_run: NewRun, finished: TinyRun) -> None:
+    run = new_run("moved")
+    stopped = run.alone("--deepspeed", "configs/ds/zero3.json", "--train.max_steps", 5)
+    assert stopped.returncode == 0, stopped.stdout
+    ranks = run.start_ranks(2, "--deepspeed", "configs/ds/zero1.json", "--train.micro_batch_size", 1)
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    losses = [loss for _, loss in run.curve("train/loss")[1:]]
+    assert losses == pytest.approx([loss for _, loss in finished.curve("train/loss")[1:]], abs=1e-5)
+    assert run.events(2).count("change") == 3 and "resume" in run.events(2)
+
+    before = run.curve("train/loss")
+    again = run.alone()
+    assert again.returncode == 0 and "the run is complete: step 12 of 12" in again.stdout
+    assert run.verdicts(3) == [Verdict.COMPLETE] and run.curve("train/loss") == before
+
+
+def test_a_stop_file_ends_a_run_and_is_taken_away(new_run: NewRun) -> None:
+    run = new_run("stopped")
+    (process,) = run.start_ranks(1, *FOREVER)
+    run.wait_for_step(2, attempt=1)
+    (run.run_dir / "stop").touch()
+    assert process.wait(timeout=30) == 130
+    assert run.verdicts(1) == [Verdict.STOPPED] and not (run.run_dir / "stop").exists()
+    last = run.curve()[-1][0]
+    assert (run.run_dir / "checkpoints" / f"step_{last:08d}" / "COMPLETE").exists()
+    assert "Traceback" not in run.output_of("rank-0").read_text()
+    eventually(lambda: nothing_lives(run), 10, "all processes ended")
+
+
+def test_nothing_is_compiled_before_the_first_step(finished: TinyRun) -> None:
+    # It would take a minute on a fresh machine, and a compiler.
+    assert not (finished.folder / "extensions").exists()
