@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaletrain.checkpoint.commit import commit, make_durable
+from scaletrain.checkpoint.commit import commit, list_files, make_durable
 from scaletrain.checkpoint.fragments import write_fragments
 from scaletrain.checkpoint.layout import STATE, folder_name, partial_name
 from scaletrain.config.load import dump_yaml, load_config
@@ -47,7 +47,7 @@ def save(run_dir: Path, step: int, model: Transformer) -> None:
     shapes = {key: list(weight.shape) for key, weight in weights.items()}
     tied = {"model.output.weight": "model.embedding.weight"}
     (partial / STATE).write_text(json.dumps({"engine": {"zero_stage": 0, "shapes": shapes, "tied": tied}}))
-    commit(partial, run_dir / "checkpoints" / folder_name(step), make_durable(partial, 0, 1))
+    commit(partial, run_dir / "checkpoints" / folder_name(step), make_durable(partial, list_files(partial)))
 
 
 @pytest.fixture(scope="module")
