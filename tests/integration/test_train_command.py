@@ -1,6 +1,7 @@
 """One command starts a run or goes on with it, however it was ended before."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -58,18 +59,26 @@ def test_a_run_cut_by_a_signal_and_by_kill_goes_on_bit_for_bit(new_run: NewRun) 
 
 def test_another_stage_and_another_number_of_ranks_go_on(new_run: NewRun, finished: TinyRun) -> None:
     run = new_run("moved")
-    stopped = run.alone("--deepspeed", "configs/ds/zero3.json", "--train.max_steps", 5)
-    assert stopped.returncode == 0, stopped.stdout
-    ranks = run.start_ranks(2, "--deepspeed", "configs/ds/zero1.json", "--train.micro_batch_size", 1)
-    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
-    losses = [loss for _, loss in run.curve("train/loss")[1:]]
-    assert losses == pytest.approx([loss for _, loss in finished.curve("train/loss")[1:]], abs=1e-5)
-    assert run.events(2).count("change") == 3 and "resume" in run.events(2)
+    shutil.copytree(finished.run_dir, run.run_dir)
+    newest = run.run_dir / "checkpoints" / "step_00000012" / "mp_rank_00_model_states.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
 
-    before = run.curve("train/loss")
+    ranks = run.start_ranks(2, "--deepspeed", "configs/ds/zero3.json", "--train.micro_batch_size", 1)
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    told = run.output_of("rank-0").read_text()
+    assert "refused checkpoint step_00000012: mp_rank_00_model_states.pt has another checksum" in told
+    assert "goes on at step 8" in told
+    assert run.events(2).count("change") == 2 and "resume" in run.events(2)
+    curve, reference = run.curve("attempt", "train/loss")[1:], finished.curve("attempt", "train/loss")[1:]
+    # Of step 8 there is the configuration of the second attempt, too.
+    assert [attempt for _, attempt, _ in curve] == [1] * 7 + [2] * 5
+    assert [loss for *_, loss in curve] == pytest.approx([loss for *_, loss in reference], abs=1e-5)
+
     again = run.alone()
     assert again.returncode == 0 and "the run is complete: step 12 of 12" in again.stdout
-    assert run.verdicts(3) == [Verdict.COMPLETE] and run.curve("train/loss") == before
+    assert run.verdicts(3) == [Verdict.COMPLETE] and run.curve("attempt", "train/loss")[1:] == curve
 
 
 def test_a_stop_file_ends_a_run_and_is_taken_away(new_run: NewRun) -> None:
