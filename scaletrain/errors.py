@@ -20,5 +20,9 @@ class CheckpointError(ScaletrainError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class DivergenceError(ScaletrainError):
+    """The training itself has come to nothing: going on would waste GPU hours."""
+
+
 class HealthError(ScaletrainError):
-    """The hardware or the training itself is sick; going on would waste GPU hours."""
+    """The hardware is sick; going on would waste GPU hours."""

@@ -98,6 +98,10 @@ class Run(Protocol):
     def is_main(self) -> bool:
         """Whether this rank writes what is written once."""
 
+    @property
+    def callbacks(self) -> Sequence["Callback"]:
+        """All callbacks of the run, in their order."""
+
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks, in their order."""
 

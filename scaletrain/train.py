@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from scaletrain import log
 from scaletrain.config.command_line import parse
@@ -13,7 +15,7 @@ from scaletrain.config.derive import check
 from scaletrain.config.help import help_text
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import RunConfig
-from scaletrain.errors import ScaletrainError
+from scaletrain.errors import ConfigError, DataError, ScaletrainError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.keeper import start_keeper
 from scaletrain.launch.processes import die_with_launcher
@@ -68,6 +70,8 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
     attempt: int | None = None
     failed = True
     try:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, _leave)
         start_keeper(folder.path, ranks.rank)
         from scaletrain.training.corpus import bind_folder, open_corpus
 
@@ -93,6 +97,8 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
         ending = Ending(verdict_of(error), str(error) or type(error).__name__)
         if isinstance(error, ScaletrainError):
             _complain(error, ranks)
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            logger.info("ends before the first step, as asked")
         else:
             traceback.print_exc()
     _leave_verdict(folder.path, attempt, ranks, ending)
@@ -104,9 +110,14 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
     return EXIT_CODES[ending.verdict]
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Asked to end before the loop listens: nothing is trained yet, so nothing needs saving."""
+    raise SystemExit(EXIT_CODES[Verdict.REQUEUE])
+
+
 def _complain(error: ScaletrainError, ranks: Ranks) -> None:
-    """Prints a user's mistake; every rank finds the same one, so a node says it once."""
-    if ranks.local_rank == 0:
+    """Prints a user's mistake. Every rank finds the same one in configuration and data, so a node says it once."""
+    if ranks.local_rank == 0 or not isinstance(error, ConfigError | DataError):
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 

@@ -78,7 +78,7 @@ def continuation(request: Request) -> Iterator[str]:
     # Imported here, so that --help and a misspelt option are answered before torch is loaded.
     from scaletrain.checkpoint.weights import load_weights
     from scaletrain.config.load import load_config
-    from scaletrain.data.tokenizer import find_borders, load_tokenizer
+    from scaletrain.data.tokenizer import load_tokenizer, prompt_tokens, read_borders
     from scaletrain.evaluation.generation import generate, stream_text
     from scaletrain.model.transformer import Transformer
 
@@ -88,14 +88,13 @@ def continuation(request: Request) -> Iterator[str]:
         )
     config = load_config(request.run_dir / "config.yaml", {})
     tokenizer = load_tokenizer(request.run_dir / "tokenizer.json")
-    borders = find_borders(tokenizer)
-    prompt_tokens = tokenizer.encode(request.prompt, add_special_tokens=False).ids
+    borders = read_borders(request.run_dir / "corpus.json")
     model = Transformer(config.model)
     model.load_state_dict(load_weights(request.run_dir / "checkpoints", request.step))
     model.eval()
     tokens = generate(
         model,
-        prompt_tokens if borders.bos_id is None else [borders.bos_id, *prompt_tokens],
+        prompt_tokens(tokenizer, request.prompt, borders),
         request.max_new_tokens,
         temperature=request.temperature,
         top_k=request.top_k,

@@ -80,6 +80,7 @@ def commit(partial: Path, final: Path, records: Mapping[str, FileRecord]) -> Non
     _sync(partial / COMPLETE)
     _sync(partial)
     if final.exists():
+        (final / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(final)
     os.rename(partial, final)
     _sync(final.parent)

@@ -168,6 +168,11 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             f"model.n_heads = {model.n_heads} is not a multiple of model.n_kv_heads = {model.n_kv_heads}: "
             "each key/value head serves the same number of query heads; change one of them"
         )
+    if model.d_model % model.n_heads and model.head_dim == model.d_model // model.n_heads:
+        yield (
+            f"model.d_model = {model.d_model} is not a multiple of model.n_heads = {model.n_heads}, so that heads of "
+            f"{model.head_dim} would not fill it; choose a divisor, or give another model.head_dim"
+        )
     if model.positions == "rotary" and model.head_dim % 2:
         yield (
             f"model.head_dim = {model.head_dim} is odd: rotary positions turn pairs of dimensions; "

@@ -53,6 +53,8 @@ def find_file(path: Path, purpose: str) -> Path:
                 return candidate
         except OSError as error:  # a name too long, a folder that may not be entered
             raise ConfigError(f"{purpose} {str(path)!r} cannot be opened: {error.strerror}") from None
+    if any(candidate.is_dir() for candidate in candidates):
+        raise ConfigError(f"{purpose} {str(path)!r} is a folder; give the path of a file in it")
     tried = ", ".join(str(candidate.absolute()) for candidate in candidates)
     raise ConfigError(f"{purpose} {str(path)!r} does not exist; give the path of a file (looked for {tried})")
 

@@ -118,12 +118,15 @@ class TrainConfig(Section):
     deterministic: bool = Field(False, description="deterministic kernels on GPUs, for bit-identical restarts")
 
 
+Prompt = Annotated[str, Field(min_length=1)]
+
+
 class EvalConfig(Section):
     """Evaluation on the fixed validation set."""
 
     every_steps: int = Field(100, ge=0, description="0 evaluates at the end only")
     max_sequences: int = Field(256, ge=1, description="sequences of the validation set that are used")
-    prompts: tuple[str, ...] = Field((), description="continued at each evaluation, as samples")
+    prompts: tuple[Prompt, ...] = Field((), description="continued at each evaluation, as samples")
     sample_tokens: int = Field(64, ge=1)
     temperature: float = Field(0.8, ge=0, description="of the samples; 0 is greedy")
 

@@ -142,6 +142,9 @@ def _text_of(line: bytes, place: str, text_field: str) -> str:
             return text
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not a line of JSON: {error}. Correct or remove the line.") from None
+    if isinstance(record, dict) and text_field in record:
+        kind = type(record[text_field]).__name__
+        raise DataError(f"{place}: field {text_field!r} holds {kind}, not text. Correct or remove the line.")
     found = f"has the fields {', '.join(map(repr, record))}" if isinstance(record, dict) else "is not an object"
     raise DataError(f"{place}: no text in field {text_field!r}; the line {found}. Name the field with --text_field.")
 

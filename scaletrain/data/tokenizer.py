@@ -109,6 +109,40 @@ def find_borders(tokenizer: Tokenizer, eos_token: str | None = None) -> Borders:
     return Borders(eos_id, marked[0] if marked and marked[: len(plain)] != plain else None)
 
 
+def read_borders(path: Path) -> Borders:
+    """Reads the border tokens that a run keeps of its corpus.
+
+    Args:
+        path: The run's ``corpus.json``.
+
+    Returns:
+        The borders.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+        return Borders(content["eos_id"], content["bos_id"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Start the run again, which writes it.") from None
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, borders: Borders) -> list[int]:
+    """Tokens of a text that begins a document, as those that a model was trained on.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompt: The text.
+        borders: Tokens that mark where a document begins and ends.
+
+    Returns:
+        The tokens, behind the one that begins a document where there is one.
+    """
+    tokens: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
+    return tokens if borders.bos_id is None else [borders.bos_id, *tokens]
+
+
 def vocabulary_rows(tokenizer: Tokenizer) -> int:
     """Largest id plus one: the rows that an embedding needs, also where ids are left out."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

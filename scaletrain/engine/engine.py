@@ -14,12 +14,14 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import torch_autocast
 from deepspeed.utils import set_z3_leaf_modules
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scaletrain.config.derive import zero_stage
 from scaletrain.data.loader import MicroBatch
 from scaletrain.engine import state as engine_state
 from scaletrain.engine.randomness import derive_seed, seed_dropout
+from scaletrain.errors import ConfigError
 from scaletrain.model.losses import LossTerms
 from scaletrain.model.transformer import Block, Transformer
 from scaletrain.protocols import FragmentSource, SavedPart
@@ -92,13 +94,14 @@ class Engine:
         # DeepSpeed keeps this per process: left over from an engine before, it would scale this one's gradients.
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
         torch.manual_seed(derive_seed("init", seed))
-        with self._sharded_construction(ds_config):
+        with _told_as_config_error(), self._sharded_construction(ds_config):
             module = build_module()
         if self.stage == 3:
             # A block's weights are gathered together, and torch.compile sees a block as one graph: hooks on each of
             # its linear layers would break it into small ones.
             set_z3_leaf_modules(module, [Block])
-        self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
+        with _told_as_config_error():
+            self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
         if compile_module:
             self.ds.compile()
 
@@ -269,3 +272,13 @@ class Engine:
         moved = {"tokens": micro["tokens"], "targets": micro["targets"]}
         moved |= {key: value for key in ("documents", "positions") if (value := micro[key]) is not None}
         return {key: value.to(self.device, non_blocking=True) for key, value in moved.items()}
+
+
+@contextlib.contextmanager
+def _told_as_config_error() -> Iterator[None]:
+    """DeepSpeed checks its own settings with pydantic, whose traceback no user wants."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ConfigError(f"--deepspeed: DeepSpeed refuses {problems}. Correct the file.") from None

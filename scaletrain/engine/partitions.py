@@ -167,9 +167,11 @@ def moment_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         optimizer: AdamW, Adam or SGD.
 
     Returns:
-        ("exp_avg", "exp_avg_sq") or ("momentum_buffer",).
+        ("exp_avg", "exp_avg_sq"), ("momentum_buffer",), or none for SGD without momentum.
     """
-    return ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
+    return ("exp_avg", "exp_avg_sq")
 
 
 def unwrapped_name(name: str) -> str:

@@ -99,7 +99,8 @@ def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, gener
     Returns:
         The token.
     """
-    if temperature == 0:
+    # So low a temperature overflows fp32; and of NaN logits, those of a diverged model, nothing can be sampled.
+    if temperature < 1e-6 or not logits_V.isfinite().any():
         return int(logits_V.argmax())
     sorted_V, order_V = (logits_V / temperature).sort(descending=True, stable=True)
     if top_k:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from scaletrain.errors import HealthError, ScaletrainError
+from scaletrain.errors import DivergenceError, HealthError, ScaletrainError
 
 
 class Verdict(StrEnum):
@@ -56,6 +56,8 @@ def verdict_of(error: BaseException) -> Verdict:
     """The verdict of a run that ended with an exception."""
     if isinstance(error, KeyboardInterrupt):
         return Verdict.STOPPED
+    if isinstance(error, DivergenceError):
+        return Verdict.GAVE_UP
     if isinstance(error, HealthError):
         return Verdict.SICK_NODE
     if isinstance(error, ScaletrainError):

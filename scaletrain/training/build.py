@@ -12,7 +12,7 @@ from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
 from scaletrain.data.loader import MicroBatch, SequenceDataset, evaluation_batches, iterate_steps
 from scaletrain.data.manifest import Manifest
-from scaletrain.data.tokenizer import load_tokenizer
+from scaletrain.data.tokenizer import Borders, load_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.run_dir import RunDirectory
@@ -63,7 +63,8 @@ def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: 
     state = resume(engine, folder.checkpoints, config.checkpoint.verify, (evaluating, checkpointing))
     _announce(config, plan, engine, dataset, state)
     if state.step >= max_steps:
-        logger.info("the run is complete: step %d of %d", state.step, max_steps)
+        beyond = " (it was trained with a larger train.max_steps)" if state.step > max_steps else ""
+        logger.info("the run is complete: it is at step %d of %d%s", state.step, max_steps, beyond)
         return Ending(Verdict.COMPLETE, "all steps were done before")
     target = WriterTarget(folder.path, attempt, state.step + 1)
     reporting = Reporting(
@@ -135,7 +136,8 @@ def build_evaluating(config: RunConfig, manifest: Manifest, engine: Engine, rank
         )
 
     tokenizer = load_tokenizer(manifest.tokenizer_path)
-    return Evaluating(engine, config.eval, batches, tokenizer, manifest.tokenizer.eos_id, config.seed, max_seq_len)
+    borders = Borders(manifest.tokenizer.eos_id, manifest.tokenizer.bos_id)
+    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, max_seq_len)
 
 
 def build_engine(config: RunConfig, plan: BatchPlan) -> Engine:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from scaletrain.checkpoint.verify import Level, newest_intact
 from scaletrain.config.schema import CheckpointConfig
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import CheckpointError
+from scaletrain.monitors import names
 from scaletrain.protocols import Callback, Run, TrainingState
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Checkpointing(Callback):
         self._config = config
         self._resolved_config = resolved_config
         self._saved_at: int | None = None
+        self._last_step_applied = True
 
     def on_start(self, run: Run) -> None:
         """Removes what a killed run left half written; a resumed step needs no new save."""
@@ -47,6 +50,7 @@ class Checkpointing(Callback):
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Saves when it is time."""
+        self._last_step_applied = math.isfinite(metrics[names.TRAIN_GRAD_NORM])
         if self._config.every_steps and run.state.step % self._config.every_steps == 0:
             self._save(run)
 
@@ -72,7 +76,9 @@ class Checkpointing(Callback):
         records = _make_durable(partial)
         if run.is_main:
             commit(partial, final, records)
-            prune(checkpoints, self._config.keep_last, run.state.step)
+            # After a step that was not applied the weights may be ruined: no earlier checkpoint makes room for them.
+            if self._last_step_applied:
+                prune(checkpoints, self._config.keep_last, run.state.step)
         dist.barrier()
         self._saved_at = run.state.step
         seconds = time.perf_counter() - start_s
@@ -93,12 +99,11 @@ def _make_durable(partial: Path) -> dict[str, FileRecord]:
 
 
 def _state_of(run: Run, engine_state: dict[str, Any]) -> dict[str, Any]:
-    callbacks: Sequence[Callback] = getattr(run, "callbacks", ())
     return {
         "format": 1,
         "training": run.state.to_json(),
         "engine": engine_state,
-        "callbacks": {type(callback).__name__: callback.state_dict() for callback in callbacks},
+        "callbacks": {type(callback).__name__: callback.state_dict() for callback in run.callbacks},
     }
 
 

@@ -1,9 +1,10 @@
 """Opens the corpus of a run; without torch, so that a mistake is told at once."""
 
+import json
 from pathlib import Path
 
 from scaletrain.config.schema import RunConfig
-from scaletrain.data.manifest import Manifest
+from scaletrain.data.manifest import FILE_NAME, Manifest
 from scaletrain.data.shards import ShardReader
 from scaletrain.errors import ConfigError
 from scaletrain.launch.identity import identity_of
@@ -73,7 +74,7 @@ def check_shards(manifest: Manifest) -> None:
 
 
 def bind_folder(folder: RunDirectory, config: RunConfig, manifest: Manifest) -> list[str]:
-    """Checks that a run's folder belongs to this run, and keeps the tokenizer in it. For rank 0.
+    """Checks that a run's folder belongs to this run, and keeps in it what generation needs of the corpus. For rank 0.
 
     Args:
         folder: The run's folder, claimed.
@@ -89,5 +90,12 @@ def bind_folder(folder: RunDirectory, config: RunConfig, manifest: Manifest) -> 
     """
     check_shards(manifest)
     found = folder.bind(identity_of(config, manifest.tokenizer.sha256, manifest.fingerprint))
+    corpus = {
+        "manifest": str(manifest.folder.absolute() / FILE_NAME),
+        "fingerprint": manifest.fingerprint,
+        "eos_id": manifest.tokenizer.eos_id,
+        "bos_id": manifest.tokenizer.bos_id,
+    }
+    (folder.path / "corpus.json").write_text(json.dumps(corpus, indent=1) + "\n")
     (folder.path / "tokenizer.json").write_bytes(manifest.tokenizer_path.read_bytes())
     return [f"{change.key}: {change.old} -> {change.new}" for change in found]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scaletrain.config.schema import EvalConfig
 from scaletrain.data.loader import MicroBatch
-from scaletrain.data.tokenizer import token_byte_lengths
+from scaletrain.data.tokenizer import Borders, prompt_tokens, token_byte_lengths
 from scaletrain.engine.engine import Engine
 from scaletrain.evaluation.generation import generate
 from scaletrain.evaluation.perplexity import perplexity_of
@@ -29,7 +29,7 @@ class Evaluating(Callback):
         config: EvalConfig,
         batches: Callable[[], Iterator[MicroBatch]],
         tokenizer: Tokenizer,
-        eos_id: int,
+        borders: Borders,
         seed: int,
         max_context: int,
     ) -> None:
@@ -40,7 +40,7 @@ class Evaluating(Callback):
             config: How often, and the prompts of samples.
             batches: Makes this rank's part of the validation set anew.
             tokenizer: Gives the bytes of tokens, and the text of samples.
-            eos_id: Token that ends a document.
+            borders: Tokens that mark where a document begins and ends.
             seed: Of the samples.
             max_context: Tokens that the model was trained to see.
         """
@@ -51,7 +51,7 @@ class Evaluating(Callback):
         self._seed = seed
         self._max_context = max_context
         self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer))
-        self._eos_id = eos_id
+        self._borders = borders
         self._evaluated_at: int | None = None
         self._samples: list[tuple[str, str]] = []
 
@@ -89,11 +89,11 @@ class Evaluating(Callback):
         with self._engine.generating() as model:
             tokens = generate(
                 model,
-                self._tokenizer.encode(prompt, add_special_tokens=False).ids,
+                prompt_tokens(self._tokenizer, prompt, self._borders),
                 max_new_tokens=self._config.sample_tokens,
                 temperature=self._config.temperature,
                 seed=self._seed + index,
-                eos_id=self._eos_id,
+                eos_id=self._borders.eos_id,
                 max_context=self._max_context,
                 agree=self._engine.broadcast_number,
             )
@@ -101,12 +101,12 @@ class Evaluating(Callback):
 
 
 def format_samples(samples: Sequence[tuple[str, str]]) -> str:
-    """Lays generated text out as Markdown, for TensorBoard.
+    """Lays generated texts out below each other.
 
     Args:
         samples: Prompts and their continuations.
 
     Returns:
-        A code block each.
+        One text; a line of dashes between samples.
     """
-    return "\n\n".join(f"```\n{prompt}{text}\n```" for prompt, text in samples)
+    return "\n----------\n".join(prompt + text for prompt, text in samples)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.data.loader import StepBatch
-from scaletrain.engine.engine import Engine
-from scaletrain.errors import DataError
+from scaletrain.engine.engine import Engine, StepResult
+from scaletrain.errors import DataError, DivergenceError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
@@ -18,6 +18,9 @@ from scaletrain.protocols import Callback, TrainingState
 from scaletrain.training.signals import KINDS, StopRequests
 
 logger = logging.getLogger(__name__)
+
+MOST_SKIPPED_STEPS = 50
+"""Steps in a row that may be left out; fp16 leaves out a few dozen at most while it looks for its loss scale."""
 
 
 @dataclass
@@ -69,6 +72,7 @@ def fit(
         ``complete``, or the verdict that was asked for, with the reason.
     """
     ending = Ending(Verdict.COMPLETE, "all steps are done")
+    skipped_in_a_row = 0
     try:
         run.notify("on_start")
         while run.state.step < run.max_steps:
@@ -93,9 +97,9 @@ def fit(
             state.sequences += global_batch_size
             state.optimizer_steps += result.applied
             state.target_tokens += agreed.targets * result.applied
-            if not result.applied:
-                run.record_event("skipped_step", grad_norm=str(result.grad_norm))
-                logger.warning("step %d was not applied: gradient norm %s", state.step, result.grad_norm)
+            skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
+            if skipped_in_a_row:
+                _report_skipped(run, result, skipped_in_a_row)
             metrics = {
                 names.TRAIN_LOSS: result.loss,
                 names.TRAIN_GRAD_NORM: result.grad_norm if math.isfinite(result.grad_norm) else math.nan,
@@ -109,6 +113,17 @@ def fit(
         run.notify("on_exception", error)
         raise
     return ending
+
+
+def _report_skipped(run: TrainingRun, result: StepResult, in_a_row: int) -> None:
+    run.record_event("skipped_step", grad_norm=str(result.grad_norm))
+    logger.warning("step %d was not applied: gradient norm %s", run.state.step, result.grad_norm)
+    if in_a_row >= MOST_SKIPPED_STEPS:
+        raise DivergenceError(
+            f"{in_a_row} steps in a row had no finite gradient, the last with loss {result.loss}: the training has "
+            "diverged. Lower optim.lr or set optim.grad_clip, and go on from a checkpoint before it: delete the "
+            "later ones in the run's folder checkpoints/."
+        )
 
 
 def _fetch(batches: Iterator[StepBatch]) -> tuple[StepBatch | None, DataError | None]:

@@ -52,7 +52,7 @@ class Reporting(Callback):
 
     def on_start(self, run: Run) -> None:
         """Writes the configuration as text."""
-        self._write_text(names.TEXT_CONFIG, run.state.step, f"```yaml\n{self._config_text}\n```")
+        self._write_text(names.TEXT_CONFIG, run.state.step, self._config_text)
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Writes the step's metrics."""
@@ -96,7 +96,8 @@ class Reporting(Callback):
         self._close()
 
     def _write_text(self, name: str, step: int, text: str) -> None:
-        for writer in (*self._every_step, *self._every_interval):
+        # Texts are for people: metrics.jsonl holds numbers, and stays empty until a step was taken.
+        for writer in self._every_interval:
             writer.write_text(name, step, text)
 
     def _close(self) -> None:

@@ -1,6 +1,7 @@
 """Requests to end a run: signals and the ``stop`` file, seen at the next step's border."""
 
 import faulthandler
+import os
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         verdict = Verdict.STOPPED if number == signal.SIGINT else Verdict.REQUEUE
+        if self._file is not None and not self._seen:
+            os.write(2, b"asked to end: finishes the step, then saves\n")
         self._seen.setdefault(verdict, signal.Signals(number).name)
 
     def pending(self) -> tuple[bool, ...]:

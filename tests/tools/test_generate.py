@@ -54,6 +54,7 @@ def save(run_dir: Path, step: int, model: Transformer) -> None:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train_byte_level_bpe(["def main():\n    return 1\n"], vocab_size=270).save(str(folder / "tokenizer.json"))
+    (folder / "corpus.json").write_text(json.dumps({"eos_id": 0, "bos_id": None}))
     config = RunConfig(
         run_dir=folder,
         model=ModelConfig(vocab_size=272, d_model=32, n_layers=2, n_heads=2, max_seq_len=64, init_std=0.3),
