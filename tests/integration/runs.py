@@ -137,9 +137,8 @@ class TinyRun:
 
     def curve(self, *names: str) -> list[tuple[Any, ...]]:
         """What metrics.jsonl says of each step; a name that a step lacks is None."""
-        return [
-            tuple(line.get(name) for name in ("step", *names)) for line in read_metrics(self.run_dir / "metrics.jsonl")
-        ]
+        lines = read_metrics(self.run_dir / "metrics.jsonl")
+        return [tuple(line.get(name) for name in ("step", *names)) for line in lines if "train/loss" in line]
 
     def verdicts(self, attempt: int) -> list[str]:
         """Verdicts of an attempt, by rank."""

@@ -44,6 +44,7 @@ class Job:
         signal_at: (rank, step, number): that rank gets the signal in that step.
         bad_data_at: (rank, step): that rank cannot read its data for that step.
         raise_at: Step after which a callback of rank 0 raises.
+        nan_from: Step from which a gradient of rank 0 is NaN.
     """
 
     folder: str
@@ -54,6 +55,7 @@ class Job:
     signal_at: tuple[int, int, int] | None = None
     bad_data_at: tuple[int, int] | None = None
     raise_at: int | None = None
+    nan_from: int | None = None
 
 
 class Recorder(Callback):
@@ -111,7 +113,7 @@ def keep_signal_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def batches(job: Job, plan: BatchPlan, first_step: int) -> Iterator[StepBatch]:
+def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Iterator[StepBatch]:
     """This rank's batches, with the mishaps of the job."""
     rank, step = dist.get_rank(), first_step
     while True:
@@ -119,6 +121,8 @@ def batches(job: Job, plan: BatchPlan, first_step: int) -> Iterator[StepBatch]:
             os.kill(os.getpid(), job.signal_at[2])
         if job.bad_data_at == (rank, step):
             raise DataError(f"shard of rank {rank} is damaged")
+        if job.nan_from is not None and rank == 0 and step >= job.nan_from:
+            engine_bodies.poison(engine)
         yield StepBatch(step, engine_bodies.micro_batches(plan, rank, step))  # type: ignore[arg-type]
         step += 1
 
@@ -136,16 +140,18 @@ def start(job: Job) -> dict[str, Any]:
     begun_at = state.step
     run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
     timing = Throughput(1.0, None, dist.get_world_size())
-    verdict, error = "", ""
+    verdict, reason, error = "", "", ""
     with keep_signal_handlers():
         stop = StopRequests(folder, watch_file=run.is_main)
-        stream = batches(job, plan, state.step)
+        stream = batches(job, engine, plan, state.step)
         try:
-            verdict = str(fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN).verdict)
+            ending = fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN)
+            verdict, reason = str(ending.verdict), ending.reason
         except (ScaletrainError, ValueError) as raised:
             error = f"{type(raised).__name__}: {raised}"
     return {
         "verdict": verdict,
+        "reason": reason,
         "error": error,
         "begun_at": begun_at,
         "state": state.to_json(),

@@ -67,8 +67,7 @@ def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dic
     engine = engine_bodies.build_engine(Case(stage=1, model={"dropout": 0.1}), plan)
     config = EvalConfig(every_steps=every_steps, prompts=("a", "b"), sample_tokens=3, temperature=0.0)
     words = tokenizer()
-    eos_id = find_borders(words).eos_id
-    evaluating = Evaluating(engine, config, evaluated_batches, words, eos_id, 1, MAX_SEQ_LEN)
+    evaluating = Evaluating(engine, config, evaluated_batches, words, find_borders(words), 1, MAX_SEQ_LEN)
     is_main = dist.get_rank() == 0
     often, seldom = Notebook(), Notebook()
     timing = Throughput(1.0, 1e9, dist.get_world_size())
@@ -84,12 +83,12 @@ def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dic
     run = TrainingRun(TrainingState(), steps, Path(folder), 1, is_main, (reporting, evaluating))
     with keep_signal_handlers():
         stop = StopRequests(Path(folder), watch_file=is_main)
-        stream = batches(Job(folder), plan, 0)
+        stream = batches(Job(folder), engine, plan, 0)
         fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN)
     return {
         "often": often.metrics,
         "seldom": seldom.metrics,
-        "texts": often.texts,
+        "texts": seldom.texts,
         "closed": (often.closed, seldom.closed),
         "samples": evaluating.samples,
         "expected": _figures(live_weights(engine), words),

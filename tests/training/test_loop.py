@@ -53,6 +53,16 @@ def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) 
     assert events_of(tmp_path) == [("save", 2)]
 
 
+def test_a_training_that_has_diverged_is_given_up(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), max_steps=1000, nan_from=2, every_steps=2, keep_last=1)
+    results = run_on_ranks(2, bodies.start, job)
+    for result in results:
+        assert result["error"].startswith("DivergenceError: 50 steps in a row") and "optim.lr" in result["error"]
+        assert result["state"] == results[0]["state"] and result["state"]["optimizer_steps"] == 2
+    # Of all that was saved since, nothing took the place of what was saved before.
+    assert (tmp_path / "checkpoints" / "step_00000002" / "COMPLETE").exists()
+
+
 def test_a_callback_that_fails_is_not_swallowed(tmp_path: Path) -> None:
     (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), raise_at=2))
     assert result["error"] == "ValueError: a callback that fails"

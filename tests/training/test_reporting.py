@@ -67,7 +67,7 @@ def test_the_last_evaluation_is_that_of_the_last_weights(results: list[dict[str,
 def test_ranks_draw_the_same_samples_and_they_are_written(results: list[dict[str, Any]]) -> None:
     assert results[0]["samples"] == results[1]["samples"] and len(results[0]["samples"]) == 2
     texts = results[0]["texts"]
-    assert texts[0] == ("text/config", 0, "```yaml\na: 1\n```")
+    assert texts[0] == ("text/config", 0, "a: 1")
     assert [(name, step) for name, step, _ in texts[1:]] == [("text/samples", step) for step in (2, 4, 5)]
     for prompt, continuation in results[0]["samples"]:
         assert f"{prompt}{continuation}" in texts[-1][2]
