@@ -58,10 +58,14 @@ def plain_loop(config: RunConfig) -> Step:
 
 def engine_loop(config: RunConfig, stage: int, plan: BatchPlan) -> Step:
     """This project's engine at a ZeRO stage."""
-    ds = merge(load_deepspeed_json(Path(f"configs/ds/zero{stage}.json")), config.train, config.optim, plan.micro_steps, 1)
+    ds = merge(
+        load_deepspeed_json(Path(f"configs/ds/zero{stage}.json")), config.train, config.optim, plan.micro_steps, 1
+    )
     engine = Engine(
         lambda: CausalLM(Transformer(config.model), config.loss),
-        lambda task: build_optimizer(config.optim, parameter_groups(task.named_parameters(), config.optim.weight_decay)),
+        lambda task: build_optimizer(
+            config.optim, parameter_groups(task.named_parameters(), config.optim.weight_decay)
+        ),
         ds,
         config.seed,
         compile_module=True,

@@ -73,7 +73,7 @@ install_system() {
     fi
 }
 
-# g++ builds DeepSpeed's operators and torch.compile's kernels at first use; the kernels include Python.h.
+# g++ builds torch.compile's kernels at first use; they include Python.h.
 install_missing_system_packages() {
     local missing=() package
     command -v g++ >/dev/null || missing+=(g++)

@@ -69,7 +69,7 @@ def test_an_empty_or_missing_input_is_refused(tmp_path: Path) -> None:
         ("a.jsonl", lines("fine") + b"{broken\n", r"a\.jsonl, line 2: not a line of JSON"),
         ("a.jsonl", lines("x", field="body"), r"line 1: no text in field 'text'; .*'body', 'n'.*--text_field"),
         ("a.jsonl", b"[1]\n", "is not an object"),
-        ("a.jsonl", b'{"text": 3}\n', "no text in field 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', "field 'text' holds int, not text"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "not a line of JSON"),
         ("a.jsonl.gz", gzip.compress(lines(*map(str, range(9999))))[:-20], r"a\.jsonl\.gz cannot be read after line"),
         ("a.jsonl.gz", b"not gzip", "cannot be read after line 0"),

@@ -175,7 +175,7 @@ class TestIdentity:
         new = {"train__max_steps": "900", "optim__lr": "0.5", "deepspeed": "configs/ds/zero3.json"}
         assert sorted(self.start(path, **new, train__micro_batch_size="2", eval__every_steps="7")) == [
             "deepspeed configs/ds/zero1.json configs/ds/zero3.json",
-            "eval.every_steps 100 7",
+            f"eval.every_steps {load_config(None, {}).eval.every_steps} 7",
             f"optim.lr {load_config(None, {}).optim.lr} 0.5",
             f"train.max_steps {load_config(None, {}).train.max_steps} 900",
             f"train.micro_batch_size {load_config(None, {}).train.micro_batch_size} 2",
