@@ -10,7 +10,7 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-def eventually(condition: Callable[[], Found], within_s: float, what: Callable[[], str] | str) -> Found:
+def eventually(condition: Callable[[], Found | None], within_s: float, what: Callable[[], str] | str) -> Found:
     """Asks until the answer is true, and returns it; fails after ``within_s`` and says what was waited for."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:

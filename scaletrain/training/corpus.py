@@ -5,7 +5,9 @@ from pathlib import Path
 
 from scaletrain.config.schema import RunConfig
 from scaletrain.data.manifest import FILE_NAME, Manifest
+from scaletrain.data.order import deal_to_lanes
 from scaletrain.data.shards import ShardReader
+from scaletrain.data.tokenizer import load_tokenizer, token_byte_lengths
 from scaletrain.errors import ConfigError
 from scaletrain.launch.identity import identity_of
 from scaletrain.launch.run_dir import RunDirectory
@@ -60,15 +62,19 @@ def open_manifest(path: Path, vocab_size: int) -> Manifest:
     return manifest
 
 
-def check_shards(manifest: Manifest) -> None:
-    """Looks at every shard's index and edges, so that a wrong one is found now and not in a worker hours later.
+def check_corpus(config: RunConfig, manifest: Manifest) -> None:
+    """Finds now what would otherwise be found when the engine is built, or in a worker hours later.
 
     Args:
+        config: The run's configuration.
         manifest: The corpus.
 
     Raises:
-        DataError: A shard does not match its index.
+        DataError: There are more lanes than shards, the tokenizer is not byte-level, or a shard does not match its
+            index: every shard's index and edges are looked at.
     """
+    deal_to_lanes([shard.tokens for shard in manifest.split("train")], config.data.num_lanes)
+    token_byte_lengths(load_tokenizer(manifest.tokenizer_path))
     for split in manifest.splits:
         ShardReader.of_split(manifest, split).check()
 
@@ -88,7 +94,7 @@ def bind_folder(folder: RunDirectory, config: RunConfig, manifest: Manifest) -> 
         ConfigError: The folder belongs to another run.
         DataError: A shard does not match its index.
     """
-    check_shards(manifest)
+    check_corpus(config, manifest)
     found = folder.bind(identity_of(config, manifest.tokenizer.sha256, manifest.fingerprint))
     corpus = {
         "manifest": str(manifest.folder.absolute() / FILE_NAME),

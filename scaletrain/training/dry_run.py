@@ -8,7 +8,7 @@ from scaletrain.hardware.host import describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, plan_lines
-from scaletrain.training.corpus import check_shards, open_manifest
+from scaletrain.training.corpus import check_corpus, open_manifest
 
 _GIB = 2**30
 
@@ -46,7 +46,7 @@ def _corpus_lines(config: RunConfig) -> list[str]:
     if config.data.manifest is None:
         return [f"{'corpus':<14} {config.data.corpus}, prepared in {config.data.corpus_dir} when the run starts"]
     manifest = open_manifest(config.data.manifest, config.model.vocab_size)
-    check_shards(manifest)
+    check_corpus(config, manifest)
     lines = [f"{'corpus':<14} {config.data.manifest}: {manifest.source}"]
     for name, total in manifest.totals.items():
         lines.append(f"{'':<14} {name}: {total.documents:,} documents, {total.tokens:,} tokens")

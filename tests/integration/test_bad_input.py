@@ -53,6 +53,11 @@ def refused(run: TinyRun, flags: tuple[object, ...], message: Message) -> str:
             ("train.max_seq_len = 64", "model.max_seq_len = 32", "lower train.max_seq_len"),
             id="sequence longer than learned positions",
         ),
+        pytest.param(
+            ("--data.num_lanes", 99, "--dry_run"),
+            ("data.num_lanes is 99", "needs a shard of its own", "Lower --data.num_lanes"),
+            id="more lanes than shards, already in the plan",
+        ),
     ],
 )
 def test_what_is_typed_wrong_is_said(new_run: NewRun, flags: tuple[object, ...], message: Message) -> None:

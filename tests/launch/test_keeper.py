@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path
 from scaletrain.launch.verdicts import read_verdict, read_verdicts
+from tests.processes import eventually, living
 
 # A rank as the entry point starts one. Its child stands for a DataLoader worker, which ignores signals.
 RANK = """
@@ -57,31 +58,6 @@ time.sleep(90)
 LAUNCHER = "import subprocess, sys\nsys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))\n"
 
 
-def eventually(condition: Callable[[], Any], within_s: float, what: str) -> Any:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {within_s} s: {what}")
-
-
-def living(mark: Path) -> dict[int, str]:
-    """Processes that have the path among their arguments, by pid."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            arguments = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:
-            continue  # it ended just now; a zombie has no arguments
-        if str(mark) in arguments:
-            found[int(entry)] = arguments
-    return found
-
-
 def process_with(mark: Path, text: str) -> int:
     (pid,) = [pid for pid, arguments in living(mark).items() if text in arguments]
     return pid
@@ -108,7 +84,7 @@ class Tree:
         return next(pid for pid, arguments in living(self.run_dir).items() if arguments.split()[1].endswith(name))
 
     def verdict(self) -> dict[str, Any]:
-        return eventually(lambda: read_verdicts(self.run_dir, 1).get(0), 10, "a verdict is written")  # type: ignore[no-any-return]
+        return eventually(lambda: read_verdicts(self.run_dir, 1).get(0), 10, "a verdict is written")
 
     def clear(self) -> None:
         for pid in living(self._folder):
