@@ -1,18 +1,34 @@
-"""What holds for every test: GPU tests run where a GPU is, and in strict mode nothing may be skipped."""
+"""What holds for every test: those of special hardware run where it is, and in strict mode nothing may be skipped."""
 
 import os
 
+import hypothesis
 import pytest
 
 from scaletrain.hardware.host import describe_host
 
+# Without a time limit for an example: what it takes depends on what else the machine does.
+hypothesis.settings.register_profile("usual", deadline=None)
+# Many more examples, for a night: HYPOTHESIS_PROFILE=thorough python -m pytest tests/data/test_exact_stream.py
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests that need a GPU where there is none."""
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if on_gpu and not describe_host().gpus:
-        items[:] = [item for item in items if item not in on_gpu]
-        config.hook.pytest_deselected(items=on_gpu)
+    """Deselects tests that need hardware which this machine lacks."""
+    lacking = [] if describe_host().gpus else ["gpu"]
+    if any(item.get_closest_marker("fp16") for item in items) and not _cpu_has_fp16():
+        lacking.append("fp16")
+    dropped = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
+    if dropped:
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=dropped)
+
+
+def _cpu_has_fp16() -> bool:
+    import torch  # here, since the tests that do without it start sooner
+
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 @pytest.hookimpl(trylast=True)

@@ -61,10 +61,21 @@ if sys.base_prefix == "/usr":
 PYTHON
 }
 
+# A package with a service starts it; nginx would take port 80. Debian's way to forbid that is this file.
+start_no_services() {
+    local policy=/usr/sbin/policy-rc.d
+    [[ -e $policy ]] && return
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+    # shellcheck disable=SC2064 # the path of now is meant
+    trap "rm -f '$policy'" EXIT
+}
+
 install_system() {
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
         say "installing system packages: $*"
         export DEBIAN_FRONTEND=noninteractive
+        start_no_services
         apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 ||
             { apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends "$@" >&2; } ||
             fail "apt-get could not install: $*"
@@ -90,6 +101,10 @@ install_missing_system_packages() {
     # Checks the shell scripts in tools/test.sh, which goes without it where nobody may install it.
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null && ! command -v shellcheck >/dev/null; then
         missing+=(shellcheck)
+    fi
+    # Serves shards over HTTP in the tests, which start it themselves; nothing else needs it.
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null && ! command -v nginx >/dev/null; then
+        missing+=(nginx-light)
     fi
     [[ ${#missing[@]} == 0 ]] || install_system "${missing[@]}"
 }
