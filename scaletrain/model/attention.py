@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scaletrain.model.document_attention import attend_within_documents, can_attend_within_documents
 from scaletrain.model.layers import Linear
 from scaletrain.model.positions import rotate
 
@@ -77,26 +78,34 @@ class KVCache:
 
 
 class Visibility(NamedTuple):
-    """Which keys a query sees: by a mask, or by the causal rule alone, or (neither) all of them."""
+    """Which keys a query sees: by a mask, by documents, by the causal rule alone, or (none of them) all."""
 
     mask: Tensor | None
     is_causal: bool
+    documents: Tensor | None = None
 
 
-def visible_keys(tokens_BT: Tensor, documents_BT: Tensor | None, past_len: int) -> Visibility:
+def visible_keys(
+    tokens_BT: Tensor, documents_BT: Tensor | None, past_len: int, *, n_heads: int, dropout: float
+) -> Visibility:
     """Decide once per forward pass, for all layers, which keys each query sees.
 
     Args:
         tokens_BT: the new tokens; only shape and device are used.
-        documents_BT: number of the document that each token belongs to; a token sees its own document only.
-            None leaves the causal rule alone, for which attention kernels need no mask.
+        documents_BT: number of the document that each token belongs to, which never decreases along a row; a token
+            sees its own document only. None leaves the causal rule alone, for which attention kernels need no mask.
         past_len: tokens in the cache before the new ones.
+        n_heads: query heads.
+        dropout: share of attention weights dropped in this pass.
 
     Returns:
-        A Boolean mask (B, 1, T, S) or (T, S) where one is needed, else the kernel's own causal rule.
+        The documents, where attention within each of them is to be had and pays; a Boolean mask (B, 1, T, T) or
+        (T, S) where else one is needed; or the kernel's own causal rule.
     """
     T = tokens_BT.shape[1]
     if documents_BT is not None:
+        if can_attend_within_documents(tokens_BT.device, T, n_heads, dropout):
+            return Visibility(None, is_causal=True, documents=documents_BT)
         same_document = documents_BT.unsqueeze(-1) == documents_BT.unsqueeze(-2)
         return Visibility(same_document.tril().unsqueeze(1), is_causal=False)
     if past_len == 0:
@@ -157,15 +166,18 @@ class Attention(nn.Module):
         if rotary is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, rotary), rotate(k_BKTH, rotary)
         k_BKSH, v_BKSH = (k_BKTH, v_BKTH) if cache is None else cache.append(k_BKTH, v_BKTH)
-        mixed_BNTH = functional.scaled_dot_product_attention(
-            q_BNTH,
-            k_BKSH,
-            v_BKSH,
-            attn_mask=visibility.mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=visibility.is_causal,
-            enable_gqa=self.is_grouped,
-        )
+        if visibility.documents is not None:
+            mixed_BNTH = attend_within_documents(q_BNTH, k_BKSH, v_BKSH, visibility.documents)
+        else:
+            mixed_BNTH = functional.scaled_dot_product_attention(
+                q_BNTH,
+                k_BKSH,
+                v_BKSH,
+                attn_mask=visibility.mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=visibility.is_causal,
+                enable_gqa=self.is_grouped,
+            )
         out_BTD: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(2))
         return out_BTD
 

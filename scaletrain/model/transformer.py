@@ -108,8 +108,8 @@ class Transformer(nn.Module):
         Args:
             tokens_BT: int64 tokens.
             positions_BT: int64 position of each token in its document; default 0, 1, 2, ... after what is in the cache.
-            documents_BT: integer number of each token's document. Given, no token sees another document; without it,
-                a token sees all tokens before it.
+            documents_BT: integer number of each token's document, which never decreases along a row. Given, no token
+                sees another document; without it, a token sees all tokens before it.
             cache: keys and values of the tokens before these; the new ones are appended.
 
         Returns:
@@ -117,7 +117,8 @@ class Transformer(nn.Module):
 
         Raises:
             ConfigError: more tokens than learned positions.
-            ValueError: both documents and a cache are given, or the cache is full.
+            ValueError: both documents and a cache are given, the documents' numbers decrease along a row, or the cache
+                is full.
         """
         logits_BTV: Tensor = self.output(self.hidden(tokens_BT, positions_BT, documents_BT, cache))
         return logits_BTV
@@ -149,7 +150,8 @@ class Transformer(nn.Module):
         past_len = 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(past_len, past_len + tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
-        visibility = visible_keys(tokens_BT, documents_BT, past_len)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        visibility = visible_keys(tokens_BT, documents_BT, past_len, n_heads=self.config.n_heads, dropout=dropout)
         rotary = None
         if self.config.positions == "rotary":
             rotary = rotary_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
