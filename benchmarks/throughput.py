@@ -21,9 +21,11 @@ from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.derive import load_deepspeed_json
 from scaletrain.config.load import load_config
 from scaletrain.config.schema import RunConfig
-from scaletrain.data.embedded import prepare_python_stdlib
-from scaletrain.data.loader import MicroBatch, SequenceDataset
+from scaletrain.corpus.embedded import prepare_python_stdlib
+from scaletrain.data.dataset import MicroBatch, SequenceDataset
 from scaletrain.data.manifest import Manifest
+from scaletrain.data.order import DatasetOptions
+from scaletrain.data.shards import ShardReader
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.model.transformer import Transformer
@@ -47,7 +49,7 @@ def plain_loop(config: RunConfig) -> Step:
         targets = sum(int((micro["targets"] >= 0).sum()) for micro in micro_batches)
         for micro in micro_batches:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                terms = task(**micro)
+                terms = task(micro["tokens"], micro["targets"], micro["documents"], micro["positions"])
             (terms.loss_sum / targets).backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), config.optim.grad_clip)
         optimizer.step()
@@ -80,7 +82,8 @@ def engine_loop(config: RunConfig, stage: int, plan: BatchPlan) -> Step:
 
 def batches(config: RunConfig, manifest: Manifest, borders: bool) -> list[MicroBatch]:
     """The micro batches of one step; with borders, only such as have one."""
-    dataset = SequenceDataset.open(manifest, "train", config.train.max_seq_len, document_borders=borders)
+    options = DatasetOptions(config.train.max_seq_len, document_borders=borders)
+    dataset = SequenceDataset([ShardReader(manifest, "train")], options)
     size = config.train.micro_batch_size
     found: list[MicroBatch] = []
     start = 0

@@ -16,6 +16,25 @@ class DataError(ScaletrainError):
     """A corpus, a manifest, an index or a shard cannot be used."""
 
 
+class BadShardError(DataError):
+    """A shard of a corpus cannot be read; the run may be allowed to go on without it.
+
+    Attributes:
+        source: Name of the source that it belongs to.
+        shard: Its number in the split.
+        of_index: Whether its index is what cannot be read, so that nothing is known of its documents.
+    """
+
+    def __init__(self, message: str, source: str, shard: int, of_index: bool = False) -> None:
+        super().__init__(message)
+        self.source = source
+        self.shard = shard
+        self.of_index = of_index
+
+    def __reduce__(self) -> tuple[type["BadShardError"], tuple[str, str, int, bool]]:
+        return BadShardError, (str(self), self.source, self.shard, self.of_index)
+
+
 class CheckpointError(ScaletrainError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 

@@ -1,9 +1,28 @@
 """What the parts of a run know of each other: the state, the callbacks' hooks, and the run they are given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class SkippedShard:
+    """A shard that could not be read, and whose tokens are masked from a sequence on.
+
+    Attributes:
+        source: Name of the source.
+        shard: Number of the shard in the source's training split.
+        path: The shard's path or URL, for people.
+        from_sequence: Index of the first sequence that is masked.
+        of_index: Whether its index is what cannot be read: then all sequences of its window are masked.
+    """
+
+    source: str
+    shard: int
+    path: str
+    from_sequence: int
+    of_index: bool = False
 
 
 @dataclass
@@ -15,16 +34,24 @@ class TrainingState:
         optimizer_steps: Global batches applied; a skipped one counts in ``step`` only.
         sequences: Sequences consumed.
         target_tokens: Tokens that were predicted and learnt from.
+        skipped: Shards that are masked.
     """
 
     step: int = 0
     optimizer_steps: int = 0
     sequences: int = 0
     target_tokens: int = 0
+    skipped: tuple[SkippedShard, ...] = ()
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         """The state as plain data."""
-        return asdict(self)
+        return {**asdict(self), "skipped": [asdict(shard) for shard in self.skipped]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TrainingState":
+        """Takes back what ``to_json`` gave."""
+        skipped = tuple(SkippedShard(**shard) for shard in content.get("skipped", ()))
+        return cls(**{**content, "skipped": skipped})
 
 
 @dataclass(frozen=True)
@@ -97,6 +124,10 @@ class Run(Protocol):
     @property
     def is_main(self) -> bool:
         """Whether this rank writes what is written once."""
+
+    @property
+    def batch_hash(self) -> str:
+        """Checksum of the last global batch, as hexadecimal digits; empty before the first."""
 
     @property
     def callbacks(self) -> Sequence["Callback"]:

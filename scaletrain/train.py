@@ -73,13 +73,13 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, _leave)
         start_keeper(folder.path, ranks.rank)
-        from scaletrain.training.corpus import bind_folder, open_corpus
+        from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 
         if ranks.is_main:
             attempt = folder.claim()
-        manifest = open_corpus(config)
+        corpora = open_corpora(config, EventReport(folder.events, ranks.rank), ranks.local_world_size)
         if ranks.is_main:
-            for change in bind_folder(folder, config, manifest):
+            for change in bind_folder(folder, config, corpora):
                 append_event(folder.events, "change", attempt=attempt, what=change)
                 logger.info("changed since the last start: %s", change)
             folder.describe(dump_yaml(config))
@@ -91,7 +91,7 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
         folder.join(attempt, ranks.rank)
         from scaletrain.training.build import train
 
-        ending = train(config, manifest, folder, attempt, ranks)
+        ending = train(config, corpora, folder, attempt, ranks)
         failed = False
     except BaseException as error:
         ending = Ending(verdict_of(error), str(error) or type(error).__name__)

@@ -13,7 +13,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "scaletrain.engine.engine"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "deepspeed", "scaletrain.training.build", "deepspeed.runtime.zero.muon.original_muon"]
+)
 
 
 def run_on_ranks(world_size: int, body: Callable[..., Any], *args: Any, timeout_s: float = 120) -> list[Any]:

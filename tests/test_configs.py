@@ -8,11 +8,13 @@ import yaml
 
 from scaletrain.config.load import load_config
 from scaletrain.config.schema import ModelConfig
+from scaletrain.corpus.rules import load_rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 PRESETS = sorted(CONFIGS.glob("model/*.yaml"))
 DEEPSPEED = sorted(CONFIGS.glob("ds/*.json"))
+CORPUS = sorted(CONFIGS.glob("corpus/*.yaml"))
 
 # What the run's own configuration decides; in one of DeepSpeed's files it would say it a second time.
 OWNED_BY_THE_RUN = {
@@ -33,7 +35,7 @@ def relative(path: Path) -> str:
 
 def test_there_are_configurations_and_no_other_files() -> None:
     assert RUNS and PRESETS and DEEPSPEED
-    assert {path for path in CONFIGS.rglob("*") if path.is_file()} == {*RUNS, *PRESETS, *DEEPSPEED}
+    assert {path for path in CONFIGS.rglob("*") if path.is_file()} == {*RUNS, *PRESETS, *DEEPSPEED, *CORPUS}
 
 
 @pytest.mark.parametrize("path", RUNS, ids=relative)
@@ -56,3 +58,8 @@ def test_settings_of_deepspeed_hold_only_what_is_its_own(path: Path) -> None:
     settings = json.loads(path.read_text())
     assert settings["zero_optimization"]["stage"] in (0, 1, 2, 3)
     assert settings.keys() & OWNED_BY_THE_RUN == set()
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=relative)
+def test_rules_for_corpora_load(path: Path) -> None:
+    assert load_rules(path).look_at_text

@@ -1,12 +1,10 @@
 """The pages in docs/ are recomputed: the example of the data's order, the keys of the configuration, the presets."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.coercion import describe
@@ -14,8 +12,10 @@ from scaletrain.config.derive import deepspeed_conflicts
 from scaletrain.config.fields import fields, flatten, limits
 from scaletrain.config.load import load_config
 from scaletrain.config.schema import RunConfig
-from scaletrain.data.order import Order, Piece, ShardDocuments, deal_to_lanes
+from scaletrain.data.mixture import Mixture, Phase, weight_units
+from scaletrain.data.order import Order, Piece
 from scaletrain.data.shuffle import fold, splitmix64
+from scaletrain.data.source_order import SourceShards, deal_to_lanes
 from scaletrain.planning.parameters import count_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +29,11 @@ MAX_SEQ_LEN, NUM_LANES, WINDOW_SHARDS, SEED = 8, 2, 1, 7
 PLAN = BatchPlan(global_batch_size=3, micro_batch_size=1, world_size=2)
 
 
-def counts_of(documents: tuple[int, ...]) -> Callable[[], NDArray[np.int64]]:
-    return lambda: np.array(documents, dtype=np.int64)
-
-
 @pytest.fixture(scope="module")
 def order() -> Order:
-    shards = [ShardDocuments(sum(documents), counts_of(documents)) for documents in SHARDS]
-    return Order(shards, MAX_SEQ_LEN, NUM_LANES, WINDOW_SHARDS, SEED)
+    totals = [sum(documents) for documents in SHARDS]
+    shards = SourceShards("example", totals, lambda shard: np.array(SHARDS[shard]))
+    return Order([shards], MAX_SEQ_LEN, NUM_LANES, WINDOW_SHARDS, SEED)
 
 
 def written(piece: Piece) -> str:
@@ -54,7 +51,7 @@ def test_the_lanes_of_the_example(order: Order) -> None:
     totals = [sum(documents) for documents in SHARDS]
     assert "The shards hold {}, {}, {} and {} tokens.".format(*totals) in ORDER
     assert deal_to_lanes(totals, NUM_LANES) == [[1, 3], [0, 2]]
-    assert [order.sequences_of_lane(lane) for lane in range(NUM_LANES)] == [4, 4]
+    assert [order.sources[0].sequences_of_lane(lane) for lane in range(NUM_LANES)] == [4, 4]
 
 
 def test_the_sequences_of_the_example(order: Order) -> None:
@@ -69,11 +66,23 @@ def test_the_sequences_of_the_example(order: Order) -> None:
 def test_the_batches_of_the_example() -> None:
     lines = ["step  rank 0     rank 1"]
     for step in range(3):
-        ranks = [" ".join(map(str, PLAN.micro_batches(rank, step))) for rank in range(2)]
+        ranks = [" ".join(map(str, PLAN.micro_batches(rank, 3 * step))) for rank in range(2)]
         lines.append(f"{step:<6}{ranks[0]:<11}{ranks[1]}")
     assert "\n".join(lines) in ORDER
     assert "a micro batch of 3, step 1 is `[3, 4, 5]`" in ORDER
-    assert BatchPlan(3, 3, 1).micro_batches(0, 1) == [[3, 4, 5]]
+    assert BatchPlan(3, 3, 1).micro_batches(0, 3) == [[3, 4, 5]]
+
+
+def test_the_mixture_of_the_example() -> None:
+    assert weight_units((2.0, 1.0)) == [699051, 349525]
+    turn = fold(7, 6, 0) % 4096
+    assert f"the turn of lane 0 is {turn}." in ORDER
+    mixture = Mixture([Phase(None, (2.0, 1.0))], num_lanes=1, seed=7)
+    lines = ["block  d      quotas"]
+    for block in range(4):
+        quotas = mixture.counts(0, (block + 1) * 256) - mixture.counts(0, block * 256)
+        lines.append(f"{block:<7}{2531 * (turn + block) % 4096:<7}{quotas[0]} {quotas[1]}")
+    assert "\n".join(lines) in ORDER
 
 
 @pytest.mark.parametrize("key", fields())

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,22 @@ RUN_HERE = {
     "bash tools/setup.sh": "",
     "bash tools/test.sh tests/data -k order": "--collect-only -q",
     "python tools/make_shards.py build --input texts --out data/mine --train_tokenizer 8192": "--validation_share 0.2",
+    (
+        "python tools/make_shards.py build --input texts --out data/clean --tokenizer data/mine/tokenizer.json "
+        "--config configs/corpus/clean.yaml"
+    ): "--num_workers 0",
+    (
+        "python tools/make_shards.py index --shards 'theirs/part-*.tar' --field txt "
+        "--tokenizer data/mine/tokenizer.json --out data/theirs/manifest.json"
+    ): "--num_workers 0",
     "python scaletrain/train.py --config mine.yaml --dry_run": "",
     "WORLD_SIZE=64 python scaletrain/train.py --config mine.yaml --deepspeed configs/ds/zero2.json --dry_run": "",
     "deepspeed scaletrain/train.py --config mine.yaml": TINY,
     "deepspeed --num_gpus 2 scaletrain/train.py --config mine.yaml --optim.lr 3e-4": "--dry_run",
     "deepspeed --num_gpus 4 scaletrain/train.py --config mine.yaml --deepspeed configs/ds/zero3.json": "--dry_run",
+    "python tools/inspect_data.py --run_dir runs/mine --step 2": "",
+    "python tools/inspect_data.py --run_dir runs/mine --key 0000000012": "",
+    "python tools/inspect_data.py --run_dir runs/mine --verify 1:3": "",
     'python tools/generate.py --run_dir runs/mine --prompt "Once upon a time" --temperature 0.7 --top_p 0.95': (
         "--max_new_tokens 4"
     ),
@@ -78,7 +90,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts").mkdir()
     for path in (ROOT / "scaletrain").rglob("*.py"):
         shutil.copy(path, folder / "texts" / path.relative_to(ROOT).as_posix().replace("/", "."))
-    (configuration,) = blocks("yaml")
+    (folder / "theirs").mkdir()
+    with tarfile.open(folder / "theirs/part-0.tar", "w") as tar:
+        tar.add(ROOT / "README.md", "readme.txt")
+    configuration, _ = blocks("yaml")  # the second is a fragment, which the tests of the configuration load
     (folder / "mine.yaml").write_text(configuration)
     return folder
 

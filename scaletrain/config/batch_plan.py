@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scaletrain.config.schema import TrainConfig
 from scaletrain.errors import ConfigError
 
 FILLING = -1
@@ -12,8 +13,8 @@ FILLING = -1
 class BatchPlan:
     """How a global batch is cut into micro batches, for any number of ranks.
 
-    Step k consists of the sequences ``k * global_batch_size`` to ``(k + 1) * global_batch_size - 1``, however
-    many ranks there are. Where the sizes do not divide, rows of filling make the micro batches equal.
+    A step consists of ``global_batch_size`` sequences in a row, however many ranks there are. Where the sizes do not
+    divide, rows of filling make the micro batches equal.
 
     Attributes:
         global_batch_size: Sequences in a step, over all ranks.
@@ -52,29 +53,85 @@ class BatchPlan:
         rows = self.world_size * self.micro_steps * self.micro_batch_size
         return 1.0 - self.global_batch_size / rows
 
-    def first_sequence(self, step: int) -> int:
-        """Index of the first sequence of a step."""
-        return step * self.global_batch_size
+    def sequences(self, rank: int, first_sequence: int) -> range:
+        """Sequences of a step that a rank holds; the ranks' shares differ by at most one.
 
-    def slots(self, rank: int) -> range:
-        """Places in the global batch that a rank holds; the ranks' shares differ by at most one.
+        Sequence i belongs to rank ``i % world_size``. Consecutive sequences come from all lanes in turn, so each rank
+        has lanes of its own where the number of lanes is a multiple of the number of ranks, whatever the batch size.
 
-        Consecutive sequences come from all lanes in turn, so a stride of the number of ranks gives each rank lanes of
-        its own, where the number of lanes is a multiple of it.
+        Args:
+            rank: Which rank, from 0.
+            first_sequence: The step's first sequence.
         """
-        return range(rank, self.global_batch_size, self.world_size)
+        first = first_sequence + (rank - first_sequence) % self.world_size
+        return range(first, first_sequence + self.global_batch_size, self.world_size)
 
-    def micro_batches(self, rank: int, step: int) -> list[list[int]]:
+    def micro_batches(self, rank: int, first_sequence: int) -> list[list[int]]:
         """Sequences of one rank in one step.
 
         Args:
             rank: Which rank, from 0.
-            step: Which global batch, from 0.
+            first_sequence: The step's first sequence.
 
         Returns:
             ``micro_steps`` lists of ``micro_batch_size`` indices of sequences; ``FILLING`` stands for a masked row.
         """
-        first, size = self.first_sequence(step), self.micro_batch_size
-        rows = [first + slot for slot in self.slots(rank)]
+        size = self.micro_batch_size
+        rows = list(self.sequences(rank, first_sequence))
         rows += [FILLING] * (self.micro_steps * size - len(rows))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
+    """The batch size as a function of the sequences consumed before a step.
+
+    Attributes:
+        phases: (sequence, global batch size): the size of the steps that begin before that sequence; ascending.
+        last: Global batch size behind the last phase.
+    """
+
+    phases: tuple[tuple[int, int], ...]
+    last: int
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> "BatchSchedule":
+        """The schedule of a configuration, whose phases end at the first sequence at or after their tokens."""
+        phases = tuple(
+            (-(-phase.until_tokens // train.max_seq_len), phase.global_batch_size) for phase in train.batch_schedule
+        )
+        return cls(phases, train.global_batch_size)
+
+    def size_at(self, sequence: int) -> int:
+        """Sequences in the step that begins with a sequence."""
+        return next((size for until, size in self.phases if sequence < until), self.last)
+
+    def sequence_after(self, sequence: int, steps: int) -> int:
+        """The sequence that follows some steps.
+
+        Args:
+            sequence: The first of the first step.
+            steps: How many steps are taken.
+
+        Returns:
+            The first sequence of the step after them; the time it takes grows with the phases, not with the steps.
+        """
+        for until, size in self.phases:
+            if steps and sequence < until:
+                taken = min(steps, -(-(until - sequence) // size))
+                sequence, steps = sequence + taken * size, steps - taken
+        return sequence + steps * self.last
+
+    def steps_between(self, sequence: int, other: int) -> int:
+        """Steps that begin at or after a sequence, a step's first, and before another."""
+        steps = 0
+        for until, size in self.phases:
+            end = min(until, other)
+            if sequence < end:
+                taken = -(-(end - sequence) // size)
+                sequence, steps = sequence + taken * size, steps + taken
+        return steps + max(0, -(-(other - sequence) // self.last))
+
+    def plan_at(self, sequence: int, micro_batch_size: int, world_size: int) -> BatchPlan:
+        """How the step that begins with a sequence is cut."""
+        return BatchPlan(self.size_at(sequence), micro_batch_size, world_size)

@@ -1,17 +1,30 @@
 """Turns text into a value of a field's declared type, and describes types to people."""
 
+import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from scaletrain.config.fields import item_section
 from scaletrain.config.files import RawValue
+from scaletrain.config.schema import Location
 
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+# Two digits of exponent, so that a slip of the finger makes no number of a billion digits.
+_LARGE_INTEGER = re.compile(r"[+-]?\d+\.?\d*[eE]\+?\d{1,2}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_PLAIN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    Location: "a path or a URL",
+}
 
 
 def coerce(annotation: Any, value: RawValue) -> Any:
@@ -52,7 +65,12 @@ def describe(annotation: Any) -> str:
     """The type in words, as in "expected a whole number"."""
     options = _options(annotation)
     kind = next(option for option in options if option is not NoneType)
-    if get_origin(kind) is Literal:
+    section = item_section(kind)
+    if section is not None:
+        text = f"a list of items with {', '.join(section.model_fields)}"
+    elif get_origin(kind) is dict:
+        text = f"{describe(get_args(kind)[1])} for each name"
+    elif get_origin(kind) is Literal:
         text = "one of " + ", ".join(map(str, get_args(kind)))
     elif get_origin(kind) is tuple:
         inner = get_args(kind)
@@ -73,21 +91,32 @@ def _plain(kind: Any, text: str) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower())
     if kind is int:
-        return int(text) if _INTEGER.fullmatch(text) else None
+        return _whole_number(text)
     if kind is float:
         return float(text) if _NUMBER.fullmatch(text) else None
     if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
         return None  # bytes of the command line that are not UTF-8 could not be written to config.yaml
     if kind is Path:
         return Path(text).expanduser() if text else None
+    if kind is Location:
+        return os.path.expanduser(text) if text else None
     return text
+
+
+def _whole_number(text: str) -> int | None:
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    number = Decimal(text) if _LARGE_INTEGER.fullmatch(text) else None
+    return int(number) if number is not None and number == number.to_integral_value() else None
 
 
 def _items(kind: Any, value: RawValue) -> tuple[Any, ...] | None:
     inner = get_args(kind)
     if isinstance(value, str):
         value = _split(value, of_text=_options(inner[0]) == (str,))
-    if value is None or (Ellipsis not in inner and len(value) != len(inner)):
+    if not isinstance(value, list) or (Ellipsis not in inner and len(value) != len(inner)):
+        return None
+    if any(not isinstance(item, str) for item in value):
         return None
     return tuple(coerce(inner[0], item) for item in value)
 
@@ -110,7 +139,7 @@ def _hint(kind: Any, value: RawValue) -> str:
     if kind is int and isinstance(value, str) and re.fullmatch(r"[+-]?[\d_]+", value):
         return f", without underscores: {value.replace('_', '')}"
     if kind is int:
-        return " such as 1000"
+        return " such as 1000 or 4e9"
     if kind is float:
         return " such as 0.1 or 3e-4"
     if get_origin(kind) is tuple:

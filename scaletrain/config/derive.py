@@ -7,7 +7,8 @@ from typing import Any
 
 from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
-from scaletrain.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.mixture_rules import batch_problems, data_problems
+from scaletrain.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -72,8 +73,8 @@ def check(config: RunConfig) -> None:
     problems = [
         *_model_problems(config.model),
         *_length_problems(config.model, config.train),
-        *_batch_problems(config.train),
-        *_data_problems(config.data),
+        *batch_problems(config.train),
+        *data_problems(config.data),
         *_schedule_problems(config.optim, config.train.max_steps),
     ]
     try:
@@ -186,27 +187,6 @@ def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
         yield (
             f"train.max_seq_len = {train.max_seq_len} is longer than model.max_seq_len = {model.max_seq_len}, the "
             "number of learned positions; lower train.max_seq_len or raise model.max_seq_len"
-        )
-
-
-def _batch_problems(train: TrainConfig) -> Iterator[str]:
-    if train.micro_batch_size > train.global_batch_size:
-        yield (
-            f"train.micro_batch_size = {train.micro_batch_size} is larger than train.global_batch_size = "
-            f"{train.global_batch_size}: a forward pass holds at most the whole batch; lower the one or raise the other"
-        )
-
-
-def _data_problems(data: DataConfig) -> Iterator[str]:
-    if data.manifest is None and data.corpus is None:
-        yield (
-            "data.manifest and data.corpus are both none: there is nothing to train on; give --data.manifest FILE "
-            "(made by tools/make_shards.py) or --data.corpus python_stdlib"
-        )
-    if data.manifest is not None and data.corpus is not None:
-        yield (
-            f"data.manifest = {data.manifest} and data.corpus = {data.corpus} are both given: only one can be "
-            "trained on; give --data.corpus none or --data.manifest none"
         )
 
 

@@ -3,8 +3,9 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,7 +24,9 @@ def fields() -> Mapping[str, FieldInfo]:
 @cache
 def sections() -> Mapping[str, type[Section]]:
     """The parts of the configuration by name, "optim" for instance, in the order of the schema."""
-    return MappingProxyType({name: kind for name, field in RunConfig.model_fields.items() if (kind := _section(field))})
+    return MappingProxyType(
+        {name: kind for name, field in RunConfig.model_fields.items() if (kind := _section(field.annotation))}
+    )
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
@@ -43,6 +46,31 @@ def flatten(config: BaseModel) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def plain(value: Any) -> Any:
+    """A value of a configuration as YAML and JSON know it.
+
+    Args:
+        value: A value of ``flatten``.
+
+    Returns:
+        The same in text, numbers, lists and dictionaries, all of them new.
+    """
+    if isinstance(value, Section):
+        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def item_section(annotation: Any) -> type[Section] | None:
+    """The section that each item of a list is, SourceConfig for data.sources; None for any other type."""
+    if get_origin(annotation) is not tuple:
+        return None
+    return _section(get_args(annotation)[0])
 
 
 def limits(field: FieldInfo) -> str:
@@ -66,31 +94,43 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     Returns:
         The rule and the nearest real keys, compared as a whole and by their last part.
     """
-    leaf = key.rpartition(".")[2]
-
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        last = difflib.SequenceMatcher(None, leaf, candidate.rpartition(".")[2]).ratio()
-        return max(whole, last)
-
-    ranked = sorted(((likeness(candidate), candidate) for candidate in known), key=lambda pair: -pair[0])
-    near = [candidate for score, candidate in ranked[:3] if score >= max(0.6, ranked[0][0] - 0.15)]
+    near = nearest(key, known)
     if near:
         return f"no such key; did you mean {' or '.join(near)}?"
     return "no such key; --help lists those there are"
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The names most like one that does not exist.
+
+    Args:
+        name: The name as typed, dotted or not.
+        known: Names that exist.
+
+    Returns:
+        At most three, the likest first; none where all are far from it.
+    """
+    leaf = name.rpartition(".")[2]
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, leaf, candidate.rpartition(".")[2]).ratio()
+        return max(whole, last)
+
+    ranked = sorted(((likeness(candidate), candidate) for candidate in known), key=lambda pair: -pair[0])
+    return [candidate for score, candidate in ranked[:3] if score >= max(0.6, ranked[0][0] - 0.15)]
+
+
 def _walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        section = _section(field)
+        section = _section(field.annotation)
         if section:
             yield from _walk(section, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
 
-def _section(field: FieldInfo) -> type[Section] | None:
-    kind = field.annotation
+def _section(kind: Any) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 

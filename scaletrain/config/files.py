@@ -1,6 +1,7 @@
 """Finds the files a configuration names, and reads YAML and JSON without guessing what they mean."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import yaml
 
 from scaletrain.errors import ConfigError
 
-# A text as it stands in the file, nothing at all, or lists of these; the field's type says later what it means.
-RawValue = str | None | list["RawValue"]
+# A text as it stands in the file, nothing at all, lists of these, or a list's mappings of keys to values with their
+# places; the field's type says later what it means.
+RawValue = str | None | list["RawValue"] | dict[str, "Given"]
 
 _NULL_TAG = "tag:yaml.org,2002:null"
+_PlaceOf = Callable[[yaml.Node], str]
 
 
 @dataclass(frozen=True)
@@ -83,55 +86,98 @@ def read_yaml(path: Path) -> dict[str, Given]:
         path: A file with a mapping at its top; an empty file is an empty mapping.
 
     Returns:
-        For each leaf its dotted key, text and place. An empty mapping has no leaf.
+        For each leaf its dotted key, value and place. Mappings in a list belong to the list's leaf.
 
     Raises:
         ConfigError: Syntax error, something else than a mapping, or a key given twice; with the line.
     """
     try:
         root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = error.problem or error.context or "syntax error"
-        raise ConfigError(f"{path}{line} is not valid YAML: {problem}; correct the line") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line} is not valid YAML: {_syntax_problem(error)}; correct the line") from None
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path} must hold a mapping such as 'train: {{max_steps: 1000}}', not a {_kind(root)}")
     leaves: dict[str, Given] = {}
-    _collect(root, "", path, leaves, [])
+    _collect(root, "", lambda node: f"{path}, line {node.start_mark.line + 1}", leaves, [])
     return leaves
 
 
+def parse_value(text: str, origin: str) -> RawValue:
+    """Reads a value as it would stand behind a key of a YAML file, every scalar in it as the text it is.
+
+    Args:
+        text: YAML, such as ``[{name: web, manifest: data/web}]``.
+        origin: Where it was written, for messages.
+
+    Returns:
+        The value, whose mappings name ``origin`` as the place of each key.
+
+    Raises:
+        ConfigError: Syntax error, or a key given twice.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {_syntax_problem(error)}") from None
+    return None if node is None else _raw(node, lambda _: origin, [])
+
+
+def _syntax_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError):
+        return error.problem or error.context or "syntax error"
+    return str(error)
+
+
 def _collect(
-    mapping: yaml.MappingNode, prefix: str, path: Path, leaves: dict[str, Given], parents: list[yaml.Node]
+    mapping: yaml.MappingNode, prefix: str, place_of: _PlaceOf, leaves: dict[str, Given], parents: Sequence[yaml.Node]
 ) -> None:
-    if mapping in parents:
-        raise ConfigError(f"{path}, line {mapping.start_mark.line + 1}: a mapping contains itself; remove the alias")
+    _refuse_cycle(mapping, place_of, parents)
+    within = [*parents, mapping]
     for key_node, value_node in mapping.value:
-        place = f"{path}, line {key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{place}: a key must be a name, not a {_kind(key_node)}")
-        key = prefix + key_node.value
+        place = place_of(key_node)
+        key = prefix + _key(key_node, place)
         if isinstance(value_node, yaml.MappingNode) and value_node.value:
-            _collect(value_node, key + ".", path, leaves, [*parents, mapping])
+            _collect(value_node, key + ".", place_of, leaves, within)
             continue
-        if key in leaves:
-            raise ConfigError(f"{place}: {key} is given twice (first in {leaves[key].origin}); keep one of them")
-        leaves[key] = Given(_raw(value_node, place), place)
+        is_empty_section = isinstance(value_node, yaml.MappingNode)
+        _add(leaves, key, Given(None if is_empty_section else _raw(value_node, place_of, within), place))
 
 
-def _raw(node: yaml.Node, place: str) -> RawValue:
+def _raw(node: yaml.Node, place_of: _PlaceOf, parents: Sequence[yaml.Node]) -> RawValue:
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag == _NULL_TAG else str(node.value)
+    _refuse_cycle(node, place_of, parents)
+    within = [*parents, node]
     if isinstance(node, yaml.SequenceNode):
-        if any(not isinstance(item, yaml.ScalarNode) for item in node.value):
-            raise ConfigError(f"{place}: a list may hold plain values only, no lists or mappings")
-        return [_raw(item, place) for item in node.value]
-    return None  # an empty mapping: a section without content
+        return [_raw(item, place_of, within) for item in node.value]
+    entries: dict[str, Given] = {}
+    for key_node, value_node in node.value:
+        place = place_of(key_node)
+        _add(entries, _key(key_node, place), Given(_raw(value_node, place_of, within), place))
+    return entries
+
+
+def _refuse_cycle(node: yaml.Node, place_of: _PlaceOf, parents: Sequence[yaml.Node]) -> None:
+    if node in parents:
+        raise ConfigError(f"{place_of(node)}: a {_kind(node)} contains itself; remove the alias")
+
+
+def _key(node: yaml.Node, place: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{place}: a key must be a name, not a {_kind(node)}")
+    return str(node.value)
+
+
+def _add(entries: dict[str, Given], key: str, entry: Given) -> None:
+    if key in entries:
+        first = entries[key].origin
+        where = f" (first in {first})" if first != entry.origin else ""
+        raise ConfigError(f"{entry.origin}: {key} is given twice{where}; keep one of them")
+    entries[key] = entry
 
 
 def _kind(node: yaml.Node) -> str:

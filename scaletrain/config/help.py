@@ -6,7 +6,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from scaletrain.config.coercion import describe
-from scaletrain.config.fields import fields, flatten, limits, sections
+from scaletrain.config.fields import fields, flatten, item_section, limits, sections
 from scaletrain.config.schema import RunConfig
 
 _HEAD = """\
@@ -14,7 +14,8 @@ Pretrains a Transformer language model with DeepSpeed.
 
   deepspeed scaletrain/train.py [--config FILE] [--dry_run] [--KEY VALUE ...]
 
-Values come from the defaults below, then the model preset, then the file, then the command line.
+Values come from the defaults below, then the model preset, then the file, then the command line. A list of items is
+written in YAML's way, also on the command line: --data.sources '[{name: web, manifest: data/web}]'.
 
   --config FILE     YAML file with the keys below (default configs/demo.yaml)
   --dry_run         do everything but train: check, count, plan, print
@@ -37,12 +38,18 @@ def help_text() -> str:
 
 
 def _lines(keys: list[str], defaults: Mapping[str, Any]) -> str:
-    return "".join(f"  --{key:<31} {_line(fields()[key], defaults[key])}\n" for key in keys)
+    lines = ""
+    for key in keys:
+        lines += f"  --{key:<31} {_line(fields()[key], defaults[key])}\n"
+        section = item_section(fields()[key].annotation)
+        for name, field in section.model_fields.items() if section else ():
+            lines += f"      {name:<29} {_line(field, None if field.is_required() else field.default)}\n"
+    return lines
 
 
 def _line(field: FieldInfo, default: Any) -> str:
     kind = ", ".join(part for part in (describe(field.annotation), limits(field)) if part)
-    shown = "derived" if field.default_factory else _shown(default)
+    shown = "required" if field.is_required() else "derived" if field.default_factory else _shown(default)
     about = f": {field.description}" if field.description else ""
     return f"{kind} [{shown}]{about}"
 

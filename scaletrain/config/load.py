@@ -8,14 +8,15 @@ import yaml
 from pydantic import ValidationError
 
 from scaletrain.config.coercion import coerce
-from scaletrain.config.fields import fields, flatten, limits, sections, unknown_key
+from scaletrain.config.fields import fields, flatten, item_section, plain, sections, unknown_key
 from scaletrain.config.files import Given, find_file, read_yaml
+from scaletrain.config.items import parse_items, read_items
+from scaletrain.config.problems import place, range_problems
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import ConfigError
 
 DEFAULT_CONFIG = Path("configs/demo.yaml")
 _COMMAND_LINE = "command line"
-_RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -69,8 +70,8 @@ def dump_yaml(config: RunConfig) -> str:
     tree: dict[str, Any] = {}
     for key, value in flatten(config).items():
         section, _, name = key.rpartition(".")
-        place = tree.setdefault(section, {}) if section else tree
-        place[name] = _plain(value)
+        values = tree.setdefault(section, {}) if section else tree
+        values[name] = plain(value)
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -108,60 +109,38 @@ def _preset_fields(layer: Mapping[str, Given]) -> dict[str, Given]:
 def _build(given: Mapping[str, Given]) -> RunConfig:
     problems: list[str] = []
     tree: dict[str, Any] = {}
+    read: dict[str, Given] = {}
     for key, entry in given.items():
-        field = fields().get(key)
         if key in sections():
             if entry.value is not None:  # "model:" without content is an empty section
-                problems.append(f"{_place(key, entry)}: a section; give its fields, such as {_example(key)}")
-        elif field is None:
-            problems.append(f"{_place(key, entry)}: {unknown_key(key, [*fields(), *sections()])}")
+                problems.append(f"{place(key, entry)}: a section; give its fields, such as {_example(key)}")
+        elif key not in fields():
+            problems.append(f"{place(key, entry)}: {_no_such_key(key)}")
         else:
             section, _, name = key.rpartition(".")
-            place = tree.setdefault(section, {}) if section else tree
+            values = tree.setdefault(section, {}) if section else tree
+            annotation = fields()[key].annotation
+            item = item_section(annotation)
             try:
-                place[name] = coerce(field.annotation, entry.value)
-            except ValueError as error:
-                problems.append(f"{_place(key, entry)}: {error}")
+                read[key] = parse_items(entry) if item else entry
+                values[name] = read_items(key, item, read[key], problems) if item else coerce(annotation, entry.value)
+            except (ValueError, ConfigError) as error:
+                problems.append(f"{place(key, entry)}: {error}")
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise_all([*problems, *_range_problems(error, given)])
+        raise_all([*problems, *range_problems(error, read)])
         raise
     raise_all(problems)
     return config
 
 
-def _range_problems(error: ValidationError, given: Mapping[str, Given]) -> Iterable[str]:
-    for detail in error.errors(include_url=False):
-        if detail["type"] == "default_factory_not_called":
-            continue  # follows from the field that the default is made of, which is reported itself
-        names = [str(part) for part in detail["loc"]]
-        key = next((".".join(names[:end]) for end in (2, 1) if ".".join(names[:end]) in fields()), ".".join(names))
-        field = fields().get(key)
-        entry = given.get(key, Given(str(detail["input"]), "derived"))
-        item = f" in item {int(names[-1]) + 1}" if names[-1].isdigit() else ""
-        outside = detail["type"] in _RANGE_ERRORS and not item
-        reason = f"must be {limits(field)}" if field and outside else f"{detail['msg']}{item}"
-        yield f"{_place(key, entry)}: {reason}; give another value"
-
-
-def _place(key: str, entry: Given) -> str:
-    value = entry.value if isinstance(entry.value, str) else _flow(entry.value)
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    return f"{key} = {shown} ({entry.origin})"
-
-
-def _flow(value: object) -> str:
-    return (
-        "null" if value is None else "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
-    )
+def _no_such_key(key: str) -> str:
+    for list_key in fields():
+        if key.startswith(f"{list_key}.") and item_section(fields()[list_key].annotation):
+            return f"{list_key} is a list; begin each of its items with '- ', or put them in brackets"
+    return unknown_key(key, [*fields(), *sections()])
 
 
 def _example(section: str) -> str:
     return next(key for key in fields() if key.startswith(section + "."))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value

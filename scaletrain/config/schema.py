@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 
 class Section(BaseModel):
@@ -17,6 +18,10 @@ class Section(BaseModel):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+# A name of its own, unlike Annotated, stays on the field, so that reading the text can expand a leading "~". It stays
+# text, since a Path would make one slash of the two in a URL.
+Location = TypeAliasType("Location", str)
 
 
 def _like(field: str) -> Any:
@@ -60,17 +65,61 @@ class ModelConfig(Section):
     )
 
 
+class SourceConfig(Section):
+    """One of several corpora that are mixed."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="how metrics and phases call it")
+    manifest: Location = Field(min_length=1, description="manifest.json of the corpus, made by tools/make_shards.py")
+    weight: float = Field(1.0, ge=0, description="share of the sequences, relative to the other sources")
+
+
+class PhaseConfig(Section):
+    """A part of the run with weights of its own."""
+
+    until_tokens: int = Field(ge=1, description="inputs consumed at which the phase ends")
+    weights: dict[str, float] = Field(description="weight of each source by name; 0 for one that is not named")
+
+
+class BatchPhaseConfig(Section):
+    """A part of the run with another batch size."""
+
+    until_tokens: int = Field(ge=1, description="inputs consumed at which the phase ends")
+    global_batch_size: int = Field(ge=1, description="sequences in one step until then")
+
+
 class DataConfig(Section):
     """Where documents come from, and how they are spread."""
 
-    manifest: Path | None = Field(None, description="manifest.json of a corpus made by tools/make_shards.py")
+    manifest: Location | None = Field(None, description="manifest.json of a corpus made by tools/make_shards.py")
+    sources: tuple[SourceConfig, ...] = Field(
+        (), description="several corpora with one tokenizer, mixed by weight; instead of a manifest"
+    )
+    phases: tuple[PhaseConfig, ...] = Field(
+        (), description="weights of the sources in the first parts of the run; then those of the sources hold"
+    )
     corpus: Literal["python_stdlib"] | None = Field(
         None, description="embedded corpus, prepared on first use; instead of a manifest"
     )
     corpus_dir: Path = Field(Path("data"), description="folder in which an embedded corpus is prepared")
     num_lanes: int = Field(1, ge=1, description="streams that the shards are dealt to, whatever the number of ranks")
     window_shards: int = Field(8, ge=1, description="shards whose documents are shuffled together")
+    packing: Literal["concat", "best_fit"] = Field(
+        "concat", description="best_fit cuts no document that fits in a sequence, at the price of some padding"
+    )
     document_borders: bool = Field(True, description="attention and positions start anew at each document")
+    on_bad_shard: Literal["fail", "skip"] = Field(
+        "fail", description="skip masks the sequences of a shard that cannot be read, and goes on"
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="folder on this node for remote shards; default scaletrain-cache in the system's temporary folder",
+    )
+    cache_gib: float = Field(64.0, gt=0, description="largest size of that folder, in GiB")
+    fetch_attempts: int = Field(8, ge=1, description="tries to read remote data before it counts as unreadable")
+    fetch_stall_s: float = Field(
+        60.0, gt=0, description="seconds without progress after which a transfer is tried anew"
+    )
+    allow_pipe: bool = Field(False, description="run the commands of pipe: URLs in a manifest")
     num_workers: int = Field(1, ge=0, description="DataLoader processes per rank")
     prefetch: int = Field(4, ge=1, description="micro batches fetched ahead by each worker")
 
@@ -111,6 +160,9 @@ class TrainConfig(Section):
     max_steps: int = Field(1000, ge=1, description="global batches of the whole run")
     max_seq_len: int = Field(256, ge=1, description="tokens in a sequence")
     global_batch_size: int = Field(32, ge=1, description="sequences in one step, over all ranks")
+    batch_schedule: tuple[BatchPhaseConfig, ...] = Field(
+        (), description="other global batch sizes in the first parts of the run; then global_batch_size holds"
+    )
     micro_batch_size: int = Field(8, ge=1, description="sequences in one forward pass of a rank")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = Field(False, description="torch.compile; more than twice as fast, after 30 to 60 s")

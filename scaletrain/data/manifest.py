@@ -1,9 +1,12 @@
 """The manifest of a corpus: its shards with sizes and checksums, its tokenizer, and where it came from."""
 
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,20 +14,30 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from scaletrain.data.atomic import whole_file
 from scaletrain.errors import DataError
+from scaletrain.storage.storage import Storage
+from scaletrain.storage.urls import is_remote, join, printable
 
 VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
+NATIVE_FIELD = "tokens.npy"
+_LARGEST_MANIFEST = 1 << 30
+_LARGEST_TOKENIZER = 1 << 28
 
 
 def _inside_folder(path: str) -> str:
-    """A manifest may come from a stranger: it names files of its own folder, and no URL that runs a command."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or ":" in path:
+    """A manifest may come from a stranger: what it names beside itself lies in its own folder."""
+    if not path.strip("./") or path.startswith("/") or ":" in path or ".." in path.split("/"):
         raise ValueError("must be a path inside the manifest's folder")
     return path
 
 
+def _shard_location(path: str) -> str:
+    """Shards made elsewhere stay where they are; whether a URL may be opened is for the storage to say."""
+    return path if is_remote(path) or path.startswith("/") else _inside_folder(path)
+
+
 InnerPath = Annotated[str, AfterValidator(_inside_folder)]
+ShardPath = Annotated[str, AfterValidator(_shard_location)]
 
 
 class _Record(BaseModel):
@@ -58,77 +71,122 @@ class Totals(_Record):
 
 
 class ShardEntry(Totals):
-    """One tar: its path in the manifest's folder, its size in bytes, the xxh3-128 of its content, and what it holds."""
+    """One tar, and what it holds.
 
-    path: InnerPath
+    Attributes:
+        path: In the manifest's folder; or absolute, or a URL, for a shard that was made elsewhere.
+        size: In bytes.
+        checksum: xxh3-128 of the content, as hexadecimal digits.
+        index: Path of the index in the manifest's folder; beside the shard where it is None.
+        index_size: Of the index file, in bytes.
+        index_checksum: xxh3-128 of the index file.
+        packed: For each ``max_seq_len`` counted so far, the sequences that best-fit packing makes of the shard.
+    """
+
+    path: ShardPath
     size: int = Field(ge=1)
     checksum: str
+    index: InnerPath | None = None
+    index_size: int | None = Field(None, ge=1)
+    index_checksum: str | None = None
+    # Not {}: pydantic would copy it deeply for each of a hundred thousand shards.
+    packed: Mapping[int, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+
+
+class Content(_Record):
+    """What a sample of a shard holds: the field, and the key of a JSON object where the text is in one.
+
+    ``tokens.npy`` are tokens with their borders, as the build writes them. Other fields are those of shards made
+    elsewhere: ``txt``, ``json``, ``npy``, each also with ``.gz``.
+    """
+
+    field: str = NATIVE_FIELD
+    key: str | None = None
 
 
 class Manifest(_Record):
     """All that is known of a corpus before a shard is opened.
 
     Attributes:
-        folder: Where the manifest lies; not part of the file.
+        location: Path or URL of the manifest itself; not part of the file.
         version: Of the format.
         source: Where the text came from, for people.
         dtype: Type of the stored tokens.
         tokenizer: What the text was made into tokens with.
+        content: What the shards hold.
         splits: Shards of ``train`` and ``validation``, in the order that the data's order counts them in.
         totals: Sums for each split.
     """
 
-    folder: Path = Field(exclude=True)
+    location: str = Field(exclude=True)
     version: Literal[1] = VERSION
     source: str
     dtype: Literal["uint16", "uint32"]
     tokenizer: TokenizerEntry
+    content: Content = Content()
     splits: Mapping[str, tuple[ShardEntry, ...]]
     totals: Mapping[str, Totals]
 
     @classmethod
-    def open(cls, path: Path) -> "Manifest":
+    def open(cls, location: str | Path, storage: Storage | None = None, shards_may_lack: bool = False) -> "Manifest":
         """Reads a manifest and checks that its files are there and are the right ones.
 
         Args:
-            path: The manifest, or the folder that holds a ``manifest.json``.
+            location: The manifest, or the folder that holds a ``manifest.json``; a path or a URL.
+            storage: Reads what is not a local file.
+            shards_may_lack: Whether local shards may be missing or have another size.
 
         Returns:
-            The manifest. The shards' content is not read; their sizes and the tokenizer's hash are checked.
+            The manifest. The shards' content is not read. The tokenizer's hash is checked, and the size of local
+            shards.
 
         Raises:
             DataError: The manifest cannot be read, or a file is missing, has another size or another hash.
         """
-        path = path / FILE_NAME if path.is_dir() else path
-        fields = _read_json(path)
+        storage = storage or Storage()
+        place = str(location)
+        if not is_remote(place):
+            place = str(Path(place) / FILE_NAME if Path(place).is_dir() else Path(place))
+        elif not place.endswith(".json"):
+            place = place.rstrip("/") + "/" + FILE_NAME
+        shown = printable(place)
+        with _without_garbage_collection():
+            manifest = cls._parse(place, shown, _read_json(place, shown, storage))
+        manifest._check_totals(shown)
+        manifest.read_tokenizer(storage)
+        for shards in () if shards_may_lack else manifest.splits.values():
+            for shard in shards:
+                path = shard.path if is_remote(shard.path) else manifest.locate(shard.path)
+                if not is_remote(path):
+                    check_size(path, shard.size, "the manifest")
+        return manifest
+
+    @classmethod
+    def _parse(cls, place: str, shown: str, fields: dict[str, object]) -> "Manifest":
         if fields.get("version") != VERSION:
             raise DataError(
-                f"{path} has version {fields.get('version')!r}, this program reads version {VERSION}. "
+                f"{shown} has version {fields.get('version')!r}, this program reads version {VERSION}. "
                 "Build the corpus again with tools/make_shards.py."
             )
         try:
-            manifest = cls(**{**fields, "folder": path.parent})
+            return cls(**{**fields, "location": place})
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            part = ".".join(str(part) for part in first["loc"])
             raise DataError(
-                f"{path}: {place or 'the manifest'} is not valid: {first['msg']}. "
+                f"{shown}: {part or 'the manifest'} is not valid: {first['msg']}. "
                 "Build the corpus again with tools/make_shards.py."
             ) from None
-        manifest._check_totals(path)
-        manifest._check_tokenizer()
-        manifest._check_sizes()
-        return manifest
 
     def write(self) -> Path:
-        """Writes ``manifest.json`` into the folder, whole or not at all.
+        """Writes the manifest to its location, a local path, whole or not at all.
 
         Returns:
             The file's path.
         """
-        path = self.folder / FILE_NAME
+        path = Path(self.location)
         with whole_file(path) as stream:
-            stream.write(self.model_dump_json(indent=1).encode() + b"\n")
+            stream.write(self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
         return path
 
     def split(self, name: str) -> tuple[ShardEntry, ...]:
@@ -146,15 +204,19 @@ class Manifest(_Record):
         shards = self.splits.get(name, ())
         if not shards:
             raise DataError(
-                f"{self.folder / FILE_NAME} has no shard in split {name!r}. Build the corpus again with "
+                f"{self.shown} has no shard in split {name!r}. Build the corpus again with "
                 "tools/make_shards.py, with more text or another --validation_share."
             )
         return shards
 
+    def locate(self, path: str) -> str:
+        """Where something lies that the manifest names: a local path or a URL."""
+        return join(os.path.dirname(self.location) or ".", path)
+
     @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer's file."""
-        return self.folder / self.tokenizer.file
+    def shown(self) -> str:
+        """The manifest's own path or URL, as it may be shown."""
+        return printable(self.location)
 
     @property
     def token_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -164,37 +226,45 @@ class Manifest(_Record):
     @property
     def fingerprint(self) -> str:
         """Hash of what determines the data: tokenizer and shards, but not paths; equal for equal corpora."""
-        content = {
+        content: dict[str, object] = {
             "tokenizer": self.tokenizer.sha256,
             "splits": {name: [shard.checksum for shard in shards] for name, shards in sorted(self.splits.items())},
         }
+        if self.content != Content():
+            content["content"] = self.content.model_dump()
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def _check_totals(self, path: Path) -> None:
+    def read_tokenizer(self, storage: Storage | None = None) -> bytes:
+        """The content of the corpus's ``tokenizer.json``.
+
+        Args:
+            storage: Reads what is not a local file.
+
+        Returns:
+            The file, whose hash is the manifest's.
+
+        Raises:
+            DataError: It cannot be read, or is another tokenizer.
+        """
+        place = self.locate(self.tokenizer.file)
+        content = (storage or Storage()).read(place, _LARGEST_TOKENIZER, "The tokenizer")
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.tokenizer.sha256:
+            raise DataError(
+                f"{printable(place)} is not the tokenizer that this corpus was made with: its sha256 is {found}, the "
+                f"manifest says {self.tokenizer.sha256}. Restore the file, or build the corpus again with "
+                "tools/make_shards.py."
+            )
+        return content
+
+    def _check_totals(self, shown: str) -> None:
         sums = {name: totals_of(shards) for name, shards in self.splits.items()}
         for name in sorted(set(sums) | set(self.totals)):
             if sums.get(name) != self.totals.get(name):
                 raise DataError(
-                    f"{path}: the totals of split {name!r} are ({self.totals.get(name)}), but its shards sum to "
+                    f"{shown}: the totals of split {name!r} are ({self.totals.get(name)}), but its shards sum to "
                     f"({sums.get(name)}). The file was changed; build the corpus again with tools/make_shards.py."
                 )
-
-    def _check_tokenizer(self) -> None:
-        path = self.tokenizer_path
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Restore it.") from None
-        if found != self.tokenizer.sha256:
-            raise DataError(
-                f"{path} is not the tokenizer that this corpus was made with: its sha256 is {found}, the manifest "
-                f"says {self.tokenizer.sha256}. Restore the file, or build the corpus again with tools/make_shards.py."
-            )
-
-    def _check_sizes(self) -> None:
-        for shards in self.splits.values():
-            for shard in shards:
-                check_size(self.folder / shard.path, shard.size, "the manifest")
 
 
 def totals_of(shards: tuple[ShardEntry, ...]) -> Totals:
@@ -206,7 +276,7 @@ def totals_of(shards: tuple[ShardEntry, ...]) -> Totals:
     )
 
 
-def check_size(path: Path, expected: int, authority: str) -> None:
+def check_size(path: str | Path, expected: int, authority: str) -> None:
     """Checks that a shard is there and has its size.
 
     Args:
@@ -219,7 +289,7 @@ def check_size(path: Path, expected: int, authority: str) -> None:
     """
     remedy = "Copy it again from where it came, or build the corpus again with tools/make_shards.py."
     try:
-        found = path.stat().st_size
+        found = os.stat(path).st_size
     except OSError as error:
         raise DataError(f"Shard {path} cannot be read: {error.strerror}. {remedy}") from None
     if found != expected:
@@ -227,16 +297,28 @@ def check_size(path: Path, expected: int, authority: str) -> None:
         raise DataError(f"Shard {path} {state}: it has {found} bytes, {authority} says {expected}. {remedy}")
 
 
-def _read_json(path: Path) -> dict[str, object]:
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A hundred thousand shards make a million objects, none of them garbage: to look for some doubles the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        fields = json.loads(path.read_bytes())
-    except OSError as error:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read_json(place: str, shown: str, storage: Storage) -> dict[str, object]:
+    try:
+        fields = json.loads(storage.read(place, _LARGEST_MANIFEST, "The manifest"))
+    except DataError as error:
         raise DataError(
-            f"The manifest {path} cannot be read: {error.strerror}. Check --data.manifest, or make a corpus with "
-            "tools/make_shards.py build --input TEXTS --out FOLDER --train_tokenizer 8192."
+            f"{error} Check --data.manifest, or make a corpus with tools/make_shards.py build --input TEXTS --out "
+            "FOLDER --train_tokenizer 8192."
         ) from None
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Is it a manifest.json made by tools/make_shards.py?") from None
+        raise DataError(f"{shown} is not JSON: {error}. Is it a manifest.json made by tools/make_shards.py?") from None
     if not isinstance(fields, dict):
-        raise DataError(f"{path} holds a {type(fields).__name__}, not a manifest. Check --data.manifest.")
+        raise DataError(f"{shown} holds a {type(fields).__name__}, not a manifest. Check --data.manifest.")
     return fields

@@ -1,49 +1,52 @@
 """The order of the data: sequence i is computed from i alone, without a scan and without state.
 
-Shards are dealt to lanes; the shards of a lane, in a seeded order that is fixed once, form windows of a few
-shards each. In every epoch a lane visits its windows in a new order, and the documents of a window are shuffled
-together and joined into one stream of L tokens. The stream is cut into ceil((L - 1) / T) sequences: sequence j
-takes its T inputs from ``stream[j * T]`` on, and one more token, the target of its last input. Sequence i of the
-run belongs to lane ``i % num_lanes``; each lane begins its next epoch when it is through, whatever the others do.
-
-The windows of a lane are the same in every epoch, so that each epoch of a lane has equally many sequences and
-the epoch of a position is one division. Only the windows in use are opened: memory grows with the number of
-shards and with the documents of ``num_lanes`` windows.
+Sequence i of the run belongs to lane ``i % num_lanes`` and stands at place ``i // num_lanes`` of it. The mixture says
+which source has that place, and which of the lane's places of that source it is; the source's own order says which
+pieces of documents stand there.
 """
 
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletrain.data.lru import LastUsed
-from scaletrain.data.shuffle import permutation
-from scaletrain.errors import DataError
+from scaletrain.data.manifest import Manifest
+from scaletrain.data.mixture import Mixture, Phase
+from scaletrain.data.shards import ShardReader
+from scaletrain.data.shuffle import fold
+from scaletrain.data.source_order import Packing, Place, SourceOrder, SourceShards, Window
+from scaletrain.errors import ConfigError, DataError
 
-# What a permutation is for; each kind draws from its own stream of keys. Part of what a run is, like the formula.
-_SHARDS_OF_LANE, _WINDOWS_OF_EPOCH, _DOCUMENTS_OF_WINDOW = 1, 2, 3
+_SEED_OF_SOURCE = 5
 
 
 @dataclass(frozen=True)
-class ShardDocuments:
-    """What the order needs to know of a shard.
+class DatasetOptions:
+    """What the order of a run's data depends on besides its sources; see docs/data_order.md.
 
     Attributes:
-        n_tokens: Tokens in the shard.
-        token_counts: Gives the number of tokens of each document, int64 (documents,); called only when the
-            shard's window is in use, so that a hundred thousand shards need not be opened.
+        max_seq_len: Inputs of a sequence, in tokens.
+        num_lanes: Streams that the shards of each source are dealt to.
+        window_shards: Shards whose documents are shuffled together.
+        seed: Of the shuffles.
+        packing: How documents become sequences.
+        document_borders: Whether micro batches say where a document ends.
     """
 
-    n_tokens: int
-    token_counts: Callable[[], NDArray[np.int64]]
+    max_seq_len: int
+    num_lanes: int = 1
+    window_shards: int = 8
+    seed: int = 0
+    packing: Packing = "concat"
+    document_borders: bool = True
 
 
 class Piece(NamedTuple):
-    """A range of tokens of one document: ``tokens[start:stop]`` of document ``document`` in shard ``shard``."""
+    """A range of tokens of one document: ``tokens[start:stop]`` of document ``document`` in a source's shard."""
 
+    source: int
     shard: int
     document: int
     start: int
@@ -51,115 +54,49 @@ class Piece(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where a sequence stands: its lane, the lane's epoch, the window, and its number in the window."""
+    """Where a sequence stands: its source and lane, the lane's epoch, the window, and its number in the window."""
 
+    source: int
     lane: int
     epoch: int
     window: int
     position: int
 
 
-@dataclass(frozen=True)
-class _Lane:
-    windows: list[NDArray[np.int64]]
-    sequences: NDArray[np.int64]
-    sequences_per_epoch: int
-
-
-@dataclass(frozen=True)
-class _Window:
-    """One window in one epoch: ``documents`` in their shuffled order, and where each ends in the stream."""
-
-    shards: NDArray[np.int64]
-    first_document: NDArray[np.int64]
-    documents: NDArray[np.int64]
-    ends: NDArray[np.int64]
-
-
-def deal_to_lanes(shard_tokens: Sequence[int], num_lanes: int) -> list[list[int]]:
-    """Spreads shards over lanes so that the lanes hold nearly equal numbers of tokens.
-
-    The largest shard left goes to the lane with the fewest tokens; among equals the lower index goes first.
-
-    Args:
-        shard_tokens: Tokens of each shard.
-        num_lanes: Number of lanes.
-
-    Returns:
-        For each lane the indices of its shards, ascending.
-
-    Raises:
-        DataError: There are more lanes than shards.
-    """
-    if not 1 <= num_lanes <= len(shard_tokens):
-        raise DataError(
-            f"data.num_lanes is {num_lanes}, but each lane needs a shard of its own and this split has "
-            f"{len(shard_tokens)}. Lower --data.num_lanes, or make more and smaller shards with "
-            "tools/make_shards.py --shard_tokens."
-        )
-    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
-    loads = [(0, lane) for lane in range(num_lanes)]
-    for shard in sorted(range(len(shard_tokens)), key=lambda shard: (-shard_tokens[shard], shard)):
-        load, lane = heapq.heappop(loads)
-        lanes[lane].append(shard)
-        heapq.heappush(loads, (load + shard_tokens[shard], lane))
-    return [sorted(lane) for lane in lanes]
-
-
 class Order:
     """Maps the index of a sequence to the pieces of documents that it consists of."""
 
     def __init__(
-        self, shards: Sequence[ShardDocuments], max_seq_len: int, num_lanes: int, window_shards: int, seed: int
+        self,
+        sources: Sequence[SourceShards],
+        max_seq_len: int,
+        num_lanes: int,
+        window_shards: int,
+        seed: int,
+        packing: Packing = "concat",
+        phases: Sequence[Phase] | None = None,
     ) -> None:
         """Deals the shards to lanes and windows; opens none of them.
 
         Args:
-            shards: The shards of a split, in the order of the manifest.
+            sources: The shards of each source.
             max_seq_len: Inputs of a sequence, in tokens.
-            num_lanes: Streams that the shards are dealt to.
+            num_lanes: Streams that the shards of each source are dealt to.
             window_shards: Shards whose documents are shuffled together.
             seed: Of all shuffles.
+            packing: How documents become sequences.
+            phases: Weights of the sources over time; equal ones by default.
 
         Raises:
-            DataError: There are more lanes than shards, or a lane has no token to predict.
+            DataError: A source has fewer shards than there are lanes, or a lane of it has no token to predict.
         """
-        self.shards = shards
         self.max_seq_len = max_seq_len
         self.num_lanes = num_lanes
-        self.seed = seed
-        dealt = deal_to_lanes([shard.n_tokens for shard in shards], num_lanes)
-        self._lanes = [self._make_lane(lane, members, window_shards) for lane, members in enumerate(dealt)]
-        # Consecutive sequences come from all lanes in turn: with room for fewer, every sequence would make a
-        # window anew. One more per lane covers a step in which a lane moves on to its next window.
-        self._windows: LastUsed[tuple[int, int, int], _Window] = LastUsed(num_lanes + 2)
-        self._visits: LastUsed[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = LastUsed(num_lanes + 2)
-
-    def _make_lane(self, lane: int, members: list[int], window_shards: int) -> _Lane:
-        shuffled = np.array(members, dtype=np.int64)[permutation(len(members), self.seed, _SHARDS_OF_LANE, lane)]
-        windows = [shuffled[start : start + window_shards] for start in range(0, len(shuffled), window_shards)]
-        tokens = [sum(self.shards[shard].n_tokens for shard in window) for window in windows]
-        sequences = np.array([-(-max(0, n - 1) // self.max_seq_len) for n in tokens], dtype=np.int64)
-        total = int(sequences.sum())
-        if total == 0:
-            raise DataError(
-                f"Lane {lane} of {self.num_lanes} holds {sum(tokens)} tokens, and none to predict. "
-                "Lower --data.num_lanes, or add documents to the corpus."
-            )
-        return _Lane(windows, sequences, total)
-
-    @property
-    def sequences_per_epoch(self) -> int:
-        """Sequences of one epoch of every lane, together."""
-        return sum(lane.sequences_per_epoch for lane in self._lanes)
-
-    def shards_of_lane(self, lane: int) -> list[int]:
-        """Indices of the shards that a lane reads, ascending."""
-        return sorted(int(shard) for window in self._lanes[lane].windows for shard in window)
-
-    def sequences_of_lane(self, lane: int) -> int:
-        """Sequences of one epoch of a lane."""
-        return self._lanes[lane].sequences_per_epoch
+        self.sources = [
+            SourceOrder(shards, max_seq_len, num_lanes, window_shards, source_seed(seed, number), packing)
+            for number, shards in enumerate(sources)
+        ]
+        self.mixture = Mixture(phases or [Phase(None, (1.0,) * len(sources))], num_lanes, seed)
 
     def locate(self, sequence: int) -> Location:
         """Finds where a sequence stands, in time that does not grow with its index.
@@ -168,7 +105,7 @@ class Order:
             sequence: Index of the sequence in the run, from 0.
 
         Returns:
-            Its lane, the lane's epoch, the window of the lane, and its number in the window.
+            Its location.
 
         Raises:
             IndexError: The index is negative.
@@ -176,11 +113,17 @@ class Order:
         if sequence < 0:
             raise IndexError(f"sequence {sequence} does not exist: the first is 0")
         place, lane = divmod(sequence, self.num_lanes)
-        epoch, place = divmod(place, self._lanes[lane].sequences_per_epoch)
-        visits, ends = self._visits.get((lane, epoch), lambda: self._visit(lane, epoch))
-        turn = int(np.searchsorted(ends, place, side="right"))
-        before = int(ends[turn - 1]) if turn else 0
-        return Location(lane, epoch, int(visits[turn]), place - before)
+        source, number = self.mixture.locate(lane, place)
+        epoch, window, position = self.sources[source].locate(lane, number)
+        return Location(source, lane, epoch, window, position)
+
+    def window(self, location: Location) -> Window:
+        """The window of a location, with the pieces of all its sequences."""
+        return self.sources[location.source].window(location.lane, location.epoch, location.window)
+
+    def members(self, location: Location) -> NDArray[np.int64]:
+        """Shards of the window of a location; known without opening any of them."""
+        return self.sources[location.source].members(location.lane, location.window)
 
     def pieces(self, sequence: int) -> list[Piece]:
         """The pieces of documents that make up a sequence.
@@ -189,54 +132,117 @@ class Order:
             sequence: Index of the sequence in the run, from 0.
 
         Returns:
-            Ranges of tokens that, joined, are the ``max_seq_len`` inputs and the target of the last one, which is
-            left out where a new document begins there, since no document predicts the next. At the end of a window
-            there may be fewer.
+            Ranges of tokens that, joined, are the inputs and the target of the last one, which is left out where a new
+            document begins there, since no document predicts the next. There may be fewer than ``max_seq_len`` inputs.
 
         Raises:
             IndexError: The index is negative.
-            DataError: The shards' indexes do not hold what the manifest says.
+            BadShardError: A shard's index cannot be read, or does not hold what the manifest says.
         """
-        lane, epoch, window_index, position = self.locate(sequence)
-        window = self._windows.get((lane, epoch, window_index), lambda: self._make_window(lane, epoch, window_index))
-        start = position * self.max_seq_len
-        inputs_end = start + self.max_seq_len
-        stop = min(inputs_end + 1, int(window.ends[-1]))
-        pieces = []
-        turn = int(np.searchsorted(window.ends, start, side="right"))
-        while start < stop:
-            begin = int(window.ends[turn - 1]) if turn else 0
-            end = min(stop, int(window.ends[turn]))
-            if begin == inputs_end:
-                break
-            document = int(window.documents[turn])
-            shard = int(np.searchsorted(window.first_document, document, side="right")) - 1
-            if end > start:
-                in_shard = document - int(window.first_document[shard])
-                pieces.append(Piece(int(window.shards[shard]), in_shard, start - begin, end - begin))
-            start, turn = end, turn + 1
-        return pieces
+        location = self.locate(sequence)
+        pieces = self.window(location).pieces_of(location.position)
+        return [Piece(location.source, *piece) for piece in pieces]
 
-    def _visit(self, lane: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        sequences = self._lanes[lane].sequences
-        visits = permutation(len(sequences), self.seed, _WINDOWS_OF_EPOCH, epoch, lane)
-        return visits, np.cumsum(sequences[visits])
+    def consumed(self, sequences: int) -> NDArray[np.int64]:
+        """How many of the first sequences came from each source (sources,), int64."""
+        whole, rest = divmod(sequences, self.num_lanes)
+        return sum(
+            (self.mixture.counts(lane, whole + (lane < rest)) for lane in range(self.num_lanes)),
+            start=np.zeros(len(self.sources), dtype=np.int64),
+        )
 
-    def _make_window(self, lane: int, epoch: int, window: int) -> _Window:
-        members = self._lanes[lane].windows[window]
-        counts = [self._checked_counts(int(shard)) for shard in members]
-        first_document = np.cumsum([0] + [len(shard) for shard in counts[:-1]], dtype=np.int64)
-        lengths = np.concatenate(counts)
-        documents = permutation(len(lengths), self.seed, _DOCUMENTS_OF_WINDOW, epoch, lane, window)
-        ends = np.cumsum(lengths[documents], dtype=np.int64)
-        return _Window(members, first_document, documents, ends)
+    def occurrences(self, source: int, shard: int, document: int, before: int) -> Iterator[tuple[int, Piece]]:
+        """The sequences in which a document stands, in ascending order.
 
-    def _checked_counts(self, shard: int) -> NDArray[np.int64]:
-        counts = self.shards[shard].token_counts()
-        # The places of all later sequences follow from the manifest's totals: they must be true.
-        if int(counts.sum()) != self.shards[shard].n_tokens:
+        Args:
+            source: The source.
+            shard: Index of the shard in its split.
+            document: Index of the document in its shard.
+            before: Sequences of the run to look at.
+
+        Yields:
+            The sequence, and the piece of the document in it.
+
+        Raises:
+            BadShardError: A shard's index cannot be read, or does not hold what the manifest says.
+        """
+        own = self.sources[source]
+        lane, window_index = own.lane_and_window_of(shard)
+        places = self.mixture.counts(lane, -(-(before - lane) // self.num_lanes))[source] if before > lane else 0
+        for epoch in range(-(-int(places) // own.sequences_of_lane(lane))):
+            window = own.window(lane, epoch, window_index)
+            for piece in np.flatnonzero((window.pieces[:, :2] == (shard, document)).all(axis=1)).tolist():
+                position = int(window.first_piece.searchsorted(piece, side="right")) - 1
+                number = own.place_of(lane, Place(epoch, window_index, position))
+                if number < places:
+                    place = self.mixture.place_of(lane, source, number, before)
+                    assert place is not None
+                    yield place * self.num_lanes + lane, Piece(source, *window.pieces[piece].tolist())
+
+
+def source_seed(seed: int, source: int) -> int:
+    """The seed of a source's shuffles: that of the run for the first, another for each of the others."""
+    return seed if source == 0 else fold(seed, _SEED_OF_SOURCE, source)
+
+
+def order_of(readers: Sequence[ShardReader], options: DatasetOptions, phases: Sequence[Phase] | None = None) -> Order:
+    """The order of the documents of shards.
+
+    Args:
+        readers: Of each source, with one tokenizer.
+        options: What the order depends on.
+        phases: Weights of the sources over time; equal ones by default.
+
+    Returns:
+        The order; no shard is opened.
+
+    Raises:
+        DataError: A source has fewer shards than there are lanes, or was not counted for best-fit packing.
+        ConfigError: The sources have different tokenizers, or tokens of different types.
+    """
+    for reader in readers[1:]:
+        _check_tokenizer(readers[0].manifest, reader)
+    return Order(
+        [_source_shards(reader, options) for reader in readers],
+        options.max_seq_len,
+        options.num_lanes,
+        options.window_shards,
+        options.seed,
+        options.packing,
+        phases,
+    )
+
+
+def _source_shards(reader: ShardReader, options: DatasetOptions) -> SourceShards:
+    packed = None
+    if options.packing == "best_fit":
+        counts = [shard.packed.get(options.max_seq_len) for shard in reader.shards]
+        packed = [count for count in counts if count is not None]
+        if len(packed) < len(counts):
             raise DataError(
-                f"The index of shard {shard} counts {int(counts.sum())} tokens, the manifest "
-                f"{self.shards[shard].n_tokens}. Build the corpus again with tools/make_shards.py."
+                f"{reader.name} was not counted for best-fit packing of {options.max_seq_len} tokens. Type: python "
+                f"tools/make_shards.py pack --manifest {reader.manifest.shown} --max_seq_len {options.max_seq_len}"
             )
-        return counts
+    return SourceShards(reader.name, [shard.tokens for shard in reader.shards], reader.token_counts, packed)
+
+
+def _check_tokenizer(first: Manifest, reader: ShardReader) -> None:
+    here, there = reader.manifest.tokenizer, first.tokenizer
+    if here.sha256 != there.sha256:
+        raise ConfigError(
+            f"data.sources: the tokenizer of {reader.name} is not that of the first source (sha256 "
+            f"{here.sha256} and {there.sha256}). Build the corpora with one tokenizer: "
+            "tools/make_shards.py build --tokenizer FILE."
+        )
+    facts = {
+        "dtype": (reader.manifest.dtype, first.dtype),
+        "vocab_size": (here.vocab_size, there.vocab_size),
+        "eos_id": (here.eos_id, there.eos_id),
+    }
+    for name, (found, wanted) in facts.items():
+        # All sources fill the same rows: tokens of another width would be read as other tokens.
+        if found != wanted:
+            raise ConfigError(
+                f"data.sources: the manifest of {reader.name} has {name} {found}, that of the first source {wanted}. "
+                "Make both with the same tokenizer and --eos_token: tools/make_shards.py."
+            )

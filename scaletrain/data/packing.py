@@ -1,72 +1,102 @@
-"""Joins pieces of documents into the arrays of one sequence, with borders that nothing crosses."""
+"""Lays pieces of documents out as the arrays of a micro batch, with borders that nothing crosses.
 
+Shapes: B rows, T places of a row (``max_seq_len``).
+"""
+
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 IGNORED = -100
 """Target of a place where nothing is predicted: the number that cross-entropy ignores."""
 
 
-@dataclass(frozen=True)
-class PackedSequence:
-    """One sequence of ``max_seq_len`` places.
+class Row(NamedTuple):
+    """Where the pieces of one row lie.
 
     Attributes:
-        tokens: Inputs (T,), int64.
-        targets: The next token of the same document (T,), int64; ``IGNORED`` where there is none.
-        documents: Number of the piece that each place belongs to (T,), int32, from 0.
-        positions: Place in the piece (T,), int32, from 0.
+        begins: First place of each piece, ascending from 0.
+        end: Place behind the last token, at most T + 1: the last piece may bring the target of place T - 1 with it.
+        masked: Pieces, as (first place, place behind the last), whose tokens are not to be learnt.
+    """
+
+    begins: Sequence[int]
+    end: int
+    masked: Sequence[tuple[int, int]] = ()
+
+
+class PackedRows(NamedTuple):
+    """The arrays of a micro batch.
+
+    Attributes:
+        tokens: Inputs (B, T), int64.
+        targets: The next token of the same piece (B, T), int64; ``IGNORED`` where there is none.
+        documents: Number of the piece that each place belongs to (B, T), int32, from 0; None where every row is one.
+        positions: Place in the piece (B, T), int64, from 0; None with ``documents``.
     """
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
-    documents: NDArray[np.int32]
-    positions: NDArray[np.int32]
+    documents: NDArray[np.int32] | None
+    positions: NDArray[np.int64] | None
 
 
-def pack(pieces: Sequence[NDArray[Any]], max_seq_len: int, eos_id: int) -> PackedSequence:
-    """Packs pieces of documents into one sequence.
-
-    Args:
-        pieces: Tokens of each piece, integers (n,), together 1 to ``max_seq_len + 1``; the last one may bring the
-            target of the last place with it.
-        max_seq_len: Places of the sequence.
-        eos_id: Fills the places after the last piece. They count as part of it, so that they add no border.
-
-    Returns:
-        The sequence. No target crosses from one piece into the next, and positions begin anew with each piece.
-
-    Raises:
-        ValueError: The pieces are too long, or there is nothing in them.
-    """
-    joined = np.concatenate(pieces).astype(np.int64, copy=False)
-    if not 0 < len(joined) <= max_seq_len + 1:
-        raise ValueError(f"{len(joined)} tokens do not make a sequence of {max_seq_len} inputs and one more target")
-    n_inputs = min(len(joined), max_seq_len)
-    tokens = np.full(max_seq_len, eos_id, dtype=np.int64)
-    tokens[:n_inputs] = joined[:n_inputs]
-    targets = np.full(max_seq_len, IGNORED, dtype=np.int64)
-    targets[: len(joined) - 1] = joined[1:]
-    begins = np.cumsum([0] + [len(piece) for piece in pieces[:-1]])
-    targets[begins[1:] - 1] = IGNORED
-    lengths = np.diff(np.append(begins, max_seq_len))
-    documents = np.repeat(np.arange(len(pieces), dtype=np.int32), lengths)
-    positions = (np.arange(max_seq_len) - np.repeat(begins, lengths)).astype(np.int32)
-    return PackedSequence(tokens, targets, documents, positions)
-
-
-def filling(max_seq_len: int, eos_id: int) -> PackedSequence:
-    """A sequence without targets, which fills up a micro batch and weighs nothing.
+def pack(stream: NDArray[np.unsignedinteger], rows: Sequence[Row], borders: bool = True) -> PackedRows:
+    """Makes inputs, targets, documents and positions of tokens that lie in rows.
 
     Args:
-        max_seq_len: Places of the sequence.
-        eos_id: The token in each of them.
+        stream: Tokens (B, T + 1); the end-of-text token where a row has none.
+        rows: Where the pieces of each row lie (B). Places behind the last piece count as part of it, so that they add
+            no border.
+        borders: Whether to number documents and positions.
 
     Returns:
-        The sequence: one document, all targets ``IGNORED``.
+        The arrays. No target crosses from one piece into the next, and positions begin anew with each piece.
     """
-    return pack([np.array([eos_id])], max_seq_len, eos_id)
+    n_rows, width = stream.shape
+    places = width - 1
+    tokens = stream[:, :-1].astype(np.int64)
+    targets = stream[:, 1:].astype(np.int64)
+    begins = [row * places + begin for row, found in enumerate(rows) for begin in found.begins]
+    flat = targets.ravel()
+    # The place before a piece's first token; for a row's first piece that is the last place of the row before, which
+    # has a target only where its last piece goes on there.
+    inner = [begin - 1 for begin in begins if begin % places]
+    flat[inner] = IGNORED
+    for row, found in enumerate(rows):
+        if found.end <= places:
+            targets[row, found.end - 1 :] = IGNORED
+        for first, behind in found.masked:
+            targets[row, first : behind - 1] = IGNORED
+    if not borders or len(begins) == n_rows:
+        return PackedRows(tokens, targets, None, None)
+    documents = np.zeros((n_rows, places), dtype=np.int32)
+    positions = np.empty((n_rows, places), dtype=np.int64)
+    count = np.arange(places)
+    for row, found in enumerate(rows):
+        for number, (begin, end) in enumerate(zip(found.begins, [*found.begins[1:], places], strict=True)):
+            documents[row, begin:end] = number
+            positions[row, begin:end] = count[: end - begin]
+    return PackedRows(tokens, targets, documents, positions)
+
+
+def row_checksum(sequence: int, tokens: NDArray[np.unsignedinteger], row: Row) -> int:
+    """Checksum of one sequence: of its tokens, of where its pieces lie, and of its index in the run.
+
+    Args:
+        sequence: The index.
+        tokens: The row (T + 1,), of the stored type.
+        row: Where its pieces lie.
+
+    Returns:
+        A number from 0 to 2**64 - 1. The checksum of a batch is the sum over its sequences modulo 2**64, so that it
+        does not matter which rank holds which.
+    """
+    places = array("i", [*row.begins, row.end])
+    for masked in row.masked:
+        places.extend(masked)
+    return xxhash.xxh3_64_intdigest(places, xxhash.xxh3_64_intdigest(tokens.data, sequence))

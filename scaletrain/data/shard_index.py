@@ -1,29 +1,35 @@
-"""The index beside a shard: where each document's tokens lie in the tar, and how many they are.
+"""The index of a shard: where each document lies in the tar, under which key, and how many tokens it gives.
 
-A shard is an ordinary tar, in which a document is the members ``KEY.json`` and ``KEY.tokens.npy``. Its index is
-made by walking over the tar's headers; what a header claims is checked before it is believed.
+A shard is an ordinary tar. In those that ``tools/make_shards.py build`` writes a document is the members ``KEY.json``
+and ``KEY.tokens.npy``; what those made elsewhere hold is decoded by ``foreign.py``. The index is made by walking over
+the tar's headers; what a header claims is checked before it is believed.
 """
 
-import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from scaletrain.data.atomic import whole_file
+from scaletrain.data.manifest import NATIVE_FIELD, Content
+from scaletrain.data.stored_array import LARGEST_HEADER, parse_array_header
+from scaletrain.data.tar_members import BLOCK, FOLDER, PLAIN_FILE, Member, split_name, walk_members
 from scaletrain.errors import DataError
 
-TOKENS_FIELD = "tokens.npy"
+Taken = TypeVar("Taken")
+
+TOKENS_FIELD = NATIVE_FIELD
 FACTS_FIELD = "json"
-_VERSION = 1
-_BLOCK = 512
+_VERSION = 2
+_COLUMNS = ("offsets", "sizes", "n_tokens", "n_bytes")
+_FACTS = ("size", "checksum", "edges", "dtype")
 _EDGE_BYTES = 4096
 _LARGEST_FACTS = 1 << 20
 _REMEDY = "Copy the shard again from where it came, or build the corpus again with tools/make_shards.py."
@@ -34,36 +40,61 @@ class ShardIndex:
     """Where the documents of one shard are.
 
     Attributes:
-        offsets: First byte of each document's tokens in the tar (documents,), int64.
-        n_tokens: Tokens of each document (documents,), int64.
+        offsets: First byte of each document in the tar (documents,), int64: of its tokens where they lie there as
+            they are read, else of the member that is decoded.
+        sizes: Bytes of each document from there on (documents,), int64.
+        n_tokens: Tokens that each document gives (documents,), int64.
         n_bytes: Bytes of each document's text in UTF-8 (documents,), int64.
         size: Of the tar, in bytes.
         checksum: xxh3-128 of the tar, as hexadecimal digits.
         edges: xxh3-128 of the tar's bytes around the headers of its first and its last document, which tells
             another tar of the same size at the price of two short reads.
         dtype: Type of the tokens, ``uint16`` or ``uint32``.
+        content: What was indexed.
+        keys: Of the documents, in an index that was just made; one that was read holds none, see ``read_keys``.
     """
 
     offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     n_tokens: NDArray[np.int64]
     n_bytes: NDArray[np.int64]
     size: int
     checksum: str
     edges: str
     dtype: str
+    content: Content = field(default_factory=Content)
+    keys: Sequence[str] | None = None
 
     def write(self, path: Path) -> None:
-        """Writes the index, whole or not at all, as an npz file without pickles."""
-        columns: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        with whole_file(path) as stream:
-            np.savez(stream, version=np.asarray(_VERSION), **columns)
-
-    @classmethod
-    def read(cls, path: Path) -> "ShardIndex":
-        """Reads an index.
+        """Writes the index with the keys, whole or not at all, as an npz file without pickles.
 
         Args:
-            path: The file that ``write`` made.
+            path: The file.
+
+        Raises:
+            ValueError: The index was read, not made, so that its keys are not known.
+        """
+        if self.keys is None or len(self.keys) != len(self.offsets):
+            raise ValueError("an index is written with the keys of all documents")
+        encoded = [key.encode("utf-8", "surrogateescape") for key in self.keys]
+        ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
+        columns: dict[str, Any] = {
+            "version": np.asarray(_VERSION),
+            "content": np.asarray(self.content.model_dump_json()),
+            "keys": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+            "key_ends": ends,
+            **{name: np.asarray(getattr(self, name)) for name in (*_COLUMNS, *_FACTS)},
+        }
+        with whole_file(path) as stream:
+            np.savez(stream, **columns)
+
+    @classmethod
+    def read(cls, source: Path | BinaryIO, shown: str | None = None) -> "ShardIndex":
+        """Reads an index, without its keys.
+
+        Args:
+            source: The file that ``write`` made, or such a file open.
+            shown: Its name for messages; the path by default.
 
         Returns:
             The index; whether it is the one of its shard is for the reader to check.
@@ -71,19 +102,42 @@ class ShardIndex:
         Raises:
             DataError: It is missing or damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                if int(stored["version"]) != _VERSION:
-                    raise ValueError(f"its version is {int(stored['version'])}, this program reads {_VERSION}")
-                columns = {field.name: stored[field.name] for field in fields(cls)}
-            arrays = {name: columns.pop(name).astype(np.int64) for name in ("offsets", "n_tokens", "n_bytes")}
-            if len({array.shape for array in arrays.values()}) != 1 or arrays["offsets"].ndim != 1:
-                raise ValueError("its columns differ in length")
-            return cls(**arrays, **{name: value.item() for name, value in columns.items()})
-        except FileNotFoundError:
-            raise DataError(f"The index {path} is missing. {_REMEDY}") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"The index {path} cannot be read: {error}. {_REMEDY}") from None
+        return _read(source, shown, cls._of_stored)
+
+    @staticmethod
+    def read_keys(source: Path | BinaryIO, shown: str | None = None, descriptor: int | None = None) -> list[str]:
+        """Reads the documents' keys, which a training run does not hold.
+
+        Args:
+            source: The file that ``write`` made, or such a file open.
+            shown: Its name for messages; the path by default.
+            descriptor: Of the open tar, from whose headers the keys are taken where the index is of version 1.
+
+        Returns:
+            Keys in the order of the documents. Bytes of a name that are not UTF-8 are surrogates.
+
+        Raises:
+            DataError: The index is missing or damaged, or has no keys and no tar is given.
+        """
+        found = _read(source, shown, _stored_keys)
+        if isinstance(found, list):
+            return found
+        name = shown or str(source)
+        if descriptor is None:
+            raise DataError(f"The index {name} is of version 1, which has no keys. {_REMEDY}")
+        return _keys_of_headers(descriptor, found, name)
+
+    @classmethod
+    def _of_stored(cls, stored: Any) -> "ShardIndex":
+        columns = {name: stored[name].astype(np.int64) for name in _COLUMNS if name in stored}
+        facts = {name: stored[name].item() for name in _FACTS}
+        if int(stored["version"]) == 1:
+            columns["sizes"] = columns["n_tokens"] * np.dtype(facts["dtype"]).itemsize
+        else:
+            facts["content"] = Content.model_validate_json(stored["content"].item())
+        if len({array.shape for array in columns.values()}) != 1 or columns["offsets"].ndim != 1:
+            raise ValueError("its columns differ in length")
+        return cls(**columns, **facts)
 
 
 def index_path(shard: Path) -> Path:
@@ -92,157 +146,179 @@ def index_path(shard: Path) -> Path:
 
 
 def index_shard(path: Path) -> ShardIndex:
-    """Makes the index of a shard by walking over its headers.
-
-    Args:
-        path: The tar.
-
-    Returns:
-        Its index, not yet written.
-
-    Raises:
-        DataError: The tar is truncated, holds a document whose tokens or facts cannot be understood, or none.
-    """
-    offsets, n_tokens, n_bytes, dtypes = [], [], [], set()
-    facts_key, facts_bytes = None, 0
+    """Makes the index of a shard whose tokens lie ready in it. See ``index_tokens``."""
     try:
         with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            for member in _members(stream, size, path):
-                key, _, field = member.name.partition(".")
-                if field == FACTS_FIELD:
-                    facts_key, facts_bytes = key, _text_bytes(stream, member, path)
-                elif field == TOKENS_FIELD:
-                    if facts_key != key:
-                        raise DataError(f"{path}: document {key!r} has no {FACTS_FIELD} before its tokens. {_REMEDY}")
-                    header_bytes, count, dtype = _array_header(stream, member, path)
-                    offsets.append(member.offset + header_bytes)
-                    n_tokens.append(count)
-                    n_bytes.append(facts_bytes)
-                    dtypes.add(dtype)
-            if not offsets:
-                raise DataError(f"{path} holds no document: no member's name ends in .{TOKENS_FIELD}. {_REMEDY}")
-            if len(dtypes) > 1:
-                raise DataError(f"{path} mixes tokens of types {', '.join(sorted(dtypes))}. {_REMEDY}")
-            edges = edge_checksum(stream.fileno(), offsets[0], offsets[-1])
-            checksum = _checksum(stream)
+            return index_tokens(stream, str(path))
     except OSError as error:
         raise DataError(f"Shard {path} cannot be read: {error.strerror}. {_REMEDY}") from None
+
+
+def index_tokens(stream: BinaryIO, shown: str) -> ShardIndex:
+    """Makes the index of a shard whose tokens lie ready in it, by walking over its headers.
+
+    Args:
+        stream: The open tar.
+        shown: Its path, for messages.
+
+    Returns:
+        Its index with the documents' keys, not yet written.
+
+    Raises:
+        DataError: The tar is truncated, holds a document whose tokens or facts cannot be understood, a key twice, or
+            no document.
+        OSError: It cannot be read.
+    """
+    found: dict[str, tuple[int, int, int]] = {}
+    dtypes = set()
+    facts_key, facts_bytes = None, 0
+    descriptor = stream.fileno()
+    size = os.fstat(descriptor).st_size
+    for member in walk_members(descriptor, size, shown):
+        key, part = _sample_of(member, shown)
+        if part == FACTS_FIELD:
+            facts_key, facts_bytes = key, _text_bytes(descriptor, member, shown)
+        elif part == TOKENS_FIELD:
+            if facts_key != key:
+                raise DataError(f"{shown}: document {key!r} has no {FACTS_FIELD} before its tokens. {_REMEDY}")
+            if key in found:
+                raise DataError(f"{shown} holds document {key!r} twice. {_REMEDY}")
+            header_bytes, count, dtype = _array_header(descriptor, member, shown)
+            found[key] = (member.offset + header_bytes, count, facts_bytes)
+            dtypes.add(dtype)
+    if not found:
+        raise DataError(f"{shown} holds no document: no member's name ends in .{TOKENS_FIELD}. {_REMEDY}")
+    if len(dtypes) > 1:
+        raise DataError(f"{shown} mixes tokens of types {', '.join(sorted(dtypes))}. {_REMEDY}")
+    offsets, n_tokens, n_bytes = np.array(list(found.values()), dtype=np.int64).T.copy()
+    dtype = dtypes.pop()
     return ShardIndex(
-        offsets=np.array(offsets, dtype=np.int64),
-        n_tokens=np.array(n_tokens, dtype=np.int64),
-        n_bytes=np.array(n_bytes, dtype=np.int64),
+        offsets=offsets,
+        sizes=n_tokens * np.dtype(dtype).itemsize,
+        n_tokens=n_tokens,
+        n_bytes=n_bytes,
         size=size,
-        checksum=checksum,
-        edges=edges,
-        dtype=dtypes.pop(),
+        checksum=file_checksum(stream),
+        edges=edge_checksum(descriptor, int(offsets[0]), int(offsets[-1])),
+        dtype=dtype,
+        keys=tuple(found),
     )
 
 
 def edge_checksum(descriptor: int, first_offset: int, last_offset: int) -> str:
-    """Checksum of the surroundings of the first and the last document: their tar headers and some of their tokens.
+    """Checksum of the surroundings of the first and the last document: their tar headers and some of their content.
 
     Args:
         descriptor: Of the open tar.
-        first_offset: First byte of the tokens of the first document.
-        last_offset: First byte of the tokens of the last document.
+        first_offset: First byte of the first document.
+        last_offset: First byte of the last document.
 
     Returns:
         xxh3-128 as hexadecimal digits.
     """
     digest = xxhash.xxh3_128()
     for offset in (first_offset, last_offset):
-        start = max(0, offset - 2 * _BLOCK)
+        start = max(0, offset - 2 * BLOCK)
         digest.update(os.pread(descriptor, _EDGE_BYTES, start))
     return digest.hexdigest()
 
 
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
+def file_checksum(stream: BinaryIO) -> str:
+    """Checksum of a whole file.
 
+    Args:
+        stream: The open file; read from its start to its end.
 
-def _members(stream: io.BufferedReader, size: int, path: Path) -> Iterator[_Member]:
-    """Regular files of a tar, in their order, each claim checked against the file's size."""
-    offset = 0
-    while True:
-        header = os.pread(stream.fileno(), _BLOCK, offset)
-        if len(header) < _BLOCK:
-            raise DataError(f"Shard {path} is truncated: it ends at byte {size} without a tar's end mark. {_REMEDY}")
-        if not header.strip(b"\0"):
-            return
-        length = _claimed_size(header, offset, path)
-        payload = offset + _BLOCK
-        if payload + length > size:
-            raise DataError(
-                f"Shard {path} is truncated: the member at byte {offset} ends at byte {payload + length}, the file "
-                f"at byte {size}. {_REMEDY}"
-            )
-        kind = header[156:157]
-        if kind in (b"0", b"\0"):
-            yield _Member(_name(header), payload, length)
-        elif kind == b"x":
-            extended = os.pread(stream.fileno(), min(length, _LARGEST_FACTS), payload)
-            if b" path=" in extended or b" size=" in extended:
-                raise DataError(f"{path}: the member at byte {offset} has a name of over 100 bytes. Use shorter keys.")
-        elif kind not in (b"g", b"5"):
-            raise DataError(f"{path}: the member at byte {offset} is of type {kind!r}, not a plain file. {_REMEDY}")
-        offset = payload + -(-length // _BLOCK) * _BLOCK
-
-
-def _claimed_size(header: bytes, offset: int, path: Path) -> int:
-    try:
-        # The sum is over the header with its own field taken as spaces.
-        claimed = int(header[148:156].strip(b" \0"), 8)
-        if claimed != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-            raise ValueError
-        return int(header[124:136].strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise DataError(f"{path}: there is no valid tar header at byte {offset}. {_REMEDY}") from None
-
-
-def _name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
-
-
-def _text_bytes(stream: io.BufferedReader, member: _Member, path: Path) -> int:
-    try:
-        if member.size > _LARGEST_FACTS:
-            raise ValueError
-        n_bytes = json.loads(os.pread(stream.fileno(), member.size, member.offset))["bytes"]
-        if not isinstance(n_bytes, int) or n_bytes < 0:
-            raise ValueError
-        return n_bytes
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(
-            f"{path}: {member.name} must be a short JSON object in which 'bytes' is the length of the text in bytes. "
-            f"{_REMEDY}"
-        ) from None
-
-
-def _array_header(stream: io.BufferedReader, member: _Member, path: Path) -> tuple[int, int, str]:
-    """Bytes of the header of a stored array, number of its tokens, and their type."""
-    start = io.BytesIO(os.pread(stream.fileno(), min(member.size, _BLOCK), member.offset))
-    try:
-        if np.lib.format.read_magic(start) != (1, 0):
-            raise ValueError("another version of the npy format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(start)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: {member.name} is not an array of numpy: {error}. {_REMEDY}") from None
-    if len(shape) != 1 or dtype.str not in ("<u2", "<u4") or start.tell() + shape[0] * dtype.itemsize != member.size:
-        raise DataError(
-            f"{path}: {member.name} has shape {shape} and type {dtype} in {member.size} bytes; tokens are one "
-            f"dimension of little-endian uint16 or uint32. {_REMEDY}"
-        )
-    return start.tell(), int(shape[0]), dtype.name
-
-
-def _checksum(stream: io.BufferedReader) -> str:
+    Returns:
+        xxh3-128 as hexadecimal digits.
+    """
     digest = xxhash.xxh3_128()
     stream.seek(0)
     while chunk := stream.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _read(source: Path | BinaryIO, shown: str | None, take: Callable[[Any], Taken]) -> Taken:
+    name = shown or str(source)
+    try:
+        with np.load(source, allow_pickle=False) as stored:
+            if int(stored["version"]) not in (1, _VERSION):
+                raise ValueError(f"its version is {int(stored['version'])}, this program reads 1 to {_VERSION}")
+            # Written without compression: whatever it holds is no larger than the file.
+            if any(part.compress_type != zipfile.ZIP_STORED for part in stored.zip.infolist()):
+                raise ValueError("it is compressed")
+            return take(stored)
+    except FileNotFoundError:
+        raise DataError(f"The index {name} is missing. {_REMEDY}") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        MemoryError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise DataError(f"The index {name} cannot be read: {error}. {_REMEDY}") from None
+
+
+def _stored_keys(stored: Any) -> list[str] | NDArray[np.int64]:
+    """The keys, or where there are none the offsets of the documents."""
+    if int(stored["version"]) == 1:
+        return np.asarray(stored["offsets"].astype(np.int64))
+    content, ends = stored["keys"].tobytes(), stored["key_ends"].astype(np.int64).tolist()
+    if sorted(ends) != ends or ends[-1:] != [len(content)] or len(ends) != len(stored["offsets"]):
+        raise ValueError("its keys are not those of its documents")
+    return [content[a:b].decode("utf-8", "surrogateescape") for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _keys_of_headers(descriptor: int, offsets: NDArray[np.int64], shown: str) -> list[str]:
+    size = os.fstat(descriptor).st_size
+    members = [member for member in walk_members(descriptor, size, shown) if member.kind == PLAIN_FILE]
+    places = np.searchsorted([member.offset for member in members], offsets, side="right") - 1
+    keys = []
+    for place, offset in zip(places.tolist(), offsets.tolist(), strict=True):
+        sample = split_name(members[place].name)
+        if place < 0 or sample is None or offset > members[place].offset + members[place].size:
+            raise DataError(f"The index {shown} names byte {offset}, where its shard has no document. {_REMEDY}")
+        keys.append(sample[0])
+    return keys
+
+
+def _sample_of(member: Member, shown: str) -> tuple[str, str]:
+    if member.kind != PLAIN_FILE:
+        if member.kind == FOLDER:
+            return "", ""
+        raise DataError(f"{shown}: {member.name!r} is of type {member.kind!r} in the tar, not a plain file. {_REMEDY}")
+    return split_name(member.name) or ("", "")
+
+
+def _text_bytes(descriptor: int, member: Member, shown: str) -> int:
+    try:
+        if member.size > _LARGEST_FACTS:
+            raise ValueError
+        n_bytes = json.loads(os.pread(descriptor, member.size, member.offset))["bytes"]
+        if not isinstance(n_bytes, int) or n_bytes < 0:
+            raise ValueError
+        return n_bytes
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(
+            f"{shown}: {member.name} must be a short JSON object in which 'bytes' is the length of the text in bytes. "
+            f"{_REMEDY}"
+        ) from None
+
+
+def _array_header(descriptor: int, member: Member, shown: str) -> tuple[int, int, str]:
+    """Bytes of the header of a stored array, number of its tokens, and their type."""
+    try:
+        header = parse_array_header(os.pread(descriptor, min(member.size, LARGEST_HEADER), member.offset))
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{shown}: {member.name} is not an array of numpy: {error}. {_REMEDY}") from None
+    if len(header.shape) != 1 or header.dtype.str not in ("<u2", "<u4") or header.end != member.size:
+        raise DataError(
+            f"{shown}: {member.name} has shape {header.shape} and type {header.dtype} in {member.size} bytes; tokens "
+            f"are one dimension of little-endian uint16 or uint32. {_REMEDY}"
+        )
+    return header.n_bytes, int(header.shape[0]), header.dtype.name

@@ -1,28 +1,45 @@
-"""Reads ranges of tokens out of shards, by positioned reads at the places that the index names."""
+"""Reads ranges of tokens out of the shards of one source, by positioned reads at the places that the index names."""
 
 import io
+import logging
 import os
-from collections.abc import Sequence
+import resource
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scaletrain.data.foreign import DocumentDecoder
 from scaletrain.data.lru import LastUsed
-from scaletrain.data.manifest import Manifest, ShardEntry, check_size
-from scaletrain.data.shard_index import ShardIndex, edge_checksum, index_path
-from scaletrain.errors import DataError
+from scaletrain.data.manifest import NATIVE_FIELD, Manifest, ShardEntry, check_size
+from scaletrain.data.packing import Row
+from scaletrain.data.shard_index import ShardIndex, edge_checksum
+from scaletrain.data.tokenizer import Borders, parse_tokenizer
+from scaletrain.errors import BadShardError, DataError
+from scaletrain.storage.storage import Storage
+from scaletrain.storage.urls import is_remote, printable
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = "Copy shard and index again from where they came, or build the corpus again with tools/make_shards.py."
+_LARGEST_INDEX = 1 << 30
+_MOST_DECODED = 256  # documents of decoded shards that are held; one for each lane is in use
+_MOST_OPEN = 4096  # a window of eight shards for each of 512 lanes
+_MOST_CHECKED = 1000  # shards opened before a run; each costs about a millisecond
 
 
 @dataclass(frozen=True)
 class _OpenShard:
-    path: Path
+    path: str
     stream: io.FileIO
+    descriptor: int
     index: ShardIndex
+
+    @property
+    def is_evicted(self) -> bool:
+        return os.fstat(self.descriptor).st_nlink == 0
 
 
 class ShardReader:
@@ -33,60 +50,80 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: Path, shards: Sequence[ShardEntry], dtype: np.dtype[np.unsignedinteger], max_open: int = 128
+        self,
+        manifest: Manifest,
+        split: str,
+        storage: Storage | None = None,
+        name: str | None = None,
+        max_open: int | None = None,
     ) -> None:
         """Opens nothing yet.
 
         Args:
-            folder: Where the shards' paths begin.
-            shards: What the manifest says of each.
-            dtype: Type of the stored tokens.
-            max_open: Shards that are open at once, with their indexes in memory.
-        """
-        self.folder = folder
-        self.shards = shards
-        self.dtype = dtype
-        self.max_open = max_open
-        self._open: LastUsed[int, _OpenShard] = LastUsed(max_open)
-
-    @classmethod
-    def of_split(cls, manifest: Manifest, split: str) -> "ShardReader":
-        """A reader of one split of a corpus.
-
-        Args:
             manifest: The corpus.
             split: ``train`` or ``validation``.
-
-        Returns:
-            The reader.
+            storage: Opens what is not a local file.
+            name: Of the source, for messages; the manifest's location by default.
+            max_open: Shards that are open at once, with their indexes in memory; by default as many as a quarter of
+                what the system allows a process. With fewer than are in use each sequence would open some anew.
 
         Raises:
             DataError: The split is empty.
         """
-        return cls(manifest.folder, manifest.split(split), manifest.token_dtype)
+        self.manifest = manifest
+        self.shards: Sequence[ShardEntry] = manifest.split(split)
+        self.name = name or manifest.shown
+        self.dtype = manifest.token_dtype
+        self.max_open = max_open or _most_open()
+        self.storage = storage or Storage()
+        self._open: LastUsed[int, _OpenShard] = LastUsed(self.max_open)
+        self._keys: LastUsed[int, Sequence[str]] = LastUsed(self.max_open)
+        self._is_native = manifest.content.field == NATIVE_FIELD
+        self._decoder: DocumentDecoder | None = None
+        self._documents: LastUsed[tuple[int, int], NDArray[np.unsignedinteger]] = LastUsed(_MOST_DECODED)
+        self.is_remote = any(is_remote(manifest.locate(shard.path)) for shard in self.shards)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files do not travel to another process; it opens its own.
-        return {**self.__dict__, "_open": LastUsed(self.max_open)}
+        return {**self.__dict__, "_open": LastUsed(self.max_open), "_documents": LastUsed(_MOST_DECODED)}
+
+    def find_bad(self) -> Iterator[BadShardError]:
+        """Opens shards, so that a damaged one is found before the run begins and not in its middle.
+
+        Reads the indexes and the edges of local shards, about a millisecond each, not their content; of many shards
+        some that are spread evenly. Remote ones are checked whole when they arrive.
+
+        Yields:
+            What is wrong with a shard: it or its index is missing or damaged, or one is not the other's.
+        """
+        local = [number for number, shard in enumerate(self.shards) if not is_remote(self.manifest.locate(shard.path))]
+        step = -(-len(local) // _MOST_CHECKED) if local else 1
+        if step > 1:
+            logger.info("checked the indexes of every %d-th of %d shards of %s", step, len(local), self.name)
+        for number in local[::step]:
+            try:
+                self._open_shard(number)
+            except BadShardError as error:
+                yield error
 
     def check(self) -> None:
-        """Opens every shard once, so that a damaged one is found before the run begins and not in its middle.
-
-        Reads the indexes and the edges of the shards, about a millisecond each, not their content.
+        """Raises the first that ``find_bad`` finds.
 
         Raises:
-            DataError: A shard or its index is missing or damaged, or one is not the other's.
+            BadShardError: A shard or its index is missing or damaged, or one is not the other's.
         """
-        for entry in self.shards:
-            self._open_shard(entry)
+        for error in self.find_bad():
+            raise error
 
     def token_counts(self, shard: int) -> NDArray[np.int64]:
-        """Tokens of each document of a shard (documents,), int64."""
-        return self._shard(shard).index.n_tokens
+        """Tokens of each document of a shard (documents,), int64.
 
-    def byte_counts(self, shard: int) -> NDArray[np.int64]:
-        """Bytes of the text of each document of a shard (documents,), int64."""
-        return self._shard(shard).index.n_bytes
+        Raises:
+            BadShardError: The index is missing or damaged, or another shard's.
+        """
+        if shard in self._open:
+            return self._shard(shard).index.n_tokens
+        return self._read_index(shard).n_tokens
 
     def tokens(self, shard: int, document: int, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """Reads a range of tokens of a document.
@@ -101,63 +138,177 @@ class ShardReader:
             Array (stop - start,) of the stored type.
 
         Raises:
-            DataError: The shard or its index is missing or damaged, or one is not the other's.
+            BadShardError: The shard or its index is missing or damaged, or one is not the other's.
             IndexError: The document does not hold that range.
         """
-        opened = self._shard(shard)
-        if not 0 <= start <= stop <= opened.index.n_tokens[document]:
-            raise IndexError(f"document {document} of {opened.path} has no tokens {start} to {stop}")
-        offset = int(opened.index.offsets[document]) + start * self.dtype.itemsize
-        wanted = (stop - start) * self.dtype.itemsize
-        found = self._read(opened, wanted, offset)
-        if len(found) != wanted:
-            raise DataError(
-                f"Shard {opened.path} is truncated: {wanted} bytes were wanted at byte {offset}, {len(found)} are "
-                f"there. {_REMEDY}"
-            )
-        return np.frombuffer(found, dtype=self.dtype)
+        counts = self._shard(shard).index.n_tokens
+        if not (0 <= document < len(counts) and 0 <= start <= stop <= counts[document]):
+            raise IndexError(f"document {document} of {self._shard(shard).path} has no tokens {start} to {stop}")
+        found = np.empty(stop - start, dtype=self.dtype)
+        self.read_row(found, [(shard, document, start, stop)])
+        return found
 
-    def _read(self, opened: _OpenShard, wanted: int, offset: int) -> bytes:
+    def read_row(
+        self, out: NDArray[np.unsignedinteger], pieces: Iterable[Sequence[int]], left_out: Collection[int] = ()
+    ) -> Row:
+        """Reads pieces of documents into a row, one behind the other.
+
+        Args:
+            out: The row, contiguous, of the stored type.
+            pieces: Each as shard, document, start and stop, within what the shards' indexes hold.
+            left_out: Shards that are not read; the places of their pieces stay as they are.
+
+        Returns:
+            Where the pieces lie.
+
+        Raises:
+            BadShardError: A shard or its index is missing or damaged, or one is not the other's.
+        """
+        begins: list[int] = []
+        masked: list[tuple[int, int]] = []
+        place, width, row = 0, self.dtype.itemsize, out.data.cast("B")
+        for shard, document, start, stop in pieces:
+            end = place + stop - start
+            begins.append(place)
+            if left_out and shard in left_out:
+                masked.append((place, end))
+            elif self._is_native:
+                opened = self._shard(shard)
+                offset = opened.index.offsets.item(document) + start * width
+                self._read_stored(row[place * width : end * width], shard, opened, offset)
+            else:
+                out[place:end] = self._decoded(shard, document)[start:stop]
+            place = end
+        return Row(begins, place, masked)
+
+    def _read_stored(self, out: memoryview, shard: int, opened: _OpenShard, offset: int) -> None:
         try:
-            return os.pread(opened.stream.fileno(), wanted, offset)
+            found = os.preadv(opened.descriptor, (out,), offset)
         except OSError as error:
-            raise DataError(f"Shard {opened.path} cannot be read at byte {offset}: {error.strerror}.") from None
+            raise self._bad(shard, f"Shard {opened.path} cannot be read at byte {offset}: {error.strerror}.") from None
+        if found != len(out):
+            raise self._bad(
+                shard,
+                f"Shard {opened.path} is truncated: {len(out)} bytes were wanted at byte {offset}, {found} are there. "
+                f"{_REMEDY}",
+            )
+
+    def _decoded(self, shard: int, document: int) -> NDArray[np.unsignedinteger]:
+        """All tokens of a document that is decoded; its next piece is in the lane's next sequence."""
+        return self._documents.get((shard, document), lambda: self._decode(shard, document))
+
+    def _decode(self, shard: int, document: int) -> NDArray[np.unsignedinteger]:
+        if self._decoder is None:
+            entry = self.manifest.tokenizer
+            tokenizer = parse_tokenizer(self.manifest.read_tokenizer(self.storage), self.manifest.shown)
+            borders = Borders(entry.eos_id, entry.bos_id)
+            self._decoder = DocumentDecoder(self.manifest.content, tokenizer, borders, self.dtype, entry.vocab_size)
+        opened = self._shard(shard)
+        offset, size, n_tokens = (
+            int(column[document]) for column in (opened.index.offsets, opened.index.sizes, opened.index.n_tokens)
+        )
+        try:
+            return self._decoder.read(opened.descriptor, offset, size, n_tokens, opened.path)
+        except DataError as error:
+            raise self._bad(shard, str(error)) from None
+
+    def keys(self, shard: int) -> Sequence[str]:
+        """Keys of the documents of a shard, in their order.
+
+        Raises:
+            BadShardError: The index is missing or damaged, or has none.
+        """
+        return self._keys.get(shard, lambda: self._read_keys(shard))
+
+    def describe(self, shard: int) -> str:
+        """The shard's path or URL, as it may be shown."""
+        return printable(self.manifest.locate(self.shards[shard].path))
+
+    def wanted(self, shards: Sequence[int]) -> list[tuple[str, int, str]]:
+        """Location, size and checksum of those shards that are not open."""
+        entries = [self.shards[shard] for shard in shards if shard not in self._open]
+        return [(self.manifest.locate(shard.path), shard.size, shard.checksum) for shard in entries]
+
+    def _bad(self, shard: int, message: str, of_index: bool = False) -> BadShardError:
+        return BadShardError(message, self.name, shard, of_index)
 
     def _shard(self, shard: int) -> _OpenShard:
-        return self._open.get(shard, lambda: self._open_shard(self.shards[shard]))
+        return self._open.get(shard, lambda: self._open_shard(shard))
 
-    def _open_shard(self, entry: ShardEntry) -> _OpenShard:
-        path = self.folder / entry.path
-        index = ShardIndex.read(index_path(path))
-        _check_index(path, index, entry, self.dtype)
-        check_size(path, index.size, "its index")
+    def _open_shard(self, shard: int) -> _OpenShard:
+        # What the cache has dropped would keep its place on the disk for as long as it is open here.
+        self._open.forget(lambda opened: opened.is_evicted)
+        entry = self.shards[shard]
+        path = self.manifest.locate(entry.path)
+        shown = printable(path)
+        index = self._read_index(shard)
         try:
-            stream = io.FileIO(path)
-        except OSError as error:
-            raise DataError(f"Shard {path} cannot be opened: {error.strerror}. {_REMEDY}") from None
+            if not is_remote(path):
+                check_size(path, index.size, "its index")
+            stream = self.storage.open(path, entry.size, entry.checksum)
+        except DataError as error:
+            raise self._bad(shard, str(error)) from None
         found = edge_checksum(stream.fileno(), int(index.offsets[0]), int(index.offsets[-1]))
         if found != index.edges:
-            raise DataError(
-                f"Shard {path} is not the one that {index_path(path).name} was made from: the checksum around its "
-                f"first and last document is {found}, the index says {index.edges}. {_REMEDY}"
+            raise self._bad(
+                shard,
+                f"Shard {shown} is not the one that its index was made from: the checksum around its first and last "
+                f"document is {found}, the index says {index.edges}. {_REMEDY}",
             )
-        return _OpenShard(path, stream, index)
+        return _OpenShard(shown, stream, stream.fileno(), index)
+
+    def _read_index(self, shard: int) -> ShardIndex:
+        entry = self.shards[shard]
+        try:
+            with self._index_stream(entry) as stream:
+                index = ShardIndex.read(stream, self._index_location(entry, shown=True))
+            self._check_index(self._index_location(entry, shown=True), index, entry)
+        except DataError as error:
+            raise self._bad(shard, str(error), of_index=True) from None
+        return index
+
+    def _read_keys(self, shard: int) -> Sequence[str]:
+        descriptor = self._shard(shard).descriptor
+        entry = self.shards[shard]
+        with self._index_stream(entry) as stream:
+            return ShardIndex.read_keys(stream, self._index_location(entry, shown=True), descriptor)
+
+    def _index_location(self, entry: ShardEntry, shown: bool = False) -> str:
+        location = self.manifest.locate(entry.index or entry.path.removesuffix(".tar") + ".index.npz")
+        return printable(location) if shown else location
+
+    def _index_stream(self, entry: ShardEntry) -> BinaryIO:
+        location = self._index_location(entry)
+        if is_remote(location) and entry.index_size is not None and entry.index_checksum is not None:
+            return cast(BinaryIO, self.storage.open(location, entry.index_size, entry.index_checksum))
+        try:
+            return io.BytesIO(self.storage.read(location, _LARGEST_INDEX, "The index"))
+        except DataError as error:
+            raise DataError(f"{error} {_REMEDY}") from None
+
+    def _check_index(self, path: str, index: ShardIndex, entry: ShardEntry) -> None:
+        facts: dict[str, tuple[object, object]] = {
+            "content": (index.content, self.manifest.content),
+            "size": (index.size, entry.size),
+            "checksum": (index.checksum, entry.checksum),
+            "documents": (len(index.offsets), entry.documents),
+            "tokens": (int(index.n_tokens.sum()), entry.tokens),
+        }
+        if self._is_native:
+            facts["dtype"] = (index.dtype, self.dtype.name)
+        for name, (found, expected) in facts.items():
+            if found != expected:
+                raise DataError(
+                    f"{path} is not the index of {entry.path}: its {name} is {found}, the manifest says {expected}. "
+                    f"{_REMEDY}"
+                )
+        ends = index.offsets + index.sizes
+        if not len(ends) or min(int(column.min()) for column in (index.offsets, index.sizes, index.n_tokens)) < 0:
+            raise DataError(f"{path} names negative places. {_REMEDY}")
+        if int(ends.max()) > index.size:
+            raise DataError(f"{path} names places outside of {entry.path}, of {index.size} bytes. {_REMEDY}")
 
 
-def _check_index(path: Path, index: ShardIndex, entry: ShardEntry, dtype: np.dtype[np.unsignedinteger]) -> None:
-    facts = {
-        "size": (index.size, entry.size),
-        "checksum": (index.checksum, entry.checksum),
-        "documents": (len(index.offsets), entry.documents),
-        "tokens": (int(index.n_tokens.sum()), entry.tokens),
-        "dtype": (index.dtype, dtype.name),
-    }
-    for name, (found, expected) in facts.items():
-        if found != expected:
-            raise DataError(
-                f"{index_path(path)} is not the index of {path.name}: its {name} is {found}, the manifest says "
-                f"{expected}. {_REMEDY}"
-            )
-    ends = index.offsets + index.n_tokens * dtype.itemsize
-    if not len(ends) or int(index.offsets.min()) < 0 or int(index.n_tokens.min()) < 0 or int(ends.max()) > index.size:
-        raise DataError(f"{index_path(path)} names places outside of {path.name}, of {index.size} bytes. {_REMEDY}")
+def _most_open() -> int:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, allowed // 4))

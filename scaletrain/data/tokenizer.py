@@ -65,18 +65,35 @@ def load_tokenizer(path: Path) -> Tokenizer:
         path: The file.
 
     Returns:
-        The tokenizer, set so that the name of a special token in a text is text like any other: no document can
-        pretend to end.
+        The tokenizer, as ``parse_tokenizer`` makes it.
 
     Raises:
         DataError: The file cannot be read or is no tokenizer.
     """
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return parse_tokenizer(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}. Check the path.") from None
+
+
+def parse_tokenizer(content: bytes, origin: str) -> Tokenizer:
+    """Makes a tokenizer of the content of a ``tokenizer.json``.
+
+    Args:
+        content: The file's content.
+        origin: Where it came from, for messages.
+
+    Returns:
+        The tokenizer, set so that the name of a special token in a text is text like any other: no document can
+        pretend to end.
+
+    Raises:
+        DataError: It is no tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises plain Exception
-        raise DataError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from None
+        raise DataError(f"{origin} is not a tokenizer.json of the tokenizers library: {error}") from None
     tokenizer.encode_special_tokens = True
     # A file may ask for both; here a document keeps all its tokens and gets no others.
     tokenizer.no_truncation()

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scaletrain.config.derive import zero_stage
-from scaletrain.data.loader import MicroBatch
+from scaletrain.data.dataset import MicroBatch
 from scaletrain.engine import state as engine_state
 from scaletrain.engine.randomness import derive_seed, seed_dropout
 from scaletrain.errors import ConfigError
@@ -28,6 +28,8 @@ from scaletrain.protocols import FragmentSource, SavedPart
 
 logger = logging.getLogger(__name__)
 
+_WORD, _HALF_WORD = 2**64, 2**32
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -36,10 +38,14 @@ class Agreement:
     Attributes:
         targets: Target tokens of the global batch.
         requests: For each kind of request, how many ranks made it.
+        source_targets: Target tokens of the global batch by source.
+        checksum: Sum of the checksums of all its sequences modulo 2^64, whichever ranks hold them.
     """
 
     targets: int
     requests: tuple[int, ...]
+    source_targets: tuple[int, ...]
+    checksum: int
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,32 @@ class StepResult:
         loss: Cross-entropy per target token over the global batch, in nats.
         grad_norm: Norm of the gradient before clipping; NaN or infinite for a step that was not applied.
         applied: Whether the weights were changed.
+        source_nll: Sum of the cross-entropy by source over the global batch, in nats; 0 where it has no target.
     """
 
     loss: float
     grad_norm: float
     applied: bool
+    source_nll: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationSums:
+    """Sums over an evaluated set, on all ranks together.
+
+    Attributes:
+        nll: Cross-entropy, in nats.
+        targets: Target tokens.
+        weight: What the caller weighed them with, such as their length in bytes.
+        source_nll: Cross-entropy by source, in nats.
+        source_targets: Target tokens by source.
+    """
+
+    nll: float
+    targets: int
+    weight: float
+    source_nll: tuple[float, ...]
+    source_targets: tuple[int, ...]
 
 
 class Engine:
@@ -67,6 +94,7 @@ class Engine:
         ds_config: dict[str, Any],
         seed: int,
         compile_module: bool = False,
+        n_sources: int = 1,
     ) -> None:
         """Builds the model and hands it to DeepSpeed; every rank calls it.
 
@@ -77,14 +105,15 @@ class Engine:
             ds_config: As from ``ds_config.merge``.
             seed: The run's seed; gives the initial weights and the dropout.
             compile_module: Whether to use torch.compile.
+            n_sources: Sources that the rows of micro batches are numbered by.
         """
         self.stage = zero_stage(ds_config)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = torch.device(get_accelerator().current_device_name())
         self._seed = seed
+        self._n_sources = n_sources
         self._applied_steps = 0
-        self._micro_steps: int = ds_config["gradient_accumulation_steps"]
         if self.device.type == "cpu":
             # Compiling the all-reduce of its inference would take DeepSpeed half a minute and more at a first start,
             # and again whenever another environment has built it meanwhile. Training never calls it.
@@ -125,18 +154,24 @@ class Engine:
         Returns:
             The same on all ranks.
         """
-        targets = sum(int((micro["targets"] >= 0).sum()) for micro in micro_batches)
+        source_targets = torch.zeros(self._n_sources, dtype=torch.int64, device="cpu")
+        for micro in micro_batches:
+            source_targets.index_add_(0, micro["sources"], (micro["targets"] >= 0).sum(1))
+        # In two halves: their sums over ranks stay far within int64, whose overflow nobody defines.
+        high, low = divmod(sum(micro["checksum"] for micro in micro_batches) % _WORD, _HALF_WORD)
+        numbers = [*source_targets.tolist(), high, low, *map(int, requests)]
         # On the host, over gloo: nothing waits for a GPU here.
-        totals = torch.tensor([targets, *map(int, requests)], dtype=torch.int64, device="cpu")
+        totals = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         dist.all_reduce(totals)
-        target_total, *counts = totals.tolist()
-        return Agreement(target_total, tuple(counts))
+        by_source, (high, low, *counts) = totals[: self._n_sources].tolist(), totals[self._n_sources :].tolist()
+        return Agreement(sum(by_source), tuple(counts), tuple(by_source), (high * _HALF_WORD + low) % _WORD)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], targets: int, step: int, lr: float) -> StepResult:
         """Forward, backward and update for one global batch; every rank calls it.
 
         Args:
-            micro_batches: This rank's micro batches, as many as the gradient accumulation counts.
+            micro_batches: This rank's micro batches: at least one, as many as on every rank, another number in each
+                step where need be.
             targets: Target tokens of the global batch, as agreed.
             step: Number of the global batch, from 0.
             lr: Learning rate of this step.
@@ -146,24 +181,45 @@ class Engine:
         """
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
-        # DeepSpeed averages gradients over ranks and micro steps; undo both and divide by the targets.
-        scale = self.world_size * self._micro_steps / max(1, targets)
-        nll_sum = torch.zeros((), device=self.device)
+        self._expect(len(micro_batches))
+        # DeepSpeed averages gradients over ranks; undo it and divide by the targets.
+        scale = self.world_size / max(1, targets)
+        source_nll = self._zeros_by_source()
         applied, norm = True, 0.0
         for index, micro in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            self.ds.set_gradient_accumulation_boundary(is_last)
             seed_dropout(self._seed, step, index, self.rank)
             terms: LossTerms = self.ds(**self._to_device(micro))
-            self.ds.backward(terms.loss_sum * scale)
-            nll_sum += terms.nll_sum.detach()
-            if index == len(micro_batches) - 1 and self.stage == 0:
+            self.ds.backward(terms.loss_sum * scale, scale_wrt_gas=False)
+            self._add_by_source(source_nll, micro, terms.nll_B)
+            if is_last and self.stage == 0:
                 norm, applied = self._inspect_whole_gradients()
             self._update(applied)
         if self.stage > 0:
             norm = float(self.ds.get_global_grad_norm())
             applied = bool(self.ds.was_step_applied())
         self._applied_steps += applied
-        dist.all_reduce(nll_sum)
-        return StepResult(float(nll_sum) / max(1, targets), norm, applied)
+        dist.all_reduce(source_nll)
+        by_source = source_nll.tolist()
+        return StepResult(sum(by_source) / max(1, targets), norm, applied, tuple(by_source))
+
+    def _expect(self, micro_steps: int) -> None:
+        """Tells DeepSpeed's own reports how large this step is.
+
+        Its training must not go by that number: it takes a step to end where its count of all micro steps so far is
+        a multiple of it, which fails once it changes. So each micro step is told whether it is the last.
+        """
+        if micro_steps != self.ds.gradient_accumulation_steps():
+            rows = self.ds.train_micro_batch_size_per_gpu() * self.ds.dp_world_size
+            self.ds.set_train_batch_size(rows * micro_steps)
+
+    def _zeros_by_source(self) -> Tensor:
+        return torch.zeros(self._n_sources, dtype=torch.float64, device=self.device)
+
+    def _add_by_source(self, sums: Tensor, micro: MicroBatch, values_B: Tensor) -> None:
+        sources_B = micro["sources"].to(self.device, non_blocking=True)
+        sums.index_add_(0, sources_B, values_B.detach().to(sums.dtype))
 
     def _inspect_whole_gradients(self) -> tuple[float, bool]:
         """Norm of the reduced gradients of stage 0, whose plain optimizer neither reports nor checks it."""
@@ -181,7 +237,7 @@ class Engine:
         self.ds.global_steps += 1
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Iterator[MicroBatch], weigh: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def evaluate(self, micro_batches: Iterator[MicroBatch], weigh: Callable[[Tensor], Tensor]) -> EvaluationSums:
         """Sums over a fixed set of micro batches; every rank calls it with equally many.
 
         Args:
@@ -189,17 +245,22 @@ class Engine:
             weigh: A further sum over targets (B, T), such as their length in bytes.
 
         Returns:
-            ``nll`` in nats, ``targets``, ``weight`` (what ``weigh`` gave), over all ranks.
+            The sums over all ranks.
         """
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        nll, targets = self._zeros_by_source(), self._zeros_by_source()
+        weight = torch.zeros(1, dtype=torch.float64, device=self.device)
         with self._evaluating():
             for micro in micro_batches:
                 terms: LossTerms = self.ds(**self._to_device(micro))
-                weight = weigh(micro["targets"])
-                sums += torch.stack([terms.nll_sum.double(), terms.targets.double(), weight.double().to(self.device)])
+                self._add_by_source(nll, micro, terms.nll_B)
+                self._add_by_source(targets, micro, terms.targets_B)
+                weight += weigh(micro["targets"]).to(self.device)
+        sums = torch.cat([weight, nll, targets])
         dist.all_reduce(sums)
-        nll, targets, weight_sum = sums.tolist()
-        return {"nll": nll, "targets": targets, "weight": weight_sum}
+        weight_sum, *by_source = sums.tolist()
+        source_nll = tuple(by_source[: self._n_sources])
+        source_targets = tuple(map(int, by_source[self._n_sources :]))
+        return EvaluationSums(sum(source_nll), sum(source_targets), weight_sum, source_nll, source_targets)
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Transformer]:
@@ -282,3 +343,7 @@ def _told_as_config_error() -> Iterator[None]:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise ConfigError(f"--deepspeed: DeepSpeed refuses {problems}. Correct the file.") from None
+    except ValueError as error:
+        if "not supported on your device" not in str(error):
+            raise
+        raise ConfigError(f"train.precision: {error} Give --train.precision bf16 or fp32.") from None

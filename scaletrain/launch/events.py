@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def append_event(path: Path, event: str, **fields: Any) -> None:
+def append_event(path: Path, event: str, /, **fields: Any) -> None:
     """Adds a line to ``events.jsonl``.
 
     The line is written in one piece to the end of the file, so that processes of one machine can share it.

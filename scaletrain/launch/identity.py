@@ -7,22 +7,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.fields import flatten
-from scaletrain.config.schema import RunConfig
+from scaletrain.config.fields import flatten, plain
+from scaletrain.config.schema import RunConfig, SourceConfig
 from scaletrain.errors import ConfigError
 
-# A change of these would change what the weights, the optimizer's state or a step's number mean.
+# A change of these would change what the weights, the optimizer's state or a sequence's number mean. Weights and phases
+# of a mixture are not among them: they may change for what is not read yet, which only the state of the data can tell.
 _FIXED = (
     "seed",
     "data.num_lanes",
     "data.window_shards",
+    "data.packing",
     "data.document_borders",
+    "data.sources.name",
     "train.max_seq_len",
-    "train.global_batch_size",
     "optim.name",
 )
 # Of the model everything is fixed but these.
 _FREE_OF_MODEL = ("model.preset", "model.dropout", "model.attention_dropout")
+# What runs were that wrote their identity before these keys existed.
+_BEFORE_THE_KEY = {"data.packing": "concat", "data.sources.name": []}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Identity:
     """What a run is, as plain JSON values by dotted key.
 
     Attributes:
-        fixed: Must be the same at every start: the model, the data and the tokenizer, and what numbers the steps.
+        fixed: Must be the same at every start: the model, the data and the tokenizer, and what numbers the sequences.
         free: May change from start to start; a change is an event of the run.
     """
 
@@ -50,7 +54,9 @@ class Change:
 def identity_of(config: RunConfig, tokenizer_hash: str, data_checksum: str) -> Identity:
     """Splits a configuration into what may change between starts and what may not.
 
-    The place of the data is free, its content is not; the run directory itself may be moved.
+    The place of the data is free, its content is not; the run directory itself may be moved. Of the sources of a
+    mixture the names and their order are fixed. Their weights and the phases are free here: whether what was read
+    already would have been the same with them is for the state of the data to check.
 
     Args:
         config: The resolved configuration.
@@ -60,7 +66,9 @@ def identity_of(config: RunConfig, tokenizer_hash: str, data_checksum: str) -> I
     Returns:
         The identity.
     """
-    values = {key: _plain(value) for key, value in flatten(config).items() if key != "run_dir"}
+    values = {key: plain(value) for key, value in flatten(config).items() if key != "run_dir"}
+    sources = values.pop("data.sources")
+    values |= {f"data.sources.{key}": [source[key] for source in sources] for key in SourceConfig.model_fields}
     fixed = {key: value for key, value in values.items() if _is_fixed(key)}
     free = {key: value for key, value in values.items() if not _is_fixed(key)}
     return Identity(fixed | {"tokenizer": tokenizer_hash, "data": data_checksum}, free)
@@ -87,7 +95,8 @@ def changes(old: Identity, new: Identity, run_dir: Path) -> list[Change]:
             + "".join(f"  {change.key}: {change.old} there, {change.new} here\n" for change in forbidden)
             + "these cannot change within a run; give another --run_dir, or the values it was started with"
         )
-    return _differences(old.free, new.free)
+    # A key may have been fixed when the start before wrote it down, and be free now.
+    return _differences({**old.fixed, **old.free}, new.free)
 
 
 def read_identity(path: Path) -> Identity | None:
@@ -98,7 +107,7 @@ def read_identity(path: Path) -> Identity | None:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Identity(dict(content["fixed"]), dict(content["free"]))
+        return Identity(_BEFORE_THE_KEY | dict(content["fixed"]), dict(content["free"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -122,9 +131,3 @@ def _is_fixed(key: str) -> bool:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     # A key that one side lacks came or went with a version of scaletrain, not by the user's hand.
     return [Change(key, old[key], new[key]) for key in new if key in old and old[key] != new[key]]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value

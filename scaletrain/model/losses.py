@@ -1,6 +1,6 @@
 """Cross-entropy as sums over targets, in fp32, in little memory.
 
-Shapes: B batch, T time, R rows (B * T), V vocabulary.
+Shapes: B sequences, T places of a sequence, R places of all sequences (B * T), V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ class LossTerms(NamedTuple):
 
     Attributes:
         loss_sum: what is differentiated: cross-entropy with label smoothing and z-loss; fp32, in nats.
-        nll_sum: plain cross-entropy, without gradient; fp32, in nats.
-        targets: targets that count; int64.
+        nll_B: plain cross-entropy of each sequence, without gradient; fp32, in nats.
+        targets_B: targets of each sequence that count; int64.
     """
 
     loss_sum: Tensor
-    nll_sum: Tensor
-    targets: Tensor
+    nll_B: Tensor
+    targets_B: Tensor
 
 
 def cross_entropy_terms(
@@ -33,18 +33,18 @@ def cross_entropy_terms(
 ) -> LossTerms:
     """Sum the cross-entropy over all targets that are not -100.
 
-    With ``lse`` for the logarithm of the sum of exponentials of a row x with target t, a row adds
-    ``(1 - s) (lse - x_t) + s (lse - mean(x)) + z lse^2`` to ``loss_sum``, and ``lse - x_t`` to ``nll_sum``.
+    With ``lse`` for the logarithm of the sum of exponentials of the logits x of a place with target t, that place adds
+    ``(1 - s) (lse - x_t) + s (lse - mean(x)) + z lse^2`` to ``loss_sum``, and ``lse - x_t`` to ``nll_B``.
 
     Beside the logits and their gradient (both in the logits' own type) there is one fp32 working copy of a bounded
-    number of rows, where plain autograd would hold several of all rows.
+    number of places, where plain autograd would hold several of all places.
 
     Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7 (smoothing, as in
     ``torch.nn.functional.cross_entropy``); Chowdhery et al. 2022, "PaLM", section 5 (z-loss).
 
     Args:
-        logits_BTV: logits in any floating-point type; any number of dimensions before the last.
-        targets_BT: int64 targets in [0, V), or -100 where there is none.
+        logits_BTV: logits in any floating-point type; (B, V) where a sequence has one place.
+        targets_BT: int64 targets in [0, V), or -100 where there is none; (B,) where a sequence has one place.
         label_smoothing: share s of the target's probability that is spread over the vocabulary.
         z_loss: weight z of the squared log-normaliser (PaLM: 1e-4).
 
@@ -53,14 +53,22 @@ def cross_entropy_terms(
     """
     logits_RV = logits_BTV.flatten(0, -2)
     targets_R = targets_BT.flatten()
-    loss_sum, nll_sum = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
+    loss_sum, nll_R = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
         logits_RV, targets_R, label_smoothing, z_loss
     )
-    return LossTerms(loss_sum, nll_sum, (targets_R != IGNORED).sum())
+    counts_BT = targets_BT != IGNORED
+    return LossTerms(loss_sum, _sum_of_each(nll_R.view_as(targets_BT)), _sum_of_each(counts_BT))
+
+
+def _sum_of_each(values_BT: Tensor) -> Tensor:
+    return values_BT.unsqueeze(-1).flatten(1).sum(1)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The two sums, with a backward pass that recomputes the softmax chunk by chunk."""
+    """The sum that is differentiated, and the cross-entropy of each place.
+
+    The backward pass recomputes the softmax chunk by chunk.
+    """
 
     @staticmethod
     def forward(
@@ -76,12 +84,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
             loss_R = (1 - label_smoothing) * nll_R + label_smoothing * (lse_R - mean_R)
         if z_loss:
             loss_R = loss_R + z_loss * lse_R.square()
-        # where, not a product: a row without target may hold anything, and 0 * inf is NaN.
-        loss_sum, nll_sum = loss_R.where(counts_R, 0.0).sum(), nll_R.where(counts_R, 0.0).sum()
+        # where, not a product: a place without target may hold anything, and 0 * inf is NaN.
+        loss_sum, nll_R = loss_R.where(counts_R, 0.0).sum(), nll_R.where(counts_R, 0.0)
         ctx.save_for_backward(logits_RV, safe_targets_R, counts_R, lse_R)
         ctx.label_smoothing, ctx.z_loss = label_smoothing, z_loss
-        ctx.mark_non_differentiable(nll_sum)
-        return loss_sum, nll_sum
+        ctx.mark_non_differentiable(nll_R)
+        return loss_sum, nll_R
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

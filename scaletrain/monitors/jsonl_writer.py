@@ -30,12 +30,12 @@ class JsonlWriter:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._at_line_start = _ends_with_newline(self._descriptor)
 
-    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat | str]) -> None:
         """Appends one line.
 
         Args:
             step: Global batches consumed.
-            metrics: Values by name; numbers of numpy and one-element tensors will do.
+            metrics: Values by name; numbers of numpy and one-element tensors will do. A text stands as it is.
 
         Raises:
             OSError: The file system refused, for instance because it is full.
@@ -115,7 +115,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     }
 
 
-def _to_json(value: SupportsFloat) -> int | float | str:
+def _to_json(value: SupportsFloat | str) -> int | float | str:
+    if isinstance(value, str):
+        return value
     # Numbers of numpy count as integral, too; through a float a large count would lose digits.
     if isinstance(value, Integral):
         return int(value)

@@ -16,6 +16,8 @@ MEM_RESERVED_GIB = "mem/reserved_gib"
 
 DATA_EPOCH = "data/epoch"
 DATA_SEQUENCES = "data/sequences"
+DATA_BATCH_HASH = "data/batch_hash"
+DATA_SKIPPED_SHARDS = "data/skipped_shards"
 
 EVAL_LOSS = "eval/loss"
 EVAL_PERPLEXITY = "eval/perplexity"
@@ -23,3 +25,8 @@ EVAL_BITS_PER_BYTE = "eval/bits_per_byte"
 
 TEXT_CONFIG = "text/config"
 TEXT_SAMPLES = "text/samples"
+
+
+def of_source(name: str, source: str) -> str:
+    """The metric of one source of a mixture, such as ``train/loss/web``."""
+    return f"{name}/{source}"

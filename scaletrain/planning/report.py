@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scaletrain.config.batch_plan import BatchSchedule
 from scaletrain.config.schema import ModelConfig, TrainConfig
 from scaletrain.planning.flops import flops_per_token, training_time_s
 from scaletrain.planning.memory import MemoryPlan
@@ -44,12 +45,13 @@ def plan_lines(model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardw
         Lines without line ends.
     """
     count = count_parameters(model)
-    step_tokens = train.global_batch_size * train.max_seq_len
-    tokens = step_tokens * train.max_steps
+    tokens = BatchSchedule.of(train).sequence_after(0, train.max_steps) * train.max_seq_len
+    sizes = [*(phase.global_batch_size for phase in train.batch_schedule), train.global_batch_size]
+    step_tokens = ", then ".join(f"{size * train.max_seq_len:,}" for size in sizes)
     per_token = flops_per_token(model, train.max_seq_len)
     rows = [
         ("parameters", f"{count.total:,} ({count.non_embedding:,} without embeddings, {count.per_layer:,} in a layer)"),
-        ("tokens", f"{step_tokens:,} a step x {train.max_steps:,} steps = {tokens:,}"),
+        ("tokens", f"{step_tokens} a step x {train.max_steps:,} steps = {tokens:,}"),
         ("", f"{tokens / count.total:.3g} per parameter (about 20 are compute-optimal)"),
         ("compute", f"{per_token:.3g} FLOPs a token, {per_token * tokens:.3g} in all"),
     ]

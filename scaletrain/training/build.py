@@ -6,18 +6,19 @@ from functools import partial
 
 import torch
 
-from scaletrain.config.batch_plan import BatchPlan
+from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
-from scaletrain.data.loader import MicroBatch, SequenceDataset, evaluation_batches, iterate_steps
-from scaletrain.data.manifest import Manifest
-from scaletrain.data.tokenizer import Borders, load_tokenizer
+from scaletrain.data.dataset import MicroBatch, SequenceDataset
+from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
+from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.transformer import Transformer
+from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import format_count, start_banner
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.monitors.writers import WriterTarget, open_writers
@@ -29,21 +30,26 @@ from scaletrain.protocols import TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.causal_lm import CausalLM
 from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.training.corpus import Corpora, phases_of
+from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
+from scaletrain.training.feed import Feed
 from scaletrain.training.loop import TrainingRun, fit
+from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.signals import StopRequests
+from scaletrain.training.skipped import restore_skipped
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: int, ranks: Ranks) -> Ending:
+def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: int, ranks: Ranks) -> Ending:
     """Starts a run or goes on with it; every rank calls it, connected to the others.
 
     Args:
         config: The run's configuration, checked.
-        manifest: The corpus.
+        corpora: What it reads.
         folder: The run's folder, claimed by rank 0.
         attempt: Number of this start.
         ranks: The place of this process.
@@ -51,101 +57,87 @@ def train(config: RunConfig, manifest: Manifest, folder: RunDirectory, attempt: 
     Returns:
         How the run ended.
     """
-    plan = BatchPlan(config.train.global_batch_size, config.train.micro_batch_size, ranks.world_size)
-    max_steps = config.train.max_steps
-    engine = build_engine(config, plan)
-    dataset = open_dataset(config, manifest)
-    timing = Throughput(
-        flops_per_token(config.model, config.train.max_seq_len), find_peak(config.train), ranks.world_size
-    )
-    evaluating = build_evaluating(config, manifest, engine, ranks)
+    train, data = config.train, config.data
+    share = Share(BatchSchedule.of(train), train.micro_batch_size, ranks.rank, ranks.world_size)
+    engine = build_engine(config, share.plan(0), len(corpora.manifests))
+    timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
+    evaluating = build_evaluating(config, corpora, engine, ranks)
     checkpointing = Checkpointing(engine, config.checkpoint, dump_yaml(config))
-    state = resume(engine, folder.checkpoints, config.checkpoint.verify, (evaluating, checkpointing))
-    _announce(config, plan, engine, dataset, state)
-    if state.step >= max_steps:
-        beyond = " (it was trained with a larger train.max_steps)" if state.step > max_steps else ""
-        logger.info("the run is complete: it is at step %d of %d%s", state.step, max_steps, beyond)
+    dataset = training_dataset(config, corpora)
+    mixing = Mixing(dataset.order, phases_of(data, train.max_seq_len), dataset.names)
+    state = resume(engine, folder.checkpoints, config.checkpoint.verify, (mixing, evaluating, checkpointing))
+    restore_skipped(folder.path, state)
+    _announce(config, share, engine, dataset, state)
+    if state.step >= train.max_steps:
+        beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
+        logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
         return Ending(Verdict.COMPLETE, "all steps were done before")
     target = WriterTarget(folder.path, attempt, state.step + 1)
     reporting = Reporting(
-        open_writers(("jsonl",), target) if ranks.is_main else (),
+        (JsonlWriter(folder.path / "metrics.jsonl", attempt),) if ranks.is_main else (),
         open_writers(config.log.writers, target) if ranks.is_main else (),
         config.log.every_steps,
         timing,
-        len(dataset),
+        mixing.epochs,
         dump_yaml(config),
         evaluating,
     )
-    callbacks = (reporting, evaluating, checkpointing)
-    run = TrainingRun(state, max_steps, folder.path, attempt, ranks.is_main, callbacks)
+    callbacks = (mixing, reporting, evaluating, checkpointing)
+    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
     run.record_event("resume" if state.step else "start", world_size=ranks.world_size, zero_stage=engine.stage)
     stop = StopRequests(folder.path, watch_file=ranks.is_main)
-    rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, max_steps))
-    batches = iterate_steps(dataset, plan, ranks.rank, state.step, config.data.num_workers, config.data.prefetch)
+    rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
+
+    def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:
+        return iterate_steps(dataset, share, state.step, state.sequences, data.num_workers, data.prefetch)
+
+    feed = Feed(partial(training_dataset, config, corpora), open_stream, engine, data.on_bad_shard == "skip")
+    feed.start(state)
+    told_apart = dataset.names if len(dataset.names) > 1 else ()
     try:
-        ending = fit(run, engine, batches, rates, timing, stop, plan.global_batch_size, config.train.max_seq_len)
+        ending = fit(run, engine, feed, rates, timing, stop, train.max_seq_len, told_apart)
     finally:
-        batches.close()
+        feed.close()
     _conclude(ending, run, evaluating)
     return ending
 
 
-def open_dataset(config: RunConfig, manifest: Manifest) -> SequenceDataset:
-    """The training split in the run's order.
-
-    Args:
-        config: The run's configuration.
-        manifest: The corpus.
-
-    Returns:
-        The sequences, by index.
-
-    Raises:
-        DataError: The split cannot be dealt to so many lanes.
-    """
-    data = config.data
-    return SequenceDataset.open(
-        manifest,
-        "train",
-        config.train.max_seq_len,
-        data.num_lanes,
-        data.window_shards,
-        config.seed,
-        data.document_borders,
-    )
-
-
-def build_evaluating(config: RunConfig, manifest: Manifest, engine: Engine, ranks: Ranks) -> Evaluating:
+def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:
     """The evaluation on one fixed set: neither seed, lanes nor the number of ranks choose what a run is judged by.
 
     Args:
         config: The run's configuration.
-        manifest: The corpus.
+        corpora: What it reads.
         engine: The model on all ranks.
         ranks: The place of this process.
 
     Returns:
         The callback.
     """
-    max_seq_len = config.train.max_seq_len
-    dataset = SequenceDataset.open(manifest, "validation", max_seq_len, document_borders=config.data.document_borders)
+    dataset = validation_dataset(config, corpora)
+    size = config.train.micro_batch_size
+    chosen = [] if dataset is None else evaluation_sequences(dataset, config.eval.max_sequences)
 
     def batches() -> Iterator[MicroBatch]:
-        return evaluation_batches(
-            dataset, config.eval.max_sequences, config.train.micro_batch_size, ranks.rank, ranks.world_size
-        )
+        assert dataset is not None  # is not asked where there is nothing to evaluate on
+        return evaluation_batches(dataset, chosen, size, ranks.rank, ranks.world_size)
 
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    manifest = corpora.first
+    tokenizer = parse_tokenizer(manifest.read_tokenizer(corpora.storage), manifest.shown)
     borders = Borders(manifest.tokenizer.eos_id, manifest.tokenizer.bos_id)
-    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, max_seq_len)
+    names = [] if dataset is None else dataset.names
+    if not names and ranks.is_main:
+        logger.warning("no source has a validation split: the loss on unseen text is not measured")
+    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, config.train.max_seq_len, names)
 
 
-def build_engine(config: RunConfig, plan: BatchPlan) -> Engine:
+def build_engine(config: RunConfig, plan: BatchPlan, n_sources: int) -> Engine:
     """Builds the model and hands it to DeepSpeed; every rank calls it.
 
     Args:
         config: The run's configuration.
         plan: How a step is cut.
+        n_sources: Sources whose losses are told one by one.
 
     Returns:
         The engine, with initial weights.
@@ -160,25 +152,32 @@ def build_engine(config: RunConfig, plan: BatchPlan) -> Engine:
         return build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay))
 
     ds_config = merge(load_deepspeed_json(config.deepspeed), train, optim, plan.micro_steps, plan.world_size)
-    return Engine(module, optimizer, ds_config, config.seed, train.compile)
+    return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)
 
 
-def _announce(
-    config: RunConfig, plan: BatchPlan, engine: Engine, dataset: SequenceDataset, state: TrainingState
-) -> None:
-    train = config.train
-    tokens = plan.global_batch_size * train.max_seq_len
-    epochs = train.max_steps * plan.global_batch_size / len(dataset)
+def _announce(config: RunConfig, share: Share, engine: Engine, dataset: SequenceDataset, state: TrainingState) -> None:
+    train, plan = config.train, share.plan(state.sequences)
+    step_tokens = plan.global_batch_size * train.max_seq_len
+    sequences = share.schedule.sequence_after(state.sequences, max(0, train.max_steps - state.step))
+    epochs = sequences / sum(source.sequences_per_epoch for source in dataset.order.sources)
+    tokens = format_count(sequences * train.max_seq_len)
     rows = [
         ("parameters", f"{count_parameters(config.model).total:,}"),
-        ("batch", f"{plan.global_batch_size} sequences x {train.max_seq_len} = {format_count(tokens)} tokens a step"),
+        (
+            "batch",
+            f"{plan.global_batch_size} sequences x {train.max_seq_len} = {format_count(step_tokens)} tokens a step",
+        ),
         ("", f"{plan.world_size} ranks x {plan.micro_steps} micro steps x {plan.micro_batch_size} sequences"),
-        ("run", f"{train.max_steps} steps = {format_count(tokens * train.max_steps)} tokens = {epochs:.2f} epochs"),
+        ("run", f"{train.max_steps} steps = {tokens} tokens = {epochs:.2f} epochs"),
         ("arithmetic", f"{train.precision}, ZeRO {engine.stage}, {'compiled' if train.compile else 'eager'}"),
         ("device", f"{engine.device.type}, {torch.get_num_threads()} threads a rank"),
     ]
     if plan.filling_share > 0:
         rows.append(("filling", f"{plan.filling_share:.1%} of the rows are masked: the sizes do not divide"))
+    if len(dataset.names) > 1:
+        rows.append(("sources", ", ".join(dataset.names)))
+    if state.skipped:
+        rows.append(("left out", ", ".join(sorted({skipped.path for skipped in state.skipped}))))
     start = f"goes on at step {state.step}" if state.step else "starts"
     logger.info("%s", start_banner(f"{config.run_dir} {start}", rows))
 

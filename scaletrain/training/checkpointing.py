@@ -138,7 +138,7 @@ def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence
     engine.load(FragmentReader(folder, state["engine"]["zero_stage"]), state["engine"])
     for callback in callbacks:
         callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
-    return TrainingState(**state["training"])
+    return TrainingState.from_json(state["training"])
 
 
 def _choose(checkpoints: Path, verify: Level) -> list[str | None]:

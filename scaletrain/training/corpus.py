@@ -1,91 +1,209 @@
-"""Opens the corpus of a run; without torch, so that a mistake is told at once."""
+"""Opens the corpora of a run; without torch, so that a mistake is told at once."""
 
+import hashlib
 import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scaletrain.config.schema import RunConfig
-from scaletrain.data.manifest import FILE_NAME, Manifest
-from scaletrain.data.order import deal_to_lanes
+from scaletrain.config.schema import DataConfig, RunConfig
+from scaletrain.data.manifest import Manifest
+from scaletrain.data.mixture import Phase
+from scaletrain.data.order import DatasetOptions, order_of
 from scaletrain.data.shards import ShardReader
-from scaletrain.data.tokenizer import load_tokenizer, token_byte_lengths
+from scaletrain.data.tokenizer import parse_tokenizer, token_byte_lengths
 from scaletrain.errors import ConfigError
+from scaletrain.launch.events import append_event
 from scaletrain.launch.identity import identity_of
 from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.storage.fetch import FetchPolicy
+from scaletrain.storage.storage import Storage
+from scaletrain.storage.urls import is_remote
+
+logger = logging.getLogger(__name__)
+
+ONLY_SOURCE = "corpus"
+"""Name of the source of a run that has one manifest."""
+_GIB = 2**30
 
 
-def open_corpus(config: RunConfig) -> Manifest:
-    """Opens the manifest, preparing an embedded corpus first where that was asked for.
+@dataclass(frozen=True)
+class Corpora:
+    """What a run reads.
+
+    Attributes:
+        manifests: Of each source, by its name.
+        storage: Opens what they name.
+    """
+
+    manifests: Mapping[str, Manifest]
+    storage: Storage
+
+    @property
+    def first(self) -> Manifest:
+        """The manifest of the first source; all have the same tokenizer."""
+        return next(iter(self.manifests.values()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what determines the data of all sources: the manifest's own where there is one."""
+        if len(self.manifests) == 1:
+            return self.first.fingerprint
+        content = [[name, manifest.fingerprint] for name, manifest in self.manifests.items()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+class EventReport:
+    """Writes what the storage meets into a run's diary, from whatever process meets it."""
+
+    def __init__(self, events: Path, rank: int) -> None:
+        """Holds where to write.
+
+        Args:
+            events: The run's events.jsonl.
+            rank: Of this process, or of the one that it works for.
+        """
+        self._events = events
+        self._rank = rank
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        """Appends an event."""
+        try:
+            append_event(self._events, kind, rank=self._rank, **fields)
+        except OSError as error:
+            logger.warning("%s could not be recorded (%s): %s", kind, error.strerror, fields)
+
+
+def open_storage(data: DataConfig, report: EventReport | None = None, local_world_size: int = 1) -> Storage:
+    """The way to what manifests name.
+
+    Args:
+        data: How hard to try, and where remote shards are kept.
+        report: Gets retries and the like.
+        local_world_size: Ranks of this machine, which share the cache.
+
+    Returns:
+        The storage; nothing is opened or made yet.
+    """
+    policy = FetchPolicy(data.fetch_attempts, data.fetch_stall_s, allow_pipe=data.allow_pipe)
+    cache_dir = data.cache_dir or Path(tempfile.gettempdir()) / "scaletrain-cache"
+    cache_bytes = int(data.cache_gib * _GIB)
+    return Storage(policy, cache_dir, cache_bytes, report, local_world_size)
+
+
+def open_corpora(config: RunConfig, report: EventReport | None = None, local_world_size: int = 1) -> Corpora:
+    """Opens the manifests, preparing an embedded corpus first where that was asked for.
 
     Args:
         config: The run's configuration, checked.
+        report: Gets retries of remote reads and the like.
+        local_world_size: Ranks of this machine.
 
     Returns:
-        The corpus.
+        The corpora.
 
     Raises:
         ConfigError: The tokenizer has more tokens than the model.
-        DataError: The corpus cannot be used.
+        DataError: A corpus cannot be used.
     """
-    if config.data.manifest is not None:
-        path = config.data.manifest
-    else:
+    data = config.data
+    storage = open_storage(data, report, local_world_size)
+    locations = {source.name: source.manifest for source in data.sources}
+    if data.manifest is not None:
+        locations = {ONLY_SOURCE: data.manifest}
+    elif not locations:
         # Here, since what writes shards brings torch with it, and who gives a manifest needs none of it.
-        from scaletrain.data.embedded import prepare_python_stdlib
+        from scaletrain.corpus.embedded import prepare_python_stdlib
 
-        path = prepare_python_stdlib(config.data.corpus_dir, config.model.vocab_size)
-    return open_manifest(path, config.model.vocab_size)
+        locations = {ONLY_SOURCE: str(prepare_python_stdlib(data.corpus_dir, config.model.vocab_size))}
+    may_lack = data.on_bad_shard == "skip"
+    manifests = {name: Manifest.open(location, storage, may_lack) for name, location in locations.items()}
+    for manifest in manifests.values():
+        manifest.split("train")
+        _check_vocabulary(manifest, config.model.vocab_size)
+    return Corpora(manifests, storage)
 
 
-def open_manifest(path: Path, vocab_size: int) -> Manifest:
-    """Opens a manifest for a model.
-
-    Args:
-        path: The manifest.
-        vocab_size: Rows of the model's embedding.
-
-    Returns:
-        The corpus.
-
-    Raises:
-        ConfigError: The tokenizer has more tokens than the model.
-        DataError: The corpus cannot be used.
-    """
-    manifest = Manifest.open(path)
-    for split in ("train", "validation"):
-        manifest.split(split)
-    if manifest.tokenizer.vocab_size > vocab_size:
-        needed = manifest.tokenizer.vocab_size
+def _check_vocabulary(manifest: Manifest, vocab_size: int) -> None:
+    needed = manifest.tokenizer.vocab_size
+    if needed > vocab_size:
         raise ConfigError(
-            f"model.vocab_size is {vocab_size}, but the tokenizer of {path} has {needed} tokens. "
+            f"model.vocab_size is {vocab_size}, but the tokenizer of {manifest.shown} has {needed} tokens. "
             f"Set --model.vocab_size {-(-needed // 64) * 64} or more."
         )
-    return manifest
 
 
-def check_corpus(config: RunConfig, manifest: Manifest) -> None:
+def check_corpora(config: RunConfig, corpora: Corpora) -> None:
     """Finds now what would otherwise be found when the engine is built, or in a worker hours later.
 
     Args:
         config: The run's configuration.
-        manifest: The corpus.
+        corpora: Its sources.
 
     Raises:
-        DataError: There are more lanes than shards, the tokenizer is not byte-level, or a shard does not match its
-            index: every shard's index and edges are looked at.
+        ConfigError: The sources have different tokenizers.
+        DataError: There are more lanes than shards, a source was not counted for best-fit packing, the tokenizer is not
+            byte-level, or a shard does not match its index: indexes and edges of local shards are looked at.
     """
-    deal_to_lanes([shard.tokens for shard in manifest.split("train")], config.data.num_lanes)
-    token_byte_lengths(load_tokenizer(manifest.tokenizer_path))
-    for split in manifest.splits:
-        ShardReader.of_split(manifest, split).check()
+    token_byte_lengths(parse_tokenizer(corpora.first.read_tokenizer(corpora.storage), corpora.first.shown))
+    order_of(training_readers(corpora), dataset_options(config))
+    for name, manifest in corpora.manifests.items():
+        for split, shards in manifest.splits.items():
+            reader = ShardReader(manifest, split, corpora.storage, name) if shards else None
+            if reader is not None and split == "train" and config.data.on_bad_shard == "skip":
+                for problem in reader.find_bad():
+                    logger.warning("will be left out when it is met: %s", problem)
+            elif reader is not None:
+                reader.check()
 
 
-def bind_folder(folder: RunDirectory, config: RunConfig, manifest: Manifest) -> list[str]:
+def training_readers(corpora: Corpora) -> list[ShardReader]:
+    """Readers of the training split of each source."""
+    return [ShardReader(manifest, "train", corpora.storage, name) for name, manifest in corpora.manifests.items()]
+
+
+def dataset_options(config: RunConfig) -> DatasetOptions:
+    """What the order of a run's training data depends on."""
+    data = config.data
+    return DatasetOptions(
+        config.train.max_seq_len, data.num_lanes, data.window_shards, config.seed, data.packing, data.document_borders
+    )
+
+
+def phases_of(data: DataConfig, max_seq_len: int) -> list[Phase]:
+    """The weights of the sources over time, as places of a lane.
+
+    Args:
+        data: The run's sources and phases.
+        max_seq_len: Inputs of a sequence.
+
+    Returns:
+        A phase for each of the configuration, and the last one with the sources' own weights. A phase ends at the first
+        place at which all lanes together have consumed its tokens.
+    """
+    sources = data.sources
+    if not sources:
+        return [Phase(None, (1.0,))]
+    tokens_of_place = max_seq_len * data.num_lanes
+    phases = [
+        Phase(
+            -(-phase.until_tokens // tokens_of_place), tuple(phase.weights.get(source.name, 0.0) for source in sources)
+        )
+        for phase in data.phases
+    ]
+    return [*phases, Phase(None, tuple(source.weight for source in sources))]
+
+
+def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> list[str]:
     """Checks that a run's folder belongs to this run, and keeps in it what generation needs of the corpus. For rank 0.
 
     Args:
         folder: The run's folder, claimed.
         config: The run's configuration.
-        manifest: The corpus.
+        corpora: Its sources.
 
     Returns:
         What changed since the start before, for people.
@@ -94,14 +212,19 @@ def bind_folder(folder: RunDirectory, config: RunConfig, manifest: Manifest) -> 
         ConfigError: The folder belongs to another run.
         DataError: A shard does not match its index.
     """
-    check_corpus(config, manifest)
-    found = folder.bind(identity_of(config, manifest.tokenizer.sha256, manifest.fingerprint))
-    corpus = {
-        "manifest": str(manifest.folder.absolute() / FILE_NAME),
-        "fingerprint": manifest.fingerprint,
-        "eos_id": manifest.tokenizer.eos_id,
-        "bos_id": manifest.tokenizer.bos_id,
+    check_corpora(config, corpora)
+    tokenizer = corpora.first.tokenizer
+    found = folder.bind(identity_of(config, tokenizer.sha256, corpora.fingerprint))
+    described = {
+        "sources": {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()},
+        "fingerprint": corpora.fingerprint,
+        "eos_id": tokenizer.eos_id,
+        "bos_id": tokenizer.bos_id,
     }
-    (folder.path / "corpus.json").write_text(json.dumps(corpus, indent=1) + "\n")
-    (folder.path / "tokenizer.json").write_bytes(manifest.tokenizer_path.read_bytes())
+    (folder.path / "corpus.json").write_text(json.dumps(described, indent=1) + "\n")
+    (folder.path / "tokenizer.json").write_bytes(corpora.first.read_tokenizer(corpora.storage))
     return [f"{change.key}: {change.old} -> {change.new}" for change in found]
+
+
+def _absolute(location: str) -> str:
+    return location if is_remote(location) else str(Path(location).absolute())

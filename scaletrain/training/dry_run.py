@@ -1,14 +1,15 @@
 """Everything but training: opens the corpus, counts, plans and prints."""
 
-from scaletrain.config.batch_plan import BatchPlan
+from scaletrain.config.batch_plan import BatchSchedule
 from scaletrain.config.derive import load_deepspeed_json, offloads_optimizer, offloads_parameters, zero_stage
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
+from scaletrain.data.order import order_of
 from scaletrain.hardware.host import describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, plan_lines
-from scaletrain.training.corpus import check_corpus, open_manifest
+from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
 
 _GIB = 2**30
 
@@ -24,14 +25,15 @@ def print_plan(config: RunConfig, world_size: int) -> None:
         ConfigError: The tokenizer has more tokens than the model.
         DataError: The corpus cannot be used.
     """
-    plan = BatchPlan(config.train.global_batch_size, config.train.micro_batch_size, world_size)
+    schedule = BatchSchedule.of(config.train)
+    plan = schedule.plan_at(0, config.train.micro_batch_size, world_size)
     ds = load_deepspeed_json(config.deepspeed)
     stage = zero_stage(ds)
     offload: Offload = "all" if offloads_parameters(ds) else "optimizer" if offloads_optimizer(ds) else "none"
     memory = plan_memory(config.model, config.train, stage, world_size, offload, config.optim.name)
+    corpus_lines = _corpus_lines(config)  # before anything is printed: a URL with a password is refused here
     print(dump_yaml(config))
-    for line in _corpus_lines(config):
-        print(line)
+    print("\n".join(corpus_lines))
     print(
         f"{'batch':<14} {world_size} ranks x {plan.micro_steps} micro steps x {plan.micro_batch_size} sequences, "
         f"ZeRO {stage}"
@@ -43,15 +45,22 @@ def print_plan(config: RunConfig, world_size: int) -> None:
 
 
 def _corpus_lines(config: RunConfig) -> list[str]:
-    if config.data.manifest is None:
+    if config.data.manifest is None and not config.data.sources:
         return [f"{'corpus':<14} {config.data.corpus}, prepared in {config.data.corpus_dir} when the run starts"]
-    manifest = open_manifest(config.data.manifest, config.model.vocab_size)
-    check_corpus(config, manifest)
-    lines = [f"{'corpus':<14} {config.data.manifest}: {manifest.source}"]
-    for name, total in manifest.totals.items():
-        lines.append(f"{'':<14} {name}: {total.documents:,} documents, {total.tokens:,} tokens")
-    tokens = config.train.max_steps * config.train.global_batch_size * config.train.max_seq_len
-    lines.append(f"{'epochs':<14} {tokens / max(1, manifest.totals['train'].tokens):.2f}")
+    corpora = open_corpora(config)
+    check_corpora(config, corpora)
+    lines = []
+    for name, manifest in corpora.manifests.items():
+        lines.append(f"{name:<14} {manifest.shown}: {manifest.source}")
+        for split, total in manifest.totals.items():
+            lines.append(f"{'':<14} {split}: {total.documents:,} documents, {total.tokens:,} tokens")
+    sequences = BatchSchedule.of(config.train).sequence_after(0, config.train.max_steps)
+    order = order_of(
+        training_readers(corpora), dataset_options(config), phases_of(config.data, config.train.max_seq_len)
+    )
+    for name, consumed, source in zip(corpora.manifests, order.consumed(sequences), order.sources, strict=True):
+        label = "epochs" if len(order.sources) == 1 else f"epochs of {name}"
+        lines.append(f"{label:<14} {consumed / source.sequences_per_epoch:.2f}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Evaluation on the fixed validation set, and samples of generated text."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -8,9 +9,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from scaletrain.config.schema import EvalConfig
-from scaletrain.data.loader import MicroBatch
+from scaletrain.data.dataset import MicroBatch
 from scaletrain.data.tokenizer import Borders, prompt_tokens, token_byte_lengths
 from scaletrain.engine.engine import Engine
+from scaletrain.errors import DataError
 from scaletrain.evaluation.generation import generate
 from scaletrain.evaluation.perplexity import perplexity_of
 from scaletrain.monitors import names
@@ -32,6 +34,7 @@ class Evaluating(Callback):
         borders: Borders,
         seed: int,
         max_context: int,
+        source_names: Sequence[str],
     ) -> None:
         """Holds what an evaluation needs.
 
@@ -43,6 +46,7 @@ class Evaluating(Callback):
             borders: Tokens that mark where a document begins and ends.
             seed: Of the samples.
             max_context: Tokens that the model was trained to see.
+            source_names: Of the sources of the set; without any there are only samples.
         """
         self._engine = engine
         self._config = config
@@ -50,10 +54,12 @@ class Evaluating(Callback):
         self._tokenizer = tokenizer
         self._seed = seed
         self._max_context = max_context
+        self._source_names = source_names
         self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer))
         self._borders = borders
         self._evaluated_at: int | None = None
         self._samples: list[tuple[str, str]] = []
+        self._fetched: list[MicroBatch] | None = None
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Evaluates when it is time."""
@@ -70,17 +76,38 @@ class Evaluating(Callback):
         """Prompts and continuations of the last evaluation."""
         return self._samples
 
+    def _fetch(self) -> list[MicroBatch]:
+        """This rank's part of the set, read once; a rank that cannot read it takes all others with it."""
+        if self._fetched is None:
+            found: list[MicroBatch] = []
+            problem = ""
+            try:
+                found = list(self._batches())
+            except DataError as error:
+                problem = str(error)
+            if self._engine.agree((), (bool(problem),)).requests[0]:
+                raise DataError("\n".join(self._engine.collect_texts(problem)))
+            self._fetched = found
+        return self._fetched
+
     def _evaluate(self, run: Run) -> None:
-        sums = self._engine.evaluate(self._batches(), self._bytes_of)
-        figures = perplexity_of(sums["nll"], sums["targets"], sums["weight"])
         self._evaluated_at = run.state.step
+        metrics = self._judge(run) if self._source_names else {}
+        self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
+        run.notify("on_eval", metrics)
+
+    def _judge(self, run: Run) -> dict[str, float]:
+        sums = self._engine.evaluate(iter(self._fetch()), self._bytes_of)
+        figures = perplexity_of(sums.nll, sums.targets, sums.weight)
         metrics = {names.EVAL_LOSS: figures.loss, names.EVAL_PERPLEXITY: figures.perplexity}
         if figures.bits_per_byte is not None:
             metrics[names.EVAL_BITS_PER_BYTE] = figures.bits_per_byte
+        if len(self._source_names) > 1:
+            for name, nll, targets in zip(self._source_names, sums.source_nll, sums.source_targets, strict=False):
+                metrics[names.of_source(names.EVAL_LOSS, name)] = nll / targets if targets else math.nan
         if run.is_main:
             logger.info(evaluation_line(run.state.step, figures.loss, figures.perplexity, figures.bits_per_byte))
-        self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
-        run.notify("on_eval", metrics)
+        return metrics
 
     def _bytes_of(self, targets_BT: Tensor) -> Tensor:
         return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()

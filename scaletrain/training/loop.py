@@ -2,19 +2,19 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine, StepResult
-from scaletrain.errors import DataError, DivergenceError
+from scaletrain.errors import DivergenceError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import Callback, TrainingState
+from scaletrain.training.feed import Feed
 from scaletrain.training.signals import KINDS, StopRequests
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class TrainingRun:
     attempt: int
     is_main: bool
     callbacks: Sequence[Callback]
+    batch_hash: str = ""
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
@@ -49,24 +50,24 @@ class TrainingRun:
 def fit(
     run: TrainingRun,
     engine: Engine,
-    batches: Iterator[StepBatch],
+    feed: Feed,
     learning_rate: Callable[[int], float],
     timing: Throughput,
     stop: StopRequests,
-    global_batch_size: int,
     max_seq_len: int,
+    source_names: Sequence[str] = (),
 ) -> Ending:
     """Trains until the run is complete or asked to end.
 
     Args:
         run: State and callbacks.
         engine: The model on all ranks.
-        batches: This rank's part of each global batch, from ``run.state.step`` on.
+        feed: This rank's part of each global batch, started at the run's state.
         learning_rate: The schedule, as a function of the step.
         timing: Times the steps.
         stop: Requests to end.
-        global_batch_size: Sequences in a step.
         max_seq_len: Tokens in a sequence.
+        source_names: Of the sources whose losses are told one by one.
 
     Returns:
         ``complete``, or the verdict that was asked for, with the reason.
@@ -77,13 +78,13 @@ def fit(
         run.notify("on_start")
         while run.state.step < run.max_steps:
             timing.start_step()
-            batch, problem = _fetch(batches)
+            batch, problem = feed.fetch()
             timing.data_ready()
             # The one collective that decides: all ranks see the same requests at the same border.
             agreed = engine.agree(batch.micro_batches if batch else (), (*stop.pending(), problem is not None))
             if agreed.requests[-1] or batch is None:
-                # All ranks raise what one has found: only the first of a node is heard.
-                raise DataError("\n".join(engine.collect_texts(str(problem or ""))))
+                feed.settle(problem, run)
+                continue
             asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=False) if count]
             if asked:
                 ending = Ending(asked[0], stop.reason(asked[0]))
@@ -91,12 +92,13 @@ def fit(
                 break
             lr = learning_rate(batch.step)
             result = engine.train_step(batch.micro_batches, agreed.targets, batch.step, lr)
-            timing.end_step(global_batch_size * max_seq_len)
+            timing.end_step(batch.global_batch_size * max_seq_len)
             state = run.state
             state.step += 1
-            state.sequences += global_batch_size
+            state.sequences += batch.global_batch_size
             state.optimizer_steps += result.applied
             state.target_tokens += agreed.targets * result.applied
+            run.batch_hash = f"{agreed.checksum:016x}"
             skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
             if skipped_in_a_row:
                 _report_skipped(run, result, skipped_in_a_row)
@@ -105,6 +107,7 @@ def fit(
                 names.TRAIN_GRAD_NORM: result.grad_norm if math.isfinite(result.grad_norm) else math.nan,
                 names.TRAIN_TARGET_TOKENS: float(agreed.targets),
                 names.OPTIM_LR: lr,
+                **_by_source(source_names, result.source_nll, agreed.source_targets),
                 **timing.metrics(),
             }
             run.notify("on_step_end", metrics)
@@ -113,6 +116,15 @@ def fit(
         run.notify("on_exception", error)
         raise
     return ending
+
+
+def _by_source(source_names: Sequence[str], nll: Sequence[float], targets: Sequence[int]) -> dict[str, float]:
+    metrics = {}
+    for name, source_nll, source_targets in zip(source_names, nll, targets, strict=False):
+        metrics[names.of_source(names.TRAIN_TARGET_TOKENS, name)] = float(source_targets)
+        if source_targets:
+            metrics[names.of_source(names.TRAIN_LOSS, name)] = source_nll / source_targets
+    return metrics
 
 
 def _report_skipped(run: TrainingRun, result: StepResult, in_a_row: int) -> None:
@@ -124,11 +136,3 @@ def _report_skipped(run: TrainingRun, result: StepResult, in_a_row: int) -> None
             "diverged. Lower optim.lr or set optim.grad_clip, and go on from a checkpoint before it: delete the "
             "later ones in the run's folder checkpoints/."
         )
-
-
-def _fetch(batches: Iterator[StepBatch]) -> tuple[StepBatch | None, DataError | None]:
-    """The next step's data, or why there is none: raised at once, it would leave the other ranks waiting."""
-    try:
-        return next(batches), None
-    except DataError as error:
-        return None, error

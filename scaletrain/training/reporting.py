@@ -1,12 +1,13 @@
 """Writes metrics and prints progress."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
 
 from scaletrain.monitors import names
+from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import Progress, progress_line
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.monitors.writers import MetricWriter
@@ -23,11 +24,11 @@ class Reporting(Callback):
 
     def __init__(
         self,
-        every_step: Sequence[MetricWriter],
+        every_step: Sequence[JsonlWriter],
         every_interval: Sequence[MetricWriter],
         interval_steps: int,
         timing: Throughput,
-        sequences_per_epoch: int,
+        epochs: Callable[[int], dict[str, float]],
         config_text: str,
         evaluating: Evaluating,
     ) -> None:
@@ -38,7 +39,7 @@ class Reporting(Callback):
             every_interval: Writers that get a step in ``interval_steps``, the first and the last step.
             interval_steps: Interval of those, and of progress lines.
             timing: Gives the time left.
-            sequences_per_epoch: Sequences after which every document was seen once.
+            epochs: Gives the passes over each source after so many sequences, as metrics.
             config_text: The resolved configuration.
             evaluating: Gives the samples.
         """
@@ -46,7 +47,7 @@ class Reporting(Callback):
         self._every_interval = every_interval
         self._interval_steps = interval_steps
         self._timing = timing
-        self._sequences_per_epoch = sequences_per_epoch
+        self._epochs = epochs
         self._config_text = config_text
         self._evaluating = evaluating
 
@@ -58,13 +59,15 @@ class Reporting(Callback):
         """Writes the step's metrics."""
         if not run.is_main:
             return
-        metrics[names.DATA_EPOCH] = run.state.sequences / self._sequences_per_epoch
+        metrics.update(self._epochs(run.state.sequences))
         metrics[names.DATA_SEQUENCES] = float(run.state.sequences)
         metrics[names.OPTIM_STEPS] = float(run.state.optimizer_steps)
         metrics[names.MEM_RESERVED_GIB] = _reserved_gib()
+        if run.state.skipped:
+            metrics[names.DATA_SKIPPED_SHARDS] = float(len({(one.source, one.shard) for one in run.state.skipped}))
         step = run.state.step
-        for writer in self._every_step:
-            writer.write(step, metrics)
+        for record in self._every_step:
+            record.write(step, {**metrics, names.DATA_BATCH_HASH: run.batch_hash})
         if step % self._interval_steps and step not in (1, run.max_steps):
             return
         for writer in self._every_interval:

@@ -1,5 +1,6 @@
 """What is typed after the program's name."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,24 @@ def test_flags_with_a_space_or_an_equals_sign() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["2024_01", "1.10", "True", "None", "-1", "-", "[1, 2]", "a b", "", "no_x", "x=y", "'q'", "0x10", "日本", "#"],
+    [
+        "[{name: a, manifest: b=c}]",
+        "2024_01",
+        "1.10",
+        "True",
+        "None",
+        "-1",
+        "-",
+        "[1, 2]",
+        "a b",
+        "",
+        "no_x",
+        "x=y",
+        "'q'",
+        "0x10",
+        "日本",
+        "#",
+    ],
 )
 @pytest.mark.parametrize("form", ["apart", "joined"])
 def test_a_value_stays_the_text_it_is(value: str, form: str) -> None:
@@ -75,7 +93,15 @@ def test_help_names_every_key_with_its_range_and_default() -> None:
     for key in fields():
         assert f"--{key} " in text
     assert "a number, more than 0 [0.0006]: highest learning rate" in text
-    assert "{" not in text
+    assert re.findall(r"\{.*", text) == ["{name: web, manifest: data/web}]'."], "no object is printed as Python sees it"
+
+
+def test_help_describes_the_items_of_a_list() -> None:
+    text = help_text()
+    begin = text.index("  --data.sources  ")
+    items = text[begin : text.index("  --data.phases  ")].splitlines()[1:]
+    assert [line.split()[0] for line in items] == ["name", "manifest", "weight"]
+    assert "a path or a URL [required]" in items[1] and "a number, at least 0 [1.0]: share" in items[2]
 
 
 def test_it_is_quick_because_it_does_without_torch() -> None:

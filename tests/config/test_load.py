@@ -88,6 +88,19 @@ class TestTypes:
         assert config.optim.lr == 3e-4
         assert config.eval.prompts == ("1.10", "yes", "null_value", "010")
 
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [("4e9", 4 * 10**9), ("1.5E+3", 1500), ("+2.e0", 2), ("9007199254740993e3", (2**53 + 1) * 1000)],
+    )
+    def test_a_whole_number_with_an_exponent_is_exact(self, text: str, number: int) -> None:
+        assert load_config(None, {"train.max_steps": text}).train.max_steps == number
+
+    def test_a_path_or_url(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        for text, read in [("~/m.json", "/home/me/m.json"), ("s3://a//~/b", "s3://a//~/b"), ("a~", "a~")]:
+            assert load_config(None, {"data.manifest": text}).data.manifest == read
+        assert "a path or a URL or none" in message(None, {"data.manifest": ""})
+
     @pytest.mark.parametrize("text", ["0.9,0.98", "[0.9, 0.98]", "(0.9, 0.98)", " [ .9 , 98e-2 ] "])
     def test_numbers_in_a_list(self, text: str) -> None:
         assert load_config(None, {"optim.betas": text}).optim.betas == (0.9, 0.98)
@@ -101,13 +114,16 @@ class TestTypes:
     @pytest.mark.parametrize("text", ["none", "None", "null"])
     def test_none(self, text: str) -> None:
         config = load_config(None, {"optim.decay_steps": text, "data.corpus": text, "data.manifest": "m.json"})
-        assert (config.optim.decay_steps, config.data.corpus, config.data.manifest) == (None, None, Path("m.json"))
+        assert (config.optim.decay_steps, config.data.corpus, config.data.manifest) == (None, None, "m.json")
 
     @pytest.mark.parametrize(
         ("key", "text", "rule"),
         [
             ("train.max_steps", "1_000", "a whole number, without underscores: 1000"),
-            ("train.max_steps", "10.0", "a whole number"),
+            ("train.max_steps", "10.0", "a whole number such as 1000 or 4e9"),
+            ("train.max_steps", "1.25e1", "a whole number"),
+            ("train.max_steps", "50e-1", "a whole number"),
+            ("train.max_steps", "1e999999999", "a whole number"),
             ("train.max_steps", "none", "a whole number"),
             ("train.max_steps", "0", "at least 1"),
             ("seed", "-1", "at least 0 and less than 2**63"),
@@ -175,8 +191,12 @@ class TestFiles:
             ("optim: {lr: 1}\noptim: {eps: 1}\noptim.lr: 3\n", "optim.lr is given twice"),
             ("optim: 3\n", "optim = 3"),
             ("optim: {lr: {value: 3}}\n", "optim.lr.value"),
-            ("eval: {prompts: [[a]]}\n", "plain values only"),
+            ("eval: {prompts: [[a]]}\n", "prompts = [[a]]"),
+            ("eval: {prompts: [{a: b}]}\n", "a list of texts"),
             ("a: &a {b: *a}\n", "a mapping contains itself"),
+            ("a: &a [*a]\n", "line 1: a list contains itself"),
+            ("a: [&a {b: [*a]}]\n", "a mapping contains itself"),
+            ("data: {sources: [{name: a, name: b}]}\n", "line 1: name is given twice"),
             ("? [a, b]\n: 1\n", "a key must be a name"),
             ("a: !!python/object/apply:os.getcwd []\n", "no such key"),
         ],

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.data.build import build_corpus
-from scaletrain.data.corpus import find_corpus
+from scaletrain.corpus.build import build_corpus
+from scaletrain.corpus.documents import find_corpus
 from scaletrain.data.manifest import Manifest
 
 BuildSmall = Callable[[Path], Manifest]

@@ -12,19 +12,28 @@ import psutil
 import pytest
 import torch
 
-from scaletrain.config.batch_plan import FILLING, BatchPlan
-from scaletrain.data.loader import MicroBatch, SequenceDataset, evaluation_batches, iterate_steps
+from scaletrain.config.batch_plan import FILLING, BatchSchedule
+from scaletrain.data.dataset import MicroBatch, SequenceDataset
+from scaletrain.data.loader import Share, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.manifest import Manifest
+from scaletrain.data.order import DatasetOptions
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.shard_index import ShardIndex, index_path
-from scaletrain.errors import DataError
+from scaletrain.data.shards import ShardReader
+from scaletrain.errors import BadShardError, DataError
 
 T = 24
+EIGHT = BatchSchedule((), 8)
 Rows = list[tuple[list[int], list[int]]]
 
 
 def open_train(corpus: Manifest, **options: Any) -> SequenceDataset:
-    return SequenceDataset.open(corpus, "train", T, **{"num_lanes": 2, "window_shards": 2, "seed": 3, **options})
+    chosen = DatasetOptions(**{"max_seq_len": T, "num_lanes": 2, "window_shards": 2, "seed": 3, **options})
+    return SequenceDataset([ShardReader(corpus, "train")], chosen)
+
+
+def epoch_length(dataset: SequenceDataset) -> int:
+    return dataset.order.sources[0].sequences_per_epoch
 
 
 def rows_of(micro_batches: list[MicroBatch]) -> Rows:
@@ -38,16 +47,19 @@ def rows_of(micro_batches: list[MicroBatch]) -> Rows:
 
 
 def global_batches(corpus: Manifest, world_size: int, workers: int, first_step: int, steps: int) -> list[Rows]:
-    plan = BatchPlan(global_batch_size=8, micro_batch_size=2, world_size=world_size)
     placed: list[dict[int, Any]] = [{} for _ in range(steps)]
     for rank in range(world_size):
-        stream = iterate_steps(open_train(corpus), plan, rank, first_step, workers, prefetch=2)
+        share = Share(EIGHT, micro_batch_size=2, rank=rank, world_size=world_size)
+        stream = iterate_steps(open_train(corpus), share, first_step, first_step * 8, workers, prefetch=2)
         for step, batch in enumerate(itertools.islice(stream, steps)):
-            assert batch.step == first_step + step and len(batch.micro_batches) == plan.micro_steps
+            plan = share.plan(batch.first_sequence)
+            assert batch.step == first_step + step and batch.first_sequence == batch.step * 8
+            assert len(batch.micro_batches) == plan.micro_steps and batch.global_batch_size == 8
             assert all(micro_batch["tokens"].shape == (2, T) for micro_batch in batch.micro_batches)
-            placed[step].update(zip(plan.slots(rank), rows_of(batch.micro_batches), strict=True))
+            own = plan.sequences(rank, batch.first_sequence)
+            placed[step].update(zip(own, rows_of(batch.micro_batches), strict=True))
         stream.close()
-    return [[rows[slot] for slot in sorted(rows)] for rows in placed]
+    return [[rows[sequence] for sequence in sorted(rows)] for rows in placed]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")  # more than this machine has cores for
@@ -67,14 +79,14 @@ def test_starting_late_gives_the_rest_of_the_same_run(corpus: Manifest, first_st
 
 def test_starting_very_late_takes_no_longer(corpus: Manifest) -> None:
     start = time.perf_counter()
-    stream = iterate_steps(open_train(corpus), BatchPlan(8, 2, 1), 0, 10**12, num_workers=0)
+    stream = iterate_steps(open_train(corpus), Share(EIGHT, 2), 10**12, 8 * 10**12, num_workers=0)
     assert next(stream).step == 10**12
     assert time.perf_counter() - start < 1
 
 
 def test_an_epoch_predicts_each_token_of_the_corpus_once(corpus: Manifest) -> None:
     dataset = open_train(corpus, num_lanes=1)
-    targets = sum(int((dataset[index].targets != IGNORED).sum()) for index in range(len(dataset)))
+    targets = int((dataset.micro_batch(range(epoch_length(dataset)))["targets"] != IGNORED).sum())
     totals = corpus.totals["train"]
     assert targets == totals.tokens - totals.documents
 
@@ -82,14 +94,19 @@ def test_an_epoch_predicts_each_token_of_the_corpus_once(corpus: Manifest) -> No
 def test_borders_are_given_where_there_are_some(corpus: Manifest) -> None:
     dataset = open_train(corpus)
     indices = list(range(60))
-    single = [index for index in indices if dataset[index].documents[-1] == 0]
+    single = [index for index in indices if len(dataset.order.pieces(index)) == 1]
     mixed = [index for index in indices if index not in single]
     assert single and mixed
     assert dataset.micro_batch(single)["documents"] is None and dataset.micro_batch(single)["positions"] is None
     batch = dataset.micro_batch([single[0], mixed[0], FILLING])
+    assert batch["documents"] is not None and batch["positions"] is not None
     assert batch["documents"].dtype == torch.int32 and batch["positions"].dtype == torch.int64
-    assert batch["documents"].tolist() == [dataset[i].documents.tolist() for i in (single[0], mixed[0], FILLING)]
-    assert batch["positions"].tolist() == [dataset[i].positions.tolist() for i in (single[0], mixed[0], FILLING)]
+    lengths = [piece.stop - piece.start for piece in dataset.order.pieces(mixed[0])]
+    expected = [number for number, length in enumerate(lengths) for _ in range(length)][:T]
+    expected += [len(lengths) - 1] * (T - len(expected))
+    assert batch["documents"].tolist() == [[0] * T, expected, [0] * T]
+    assert batch["positions"][1].tolist() == [expected[:place].count(expected[place]) for place in range(T)]
+    assert batch["positions"][0].tolist() == batch["positions"][2].tolist() == list(range(T))
     assert set(batch["targets"][2].tolist()) == {IGNORED}
     assert set(batch["tokens"][2].tolist()) == {corpus.tokenizer.eos_id}
     without = open_train(corpus, document_borders=False).micro_batch(mixed)
@@ -99,20 +116,35 @@ def test_borders_are_given_where_there_are_some(corpus: Manifest) -> None:
 
 @pytest.mark.parametrize("wanted", [1, 10, 10**6])
 def test_the_evaluation_set_is_the_same_for_all_ranks(corpus: Manifest, wanted: int) -> None:
-    dataset = SequenceDataset.open(corpus, "validation", T)
-    expected = [(dataset[i].tokens.tolist(), dataset[i].targets.tolist()) for i in range(min(wanted, len(dataset)))]
-    assert 10 < len(dataset) < 10**6
+    dataset = SequenceDataset([ShardReader(corpus, "validation")], DatasetOptions(T))
+    length = epoch_length(dataset)
+    chosen = evaluation_sequences(dataset, wanted)
+    assert 10 < length < 10**6 and chosen == list(range(min(wanted, length)))
+    whole = dataset.micro_batch(chosen)
     for world_size in (1, 2, 3):
-        ranks = [list(evaluation_batches(dataset, wanted, 4, rank, world_size)) for rank in range(world_size)]
+        ranks = [list(evaluation_batches(dataset, chosen, 4, rank, world_size)) for rank in range(world_size)]
         assert len({len(batches) for batches in ranks}) == 1
         assert len({batch["tokens"].shape for batches in ranks for batch in batches}) == 1
-        assert sorted(row for batches in ranks for row in rows_of(batches)) == sorted(expected)
+        assert sorted(row for batches in ranks for row in rows_of(batches)) == sorted(rows_of([whole]))
+
+
+def test_the_evaluation_set_has_as_much_of_each_source(corpus: Manifest) -> None:
+    readers = [ShardReader(corpus, split, name=split) for split in ("validation", "train")]
+    dataset = SequenceDataset(readers, DatasetOptions(T))
+    chosen = evaluation_sequences(dataset, 40)
+    assert len(set(chosen)) == 40
+    places = [dataset.order.locate(sequence) for sequence in chosen]
+    assert [sum(place.source == source for place in places) for source in (0, 1)] == [20, 20]
+    assert {place.epoch for place in places} == {0}
+    everything = [dataset.order.locate(sequence) for sequence in evaluation_sequences(dataset, 10**5)]
+    assert len(set(everything)) == sum(source.sequences_per_epoch for source in dataset.order.sources)
+    assert {place.epoch for place in everything} == {0}
 
 
 def test_the_random_generator_of_the_run_is_left_alone(corpus: Manifest) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    stream = iterate_steps(open_train(corpus), BatchPlan(8, 2, 1), 0, 0, num_workers=1)
+    stream = iterate_steps(open_train(corpus), Share(EIGHT, 2), 0, 0, num_workers=1)
     next(stream)
     stream.close()
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -124,7 +156,7 @@ def test_damage_found_by_a_worker_is_told_without_a_traceback(build_small: Any, 
     dataset = open_train(manifest)
     for shard in manifest.split("train"):
         os.truncate(tmp_path / shard.path, 2048)
-    stream = iterate_steps(dataset, BatchPlan(8, 2, 1), 0, 0, workers)
+    stream = iterate_steps(dataset, Share(EIGHT, 2), 0, 0, workers)
     with pytest.raises(DataError, match=r"^Shard .* is truncated: it has 2048 bytes") as refusal:
         next(stream)
     assert "Traceback" not in str(refusal.value)
@@ -141,14 +173,13 @@ def test_a_token_outside_of_the_vocabulary_is_refused(build_small: Any, tmp_path
         content[middle : middle + 2] = b"\xff\xff"
         (tmp_path / shard.path).write_bytes(content)
     dataset = open_train(manifest)
-    with pytest.raises(DataError, match=r"holds token 65535, but the vocabulary has .*train-0.*is damaged"):
-        for index in range(len(dataset)):
-            dataset[index]
+    with pytest.raises(BadShardError, match=r"holds token 65535, but the vocabulary has .*train-0.*is damaged"):
+        dataset.micro_batch(range(epoch_length(dataset)))
 
 
 def test_signals_to_the_process_group_do_not_end_workers(corpus: Manifest) -> None:
     others = multiprocessing.active_children()
-    stream = iterate_steps(open_train(corpus), BatchPlan(8, 2, 1), 0, 0, num_workers=2, prefetch=1)
+    stream = iterate_steps(open_train(corpus), Share(EIGHT, 2), 0, 0, num_workers=2, prefetch=1)
     next(stream)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     assert len(workers) == 2
@@ -164,12 +195,14 @@ def test_signals_to_the_process_group_do_not_end_workers(corpus: Manifest) -> No
 
 PROGRAM = """
 import multiprocessing, sys, time
-from pathlib import Path
-from scaletrain.config.batch_plan import BatchPlan
-from scaletrain.data.loader import SequenceDataset, iterate_steps
+from scaletrain.config.batch_plan import BatchSchedule
+from scaletrain.data.dataset import SequenceDataset
+from scaletrain.data.loader import Share, iterate_steps
 from scaletrain.data.manifest import Manifest
-dataset = SequenceDataset.open(Manifest.open(Path(sys.argv[1])), "train", 24)
-stream = iterate_steps(dataset, BatchPlan(8, 2, 1), 0, 0, num_workers=2)
+from scaletrain.data.order import DatasetOptions
+from scaletrain.data.shards import ShardReader
+dataset = SequenceDataset([ShardReader(Manifest.open(sys.argv[1]), "train")], DatasetOptions(24))
+stream = iterate_steps(dataset, Share(BatchSchedule((), 8), 2), num_workers=2)
 next(stream)
 print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
 time.sleep(float(sys.argv[2]))
@@ -178,7 +211,7 @@ time.sleep(float(sys.argv[2]))
 
 @pytest.mark.parametrize("kill", [True, False])
 def test_workers_end_with_the_rank(corpus: Manifest, kill: bool) -> None:
-    command = [sys.executable, "-c", PROGRAM, str(corpus.folder), "60" if kill else "0"]
+    command = [sys.executable, "-c", PROGRAM, corpus.location, "60" if kill else "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -10,13 +10,14 @@ from scaletrain.errors import DataError
 
 
 def test_a_manifest_says_what_there_is(corpus: Manifest) -> None:
-    assert Manifest.open(corpus.folder) == Manifest.open(corpus.folder / "manifest.json") == corpus
-    assert corpus.tokenizer.sha256 == hashlib.sha256(corpus.tokenizer_path.read_bytes()).hexdigest()
+    folder = Path(corpus.location).parent
+    assert Manifest.open(folder) == Manifest.open(corpus.location) == corpus
+    assert corpus.tokenizer.sha256 == hashlib.sha256(corpus.read_tokenizer()).hexdigest()
     assert corpus.dtype == "uint16"
     for split, totals in corpus.totals.items():
         shards = corpus.split(split)
         assert totals.tokens == sum(shard.tokens for shard in shards)
-        assert all((corpus.folder / shard.path).stat().st_size == shard.size for shard in shards)
+        assert all(Path(corpus.locate(shard.path)).stat().st_size == shard.size for shard in shards)
     assert corpus.totals["train"].documents + corpus.totals["validation"].documents == 120
     with pytest.raises(DataError, match="no shard in split 'test'"):
         corpus.split("test")
@@ -26,17 +27,18 @@ def test_equal_corpora_have_equal_fingerprints(corpus: Manifest, build_small: An
     again = build_small(tmp_path / "again")
     assert again.fingerprint == corpus.fingerprint
     for name in ("train-000000.tar", "train-000000.index.npz", "tokenizer.json", "manifest.json"):
-        assert (again.folder / name).read_bytes() == (corpus.folder / name).read_bytes()
+        assert Path(again.locate(name)).read_bytes() == Path(corpus.locate(name)).read_bytes()
 
 
 def test_another_tokenizer_is_refused_with_both_hashes(build_small: Any, tmp_path: Path) -> None:
     manifest = build_small(tmp_path)
-    manifest.tokenizer_path.write_text(manifest.tokenizer_path.read_text() + " ")
-    found = hashlib.sha256(manifest.tokenizer_path.read_bytes()).hexdigest()
+    path = Path(manifest.locate(manifest.tokenizer.file))
+    path.write_text(path.read_text() + " ")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(DataError, match="not the tokenizer") as refusal:
         Manifest.open(tmp_path)
     assert found in str(refusal.value) and manifest.tokenizer.sha256 in str(refusal.value)
-    manifest.tokenizer_path.unlink()
+    path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
         Manifest.open(tmp_path)
 
@@ -63,20 +65,50 @@ def test_a_truncated_or_missing_shard_is_refused(build_small: Any, tmp_path: Pat
     ],
 )
 def test_a_changed_manifest_is_refused(corpus: Manifest, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    fields = json.loads((corpus.folder / "manifest.json").read_text())
+    fields = json.loads(Path(corpus.location).read_text())
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps({**fields, **change}))
     with pytest.raises(DataError, match=message):
         Manifest.open(path)
 
 
-@pytest.mark.parametrize("path", ["../x.tar", "a/../../x.tar", "/etc/passwd", "pipe:rm x", "s3://b/x.tar", "", "."])
-def test_a_shard_outside_of_the_folder_is_refused(corpus: Manifest, tmp_path: Path, path: str) -> None:
-    fields = json.loads((corpus.folder / "manifest.json").read_text())
+@pytest.mark.parametrize("path", ["../x.tar", "a/../../x.tar", "c:x.tar", "", "."])
+def test_a_path_that_leads_out_of_the_folder_is_refused(corpus: Manifest, tmp_path: Path, path: str) -> None:
+    fields = json.loads(Path(corpus.location).read_text())
     fields["splits"]["train"][0]["path"] = path
     (tmp_path / "manifest.json").write_text(json.dumps(fields))
     with pytest.raises(DataError, match=r"train\.0\.path.*inside the manifest's folder"):
         Manifest.open(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["index", "tokenizer"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "s3://bucket/x", "../x"])
+def test_what_lies_beside_a_manifest_lies_in_its_folder(corpus: Manifest, tmp_path: Path, key: str, path: str) -> None:
+    fields = json.loads(Path(corpus.location).read_text())
+    if key == "index":
+        fields["splits"]["train"][0]["index"] = path
+    else:
+        fields["tokenizer"]["file"] = path
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(DataError, match="inside the manifest's folder"):
+        Manifest.open(tmp_path)
+
+
+def test_shards_made_elsewhere_may_lie_anywhere(build_small: Any, tmp_path: Path) -> None:
+    manifest = build_small(tmp_path / "corpus")
+    shard, other = manifest.splits["train"][:2]
+    (tmp_path / "corpus" / shard.path).rename(tmp_path / "moved.tar")
+    fields = json.loads(Path(manifest.location).read_text())
+    fields["splits"]["train"][0] |= {"path": str(tmp_path / "moved.tar"), "index": "train-000000.index.npz"}
+    fields["splits"]["train"][1]["path"] = "s3://bucket/" + other.path
+    Path(manifest.location).write_text(json.dumps(fields))
+    opened = Manifest.open(tmp_path / "corpus")
+    assert opened.locate(opened.splits["train"][0].path) == str(tmp_path / "moved.tar")
+    assert opened.locate(opened.splits["train"][1].path) == f"s3://bucket/{other.path}"
+    assert opened.fingerprint == manifest.fingerprint
+    (tmp_path / "moved.tar").unlink()
+    with pytest.raises(DataError, match=r"moved\.tar cannot be read"):
+        Manifest.open(tmp_path / "corpus")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", "null"])

@@ -1,6 +1,7 @@
 """What the ranks of the engine's tests do: train a tiny model on batches computed from the step alone."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from torch import Tensor
 from scaletrain.checkpoint.fragments import FragmentReader, write_fragments
 from scaletrain.config.batch_plan import FILLING, BatchPlan
 from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from scaletrain.data.dataset import MicroBatch
 from scaletrain.engine.ds_config import merge
-from scaletrain.engine.engine import Engine
+from scaletrain.engine.engine import Agreement, Engine, EvaluationSums, StepResult
 from scaletrain.model.transformer import Transformer
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
@@ -42,6 +44,7 @@ class Case:
     load: str | None = None
     nan_at: int | None = None
     generate_after: int | None = None
+    n_sources: int = 1
 
 
 def sequence(index: int) -> dict[str, Tensor]:
@@ -70,10 +73,22 @@ def sequence(index: int) -> dict[str, Tensor]:
     }
 
 
-def micro_batches(plan: BatchPlan, rank: int, step: int) -> list[dict[str, Tensor | None]]:
+def micro_batches(plan: BatchPlan, rank: int, step: int) -> list[MicroBatch]:
     """A rank's part of a step."""
-    parts = [[sequence(index) for index in rows] for rows in plan.micro_batches(rank, step)]
-    return [{key: torch.stack([row[key] for row in rows]) for key in rows[0]} for rows in parts]
+    return [micro_batch(rows) for rows in plan.micro_batches(rank, step * plan.global_batch_size)]
+
+
+def micro_batch(indices: Sequence[int], n_sources: int = 1) -> MicroBatch:
+    """Sequences as a forward pass takes them; they come from the sources in turn."""
+    rows = [sequence(index) for index in indices]
+    tensors = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    sources = torch.tensor([max(0, index) % n_sources for index in indices])
+    return MicroBatch(**tensors, sources=sources, checksum=sum(map(checksum, indices)) % 2**64)
+
+
+def checksum(index: int) -> int:
+    """Some 64 bits for each sequence, none for filling."""
+    return 0 if index == FILLING else (index + 1) * 0x9E3779B97F4A7C15 % 2**64
 
 
 def build_engine(case: Case, plan: BatchPlan) -> Engine:
@@ -91,6 +106,7 @@ def build_engine(case: Case, plan: BatchPlan) -> Engine:
         merge({"zero_optimization": zero}, train, optim, plan.micro_steps, plan.world_size),
         seed=5,
         compile_module=case.compiled,
+        n_sources=case.n_sources,
     )
 
 
@@ -114,6 +130,30 @@ def train(case: Case) -> list[tuple[float, float, bool]]:
     if case.save is not None:
         save(engine, Path(case.save))
     return results
+
+
+def train_batches(case: Case, sizes: Sequence[int]) -> list[tuple[StepResult, Agreement]]:
+    """Trains on global batches of several sizes, one after the other: other micro steps in each."""
+    optim, world_size = OptimConfig(**OPTIM), dist.get_world_size()
+    engine = build_engine(case, BatchPlan(sizes[0], case.micro, world_size))
+    results, first = [], 0
+    for step, size in enumerate(sizes):
+        rows = range(first, first + size)[dist.get_rank() :: world_size]
+        starts = range(0, len(rows), case.micro)
+        batch = [micro_batch(rows[start : start + case.micro], case.n_sources) for start in starts]
+        agreed = engine.agree(batch, (dist.get_rank() == 1,))
+        lr = learning_rate(optim, step, 20)
+        results.append((engine.train_step(batch, agreed.targets, step, lr), agreed))
+        first += size
+    return results
+
+
+def evaluate(case: Case, indices: Sequence[int]) -> EvaluationSums:
+    """Evaluates the initial weights, each rank its part of the sequences."""
+    engine = build_engine(case, BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size()))
+    rows = indices[dist.get_rank() :: dist.get_world_size()]
+    batches = (micro_batch(rows[start : start + case.micro], case.n_sources) for start in range(0, len(rows), 2))
+    return engine.evaluate(batches, lambda targets: (targets == 3).sum())
 
 
 def poison(engine: Engine) -> None:
@@ -147,8 +187,15 @@ def load(engine: Engine, folder: Path) -> None:
     engine.load(FragmentReader(folder, state["zero_stage"]), state)
 
 
-def plain_loop(steps: int) -> list[float]:
-    """The same training in plain PyTorch: one process, no DeepSpeed, the whole global batch at once."""
+def plain_loop(sizes: Sequence[int]) -> list[tuple[list[float], float]]:
+    """The same training in plain PyTorch: one process, no DeepSpeed, the whole global batch at once.
+
+    Args:
+        sizes: Sequences in each step.
+
+    Returns:
+        For each step the sum of the cross-entropy over each of its sequences, and the gradient's norm.
+    """
     from scaletrain.engine.randomness import derive_seed
 
     optim = OptimConfig(**OPTIM)
@@ -158,22 +205,29 @@ def plain_loop(steps: int) -> list[float]:
     kept = [p for n, p in model.named_parameters() if p.ndim < 2 or "position" in n]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
-    losses = []
-    for step in range(steps):
-        rows = [sequence(step * GLOBAL_BATCH + i) for i in range(GLOBAL_BATCH)]
+    found, first = [], 0
+    for step, size in enumerate(sizes):
+        rows = [sequence(first + i) for i in range(size)]
+        first += size
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        logits = model(batch["tokens"], batch["positions"], batch["documents"])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)
+        logits_BVT = model(batch["tokens"], batch["positions"], batch["documents"]).transpose(1, 2)
+        options = {"ignore_index": -100, "reduction": "none"}
+        nll_B = torch.nn.functional.cross_entropy(logits_BVT, batch["targets"], **options).sum(1)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(optim, step, 20)
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
+        (nll_B.sum() / (batch["targets"] >= 0).sum()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
         optimizer.step()
-        losses.append(loss.item())
-    return losses
+        found.append((nll_B.tolist(), float(norm)))
+    return found
 
 
-def plain(steps: int) -> list[float]:
+def plain(sizes: Sequence[int]) -> list[tuple[list[float], float]]:
     """``plain_loop`` as the body of a single rank."""
-    return plain_loop(steps)
+    return plain_loop(sizes)
+
+
+def n_targets(indices: Sequence[int]) -> int:
+    """Targets of some sequences."""
+    return sum(int((sequence(index)["targets"] >= 0).sum()) for index in indices)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaletrain.data.build import build_corpus
-from scaletrain.data.corpus import find_corpus
+from scaletrain.corpus.build import build_corpus
+from scaletrain.corpus.documents import find_corpus
 from scaletrain.launch.events import read_events
 from scaletrain.launch.verdicts import read_verdicts
 from scaletrain.monitors.jsonl_writer import read_metrics

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.data.loader import SequenceDataset
+from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.manifest import Manifest
+from scaletrain.data.order import DatasetOptions
 from scaletrain.data.shard_index import ShardIndex, index_path
+from scaletrain.data.shards import ShardReader
 from scaletrain.launch.verdicts import read_verdicts
 from tests.integration.runs import MAKE_SHARDS, TRAIN, NewRun, TinyRun, python
 
@@ -172,7 +174,7 @@ def test_help_and_plans_and_mistakes_are_answered_within_a_second(new_run: NewRu
 def damage_a_sequence(corpus: Path, sequence: int) -> None:
     """Writes a token that the tokenizer does not have into one sequence of the training split."""
     manifest = Manifest.open(corpus / "manifest.json")
-    dataset = SequenceDataset.open(manifest, "train", 32, seed=7)
+    dataset = SequenceDataset([ShardReader(manifest, "train")], DatasetOptions(32, seed=7))
     size = manifest.token_dtype.itemsize
     # In the middle of a document: its ends are checked when the run starts.
     piece = max(dataset.order.pieces(sequence), key=lambda piece: piece.stop - piece.start)

@@ -23,6 +23,14 @@ def test_it_names_parameters_tokens_and_their_ratio() -> None:
     assert "19.7 per parameter" in text
 
 
+def test_a_schedule_of_batch_sizes_counts() -> None:
+    schedule = ({"until_tokens": 10 * 1024, "global_batch_size": 4},)
+    train = TrainConfig(max_steps=5, max_seq_len=1024, global_batch_size=8, batch_schedule=schedule)
+    lines = plan_lines(GPT2, train, plan_memory(GPT2, train, zero_stage=1, world_size=1), Hardware())
+    # Three steps of 4 sequences reach the tenth; two of 8 follow.
+    assert any(line.endswith(f"4,096, then 8,192 a step x 5 steps = {28 * 1024:,}") for line in lines)
+
+
 def test_time_is_there_only_where_the_peak_is_known() -> None:
     assert "time" not in report(Hardware())
     # 2.4576e9 tokens of 8.54e8 operations on 8 devices of 312 TFLOP/s at 40 %

@@ -28,8 +28,8 @@ def batch() -> dict[str, torch.Tensor]:
 
 def reference(model: Transformer, batch: dict[str, torch.Tensor], smoothing: float) -> torch.Tensor:
     logits = model(batch["tokens"]).flatten(0, 1)
-    targets = batch["targets"].flatten()
-    return cross_entropy(logits, targets, ignore_index=-100, label_smoothing=smoothing, reduction="sum")
+    options = {"ignore_index": -100, "label_smoothing": smoothing, "reduction": "none"}
+    return cross_entropy(logits, batch["targets"].flatten(), **options).view(ROWS, TIME).sum(1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -40,21 +40,22 @@ def test_the_loss_and_its_gradient_are_those_of_torch(
     terms.loss_sum.backward()
     found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
-    expected = reference(model, batch, smoothing)
+    expected = reference(model, batch, smoothing).sum()
     expected.backward()
     torch.testing.assert_close(terms.loss_sum, expected)
-    torch.testing.assert_close(terms.nll_sum, reference(model, batch, 0.0))
-    assert int(terms.targets) == ROWS * TIME - 5
+    torch.testing.assert_close(terms.nll_B, reference(model, batch, 0.0))
+    assert terms.targets_B.tolist() == [TIME - 5, TIME, TIME]
     torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
 
 
 def test_evaluation_is_without_the_terms_added_for_training(model: Transformer, batch: dict[str, torch.Tensor]) -> None:
     task = CausalLM(model, LossConfig(label_smoothing=0.2, z_loss=0.1))
     training = task(**batch)
-    assert float(training.loss_sum.detach()) > float(training.nll_sum) + 1
+    assert float(training.loss_sum.detach()) > float(training.nll_B.sum()) + 1
     with torch.no_grad():
         evaluated = task.eval()(**batch)
-    assert float(evaluated.loss_sum) == float(evaluated.nll_sum) == float(training.nll_sum)
+    assert evaluated.nll_B.equal(training.nll_B)
+    torch.testing.assert_close(evaluated.loss_sum, evaluated.nll_B.sum())
 
 
 def test_targets_of_another_document_are_out_of_reach(model: Transformer, batch: dict[str, torch.Tensor]) -> None:
@@ -67,5 +68,5 @@ def test_targets_of_another_document_are_out_of_reach(model: Transformer, batch:
     for first_document in (0, 7):
         tokens = batch["tokens"].clone()
         tokens[:, :9] = first_document
-        losses.append(float(task(tokens, second, documents, positions).nll_sum.detach()))
+        losses.append(float(task(tokens, second, documents, positions).nll_B.sum()))
     assert losses[0] == losses[1]

@@ -22,8 +22,9 @@ from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError, ScaletrainError
 from scaletrain.monitors.throughput import Throughput
-from scaletrain.protocols import Callback, Run
+from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.training.feed import Feed
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.signals import StopRequests
 from tests.engine import bodies as engine_bodies
@@ -123,8 +124,16 @@ def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Itera
             raise DataError(f"shard of rank {rank} is damaged")
         if job.nan_from is not None and rank == 0 and step >= job.nan_from:
             engine_bodies.poison(engine)
-        yield StepBatch(step, engine_bodies.micro_batches(plan, rank, step))  # type: ignore[arg-type]
+        first, size = step * plan.global_batch_size, plan.global_batch_size
+        yield StepBatch(step, first, size, engine_bodies.micro_batches(plan, rank, step))
         step += 1
+
+
+def feed_of(stream: Iterator[StepBatch], engine: Engine, state: TrainingState) -> Feed:
+    """Feeds the loop from a stream that needs no dataset."""
+    feed = Feed(lambda skipped: None, lambda dataset, state: stream, engine, may_skip=False)  # type: ignore[arg-type, return-value]
+    feed.start(state)
+    return feed
 
 
 def start(job: Job) -> dict[str, Any]:
@@ -143,9 +152,9 @@ def start(job: Job) -> dict[str, Any]:
     verdict, reason, error = "", "", ""
     with keep_signal_handlers():
         stop = StopRequests(folder, watch_file=run.is_main)
-        stream = batches(job, engine, plan, state.step)
+        feed = feed_of(batches(job, engine, plan, state.step), engine, state)
         try:
-            ending = fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN)
+            ending = fit(run, engine, feed, lambda step: 3e-3, timing, stop, MAX_SEQ_LEN)
             verdict, reason = str(ending.verdict), ending.reason
         except (ScaletrainError, ValueError) as raised:
             error = f"{type(raised).__name__}: {raised}"

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.schema import EvalConfig, ModelConfig
-from scaletrain.data.loader import MicroBatch
+from scaletrain.data.dataset import MicroBatch
 from scaletrain.data.tokenizer import find_borders, train_byte_level_bpe
 from scaletrain.model.transformer import Transformer
 from scaletrain.monitors.throughput import Throughput
@@ -23,7 +23,7 @@ from scaletrain.training.reporting import Reporting
 from scaletrain.training.signals import StopRequests
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, MAX_SEQ_LEN, Case
-from tests.training.bodies import Job, batches, keep_signal_handlers, live_weights
+from tests.training.bodies import Job, batches, feed_of, keep_signal_handlers, live_weights
 
 EVALUATED = range(900, 906)
 """Sequences of the fixed set; on two ranks with micro batches of two, two rows are filling."""
@@ -57,8 +57,7 @@ def tokenizer() -> Tokenizer:
 def evaluated_batches() -> Iterator[MicroBatch]:
     plan = BatchPlan(len(EVALUATED), 2, dist.get_world_size())
     for indices in plan.micro_batches(dist.get_rank(), 0):
-        rows = [engine_bodies.sequence(index if index < 0 else EVALUATED[index]) for index in indices]
-        yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}  # type: ignore[misc]
+        yield engine_bodies.micro_batch([index if index < 0 else EVALUATED[index] for index in indices])
 
 
 def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dic
     engine = engine_bodies.build_engine(Case(stage=1, model={"dropout": 0.1}), plan)
     config = EvalConfig(every_steps=every_steps, prompts=("a", "b"), sample_tokens=3, temperature=0.0)
     words = tokenizer()
-    evaluating = Evaluating(engine, config, evaluated_batches, words, find_borders(words), 1, MAX_SEQ_LEN)
+    evaluating = Evaluating(engine, config, evaluated_batches, words, find_borders(words), 1, MAX_SEQ_LEN, ["corpus"])
     is_main = dist.get_rank() == 0
     often, seldom = Notebook(), Notebook()
     timing = Throughput(1.0, 1e9, dist.get_world_size())
@@ -76,15 +75,15 @@ def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dic
         [seldom] if is_main else (),
         interval_steps,
         timing,
-        SEQUENCES_PER_EPOCH,
+        lambda sequences: {"data/epoch": sequences / SEQUENCES_PER_EPOCH},
         "a: 1",
         evaluating,
     )
     run = TrainingRun(TrainingState(), steps, Path(folder), 1, is_main, (reporting, evaluating))
     with keep_signal_handlers():
         stop = StopRequests(Path(folder), watch_file=is_main)
-        stream = batches(Job(folder), engine, plan, 0)
-        fit(run, engine, stream, lambda step: 3e-3, timing, stop, GLOBAL_BATCH, MAX_SEQ_LEN)
+        feed = feed_of(batches(Job(folder), engine, plan, 0), engine, run.state)
+        fit(run, engine, feed, lambda step: 3e-3, timing, stop, MAX_SEQ_LEN)
     return {
         "often": often.metrics,
         "seldom": seldom.metrics,

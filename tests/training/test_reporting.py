@@ -21,6 +21,7 @@ EVERY_STEP = {
     "mem/reserved_gib",
     "data/epoch",
     "data/sequences",
+    "data/batch_hash",
 }
 EVALUATION = {"eval/loss", "eval/perplexity", "eval/bits_per_byte"}
 

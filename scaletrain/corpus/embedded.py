@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import filelock
 import xxhash
 
-from scaletrain.data.build import build_corpus
-from scaletrain.data.corpus import Document
+from scaletrain.corpus.build import build_corpus
+from scaletrain.corpus.documents import Document
 from scaletrain.data.manifest import FILE_NAME
 from scaletrain.errors import DataError
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.data.embedded import prepare_python_stdlib
+from scaletrain.corpus.embedded import prepare_python_stdlib
 from scaletrain.data.manifest import Manifest
 from scaletrain.errors import DataError
 
 
 def test_processes_that_call_at_once_share_one_corpus(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from scaletrain.data.embedded import prepare_python_stdlib\n"
+        "import sys; from pathlib import Path; from scaletrain.corpus.embedded import prepare_python_stdlib\n"
         "print(prepare_python_stdlib(Path(sys.argv[1]), 512))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "data")]

@@ -1,0 +1,307 @@
+"""Builds a corpus: documents become tokens, tokens become shards, and a manifest says what there is."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import filelock
+import tokenizers
+from tokenizers import Tokenizer
+
+import scaletrain
+from scaletrain.config.fields import flatten
+from scaletrain.corpus.documents import Corpus, Document
+from scaletrain.corpus.journal import BuildIdentity, Journal, open_journal
+from scaletrain.corpus.pipeline import keep_documents
+from scaletrain.corpus.progress import BuildProgress
+from scaletrain.corpus.report import Report
+from scaletrain.corpus.rules import CleaningRules
+from scaletrain.corpus.shard_sink import ShardSink
+from scaletrain.corpus.splits import SPLITS, TRAIN, VALIDATION
+from scaletrain.corpus.worker import WorkPlan
+from scaletrain.data.atomic import whole_file
+from scaletrain.data.manifest import FILE_NAME, Manifest, TokenizerEntry, totals_of
+from scaletrain.data.tokenizer import (
+    find_borders,
+    load_tokenizer,
+    token_byte_lengths,
+    train_byte_level_bpe,
+    vocabulary_rows,
+)
+from scaletrain.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+SHARD_TOKENS = 1 << 24
+VALIDATION_SHARE = 0.02
+_TOKENIZER_FILE = "tokenizer.json"
+_TRAINING_CHARACTERS = 1 << 30  # of text that a tokenizer learns from; its merges hardly change with more
+# The trainer's time grows with the square of a word's length, and a line of data without a space is one word to it. No
+# word of a language is as long as this.
+_LONG_RUN = re.compile(r"\S{64}|\s{64}")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is to be made of the documents.
+
+    Attributes:
+        tokenizer: A ``tokenizer.json``, or the size of the vocabulary of one to train on the training split.
+        source: Where the text comes from, for people.
+        eos_token: Name of the token that ends a document, where it is not one of the usual names.
+        validation_share: Share of the documents that are held out, in [0, 1), chosen by a hash of their text.
+        shard_tokens: Tokens after which a shard is finished.
+        rules: What is dropped, and what replaced.
+        keep_text: Whether a shard holds the text beside the tokens.
+        num_workers: Processes that work beside this one; 0 for none. The result does not depend on it.
+    """
+
+    tokenizer: Path | int
+    source: str
+    eos_token: str | None = None
+    validation_share: float = VALIDATION_SHARE
+    shard_tokens: int = SHARD_TOKENS
+    rules: CleaningRules = field(default_factory=CleaningRules)
+    keep_text: bool = False
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"validation_share is {self.validation_share}, but must be at least 0 and below 1.")
+        if self.shard_tokens < 1:
+            raise ConfigError(f"shard_tokens is {self.shard_tokens}, but must be at least 1.")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers is {self.num_workers}, but must be at least 0.")
+
+
+def build_corpus(
+    open_documents: Callable[[], Iterable[Document]],
+    out: Path,
+    tokenizer: Path | int,
+    source: str,
+    eos_token: str | None = None,
+    validation_share: float = VALIDATION_SHARE,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Path:
+    """Makes a corpus of documents from anywhere, in this process; one that is interrupted begins anew.
+
+    Args:
+        open_documents: Gives all documents anew at each call; called twice where a tokenizer is trained.
+        out: The folder of the corpus.
+        tokenizer: See ``BuildOptions`` for this and the following.
+        source: Where the text comes from, for people.
+        eos_token: Name of the token that ends a document.
+        validation_share: Share of the documents that are held out.
+        shard_tokens: Tokens after which a shard is finished.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        DataError: There is a corpus already, ``out`` cannot be written, or there is nothing to train on.
+        ConfigError: A number is out of its range.
+    """
+    options = BuildOptions(tokenizer, source, eos_token, validation_share, shard_tokens)
+    return _Build(open_documents, None, out, options).run()
+
+
+def build_from_files(corpus: Corpus, out: Path, options: BuildOptions) -> Path:
+    """Makes a corpus of files; called again after an interruption it goes on where it was.
+
+    Documents keep their order. Training shuffles them within windows of shards only: where neighbours in the input
+    are much alike and the corpus has many more shards than a window, shuffle the input first.
+
+    Args:
+        corpus: The files.
+        out: The folder of the corpus: shards, their indexes, the tokenizer's copy, the report, and last the manifest.
+        options: What is made of them.
+
+    Returns:
+        Path of the manifest. All files are the same, byte for byte, for the same input and options, whatever the number
+        of workers and interruptions.
+
+    Raises:
+        DataError: There is a corpus already, ``out`` cannot be written, the input is damaged, or there is nothing to
+            train on.
+        ConfigError: A number is out of its range, or another build was interrupted in ``out``.
+    """
+    return _Build(corpus.documents, corpus, out, options).run()
+
+
+class _Build:
+    def __init__(
+        self,
+        open_documents: Callable[[], Iterable[Document]],
+        corpus: Corpus | None,
+        out: Path,
+        options: BuildOptions,
+    ) -> None:
+        self.open_documents = open_documents
+        self.corpus = corpus
+        self.out = out
+        self.options = options
+        self.report = Report()
+
+    def run(self) -> Path:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.out / ".lock", blocking=False):
+                if (self.out / FILE_NAME).exists():
+                    raise DataError(
+                        f"{self.out} holds a corpus already. Give another --out, or delete that folder first."
+                    )
+                journal = open_journal(self.out, self._identity())
+                tokenizer = self._tokenizer(journal)
+                path = self._write(journal, tokenizer)
+                journal.close()
+                return path
+        except filelock.Timeout:
+            raise DataError(
+                f"Another process is building a corpus in {self.out}. Wait for it, or give another --out."
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"The corpus cannot be written to {self.out}: {error.strerror or error}. Make room, or give another "
+                "--out."
+            ) from None
+
+    def _identity(self) -> BuildIdentity | None:
+        if self.corpus is None:
+            return None
+        given = self.options.tokenizer
+        options = {
+            "scaletrain": scaletrain.__version__,
+            "tokenizers": tokenizers.__version__,
+            "the input": self.options.source,
+            "--text_field": self.corpus.text_field,
+            "the tokenizer": hashlib.sha256(_read_tokenizer(given)).hexdigest() if isinstance(given, Path) else given,
+            "--eos_token": self.options.eos_token,
+            "--validation_share": self.options.validation_share,
+            "--shard_tokens": self.options.shard_tokens,
+            "--keep_text": self.options.keep_text,
+        }
+        return BuildIdentity(options | flatten(self.options.rules), self.corpus.files)
+
+    def _tokenizer(self, journal: Journal) -> Tokenizer:
+        """The tokenizer of the corpus, which lies in its folder from here on."""
+        path = self.out / _TOKENIZER_FILE
+        if journal.tokenizer is None or not path.exists() or _sha256(path) != journal.tokenizer:
+            given = self.options.tokenizer
+            content = _read_tokenizer(given) if isinstance(given, Path) else self._train(given)
+            with whole_file(path) as stream:
+                stream.write(content)
+            journal.add_tokenizer(_sha256(path))
+        tokenizer = load_tokenizer(path)
+        token_byte_lengths(tokenizer)  # raises where evaluation could not tell bits per byte later
+        return tokenizer
+
+    def _train(self, vocab_size: int) -> bytes:
+        texts = self._texts_to_learn_from()
+        first = next(texts, None)
+        if first is None:
+            raise DataError("The corpus is empty: no document is left to train a tokenizer on. Check the input.")
+        logger.info("training a tokenizer of %d tokens", vocab_size)
+        return train_byte_level_bpe(chain([first], texts), vocab_size).to_str().encode()
+
+    def _texts_to_learn_from(self) -> Iterator[str]:
+        plan = WorkPlan(self.options.rules, self.options.validation_share, want_text=True)
+        workers = self.options.num_workers if self.options.rules.look_at_text else 0
+        characters = 0
+        with BuildProgress("reading for the tokenizer", self._share_done()) as progress:
+            for kept in keep_documents(self.open_documents(), plan, workers, Report(), progress):
+                text = kept.worked.text
+                if kept.worked.split == VALIDATION or text is None:
+                    continue
+                yield from _cut_long_runs(text)
+                characters += len(text)
+                if characters > _TRAINING_CHARACTERS:
+                    logger.info("the tokenizer is trained on the first %s characters", f"{characters:,}")
+                    return
+
+    def _write(self, journal: Journal, tokenizer: Tokenizer) -> Path:
+        options = self.options
+        borders = find_borders(tokenizer, options.eos_token)
+        rows = vocabulary_rows(tokenizer)
+        dtype: Literal["uint16", "uint32"] = "uint16" if rows <= 2**16 else "uint32"
+        plan = WorkPlan(
+            options.rules,
+            options.validation_share,
+            self.out / _TOKENIZER_FILE,
+            borders.bos_id,
+            borders.eos_id,
+            dtype,
+            options.keep_text,
+        )
+        self._write_shards(journal, plan)
+        if not journal.shards[TRAIN]:
+            raise DataError(f"The corpus is empty: {options.source} gave no document to train on. Check the input.")
+        if not journal.shards[VALIDATION] and options.validation_share > 0:
+            logger.warning("no document was held out for validation: raise --validation_share or set it to 0")
+        self.report.write(self.out, self.corpus.skipped() if self.corpus else {})
+        entry = TokenizerEntry(
+            file=_TOKENIZER_FILE,
+            sha256=_sha256(self.out / _TOKENIZER_FILE),
+            vocab_size=rows,
+            eos_id=borders.eos_id,
+            bos_id=borders.bos_id,
+        )
+        splits = {split: tuple(shards) for split, shards in journal.shards.items()}
+        manifest = Manifest(
+            location=str(self.out / FILE_NAME),
+            source=options.source,
+            dtype=dtype,
+            tokenizer=entry,
+            splits=splits,
+            totals={name: totals_of(shards) for name, shards in splits.items()},
+        )
+        return manifest.write()
+
+    def _write_shards(self, journal: Journal, plan: WorkPlan) -> None:
+        finished = dict(journal.until)
+        if any(finished.values()):
+            shards = sum(map(len, journal.shards.values()))
+            logger.info("going on after %d shards, of which %s documents are passed by", shards, finished[TRAIN])
+
+        def sink(split: str) -> ShardSink:
+            entries = journal.shards[split]
+            return ShardSink(self.out, split, self.options.shard_tokens, entries, journal.add_shard)
+
+        with (
+            BuildProgress("tokenizing", self._share_done()) as progress,
+            sink(TRAIN) as train,
+            sink(VALIDATION) as validation,
+        ):
+            sinks = dict(zip(SPLITS, (train, validation), strict=True))
+            documents = self.open_documents()
+            for kept in keep_documents(documents, plan, self.options.num_workers, self.report, progress, finished):
+                if kept.ordinal >= finished[kept.worked.split]:
+                    sinks[kept.worked.split].add(kept)
+
+    def _share_done(self) -> Callable[[], float] | None:
+        corpus = self.corpus
+        if corpus is None:
+            return None
+        size = max(1, corpus.size)
+        return lambda: corpus.reading.bytes / size
+
+
+def _read_tokenizer(path: Path) -> bytes:
+    load_tokenizer(path)
+    return path.read_bytes()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _cut_long_runs(text: str) -> Iterator[str]:
+    done = 0
+    for run in _LONG_RUN.finditer(text):
+        yield text[done : run.end()]
+        done = run.end()
+    yield text[done:]

@@ -1,0 +1,178 @@
+"""Documents out of folders of text, JSONL, Parquet and WebDataset files."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scaletrain.corpus.jsonl import JSONL_SUFFIXES, read_jsonl
+from scaletrain.corpus.parquet import read_parquet
+from scaletrain.corpus.reading import LARGEST_DOCUMENT_BYTES, Reading
+from scaletrain.corpus.tar import read_tar
+from scaletrain.errors import ConfigError, DataError
+
+# fmt: off
+TEXT_SUFFIXES = (
+    ".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc", ".html", ".xml", ".csv", ".tsv", ".json", ".yaml",
+    ".yml", ".toml", ".cfg", ".ini", ".py", ".pyi", ".ipynb", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".rs",
+    ".java", ".kt", ".scala", ".js", ".ts", ".jsx", ".tsx", ".css", ".sh", ".rb", ".php", ".pl", ".lua", ".r", ".jl",
+    ".hs", ".ml", ".sql", ".swift",
+)
+# fmt: on
+_READERS = {**dict.fromkeys(JSONL_SUFFIXES, read_jsonl), ".parquet": read_parquet, ".tar": read_tar}
+_MANY = tuple(_READERS)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and where it came from: a path relative to the corpus, with ``#line``, ``#row`` or ``#key`` inside."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The files of a corpus, found but not yet read.
+
+    Attributes:
+        folder: What the documents' sources are relative to.
+        files: Paths below it, in the order in which they are read, with size in bytes and time of change in
+            nanoseconds.
+        text_field: Field of JSONL, JSON and Parquet that holds the text.
+        reading: How far it is read, and what was left out.
+    """
+
+    folder: Path
+    files: Mapping[str, tuple[int, int]]
+    text_field: str = "text"
+    reading: Reading = field(default_factory=Reading)
+
+    @property
+    def size(self) -> int:
+        """Of all files together, in bytes."""
+        return sum(size for size, _ in self.files.values())
+
+    def documents(self) -> Iterator[Document]:
+        """Reads the documents, in an order that does not depend on the file system.
+
+        Yields:
+            Documents that are not empty. A text file is one document; the others hold many.
+
+        Raises:
+            DataError: A file cannot be read, is damaged, or a part of it holds no text.
+        """
+        self.reading.start_again()
+        for name, (size, _) in self.files.items():
+            reader = next((_READERS[suffix] for suffix in _MANY if name.lower().endswith(suffix)), None)
+            if reader is not None:
+                for place, text in reader(self.folder / name, self.text_field, self.reading):
+                    yield Document(f"{name}#{place}", text)
+                continue
+            content = self._read_text(name, size)
+            self.reading.bytes += size
+            if content:
+                yield Document(name, content)
+
+    def skipped(self) -> dict[str, int]:
+        """What was not read: how many files and parts of files, by reason."""
+        return dict(sorted((Counter(self.reading.skipped_files.values()) + self.reading.skipped_documents).items()))
+
+    def describe_skipped(self) -> str:
+        """What was not read, in one line: ``3 (2 not UTF-8, 1 of another suffix)``."""
+        reasons = Counter(self.skipped())
+        return (
+            f"{reasons.total()} ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common()) or 'none'})"
+        )
+
+    def _read_text(self, name: str, size: int) -> str | None:
+        skipped = self.reading.skipped_files
+        if size > LARGEST_DOCUMENT_BYTES:
+            skipped[name] = f"larger than {LARGEST_DOCUMENT_BYTES >> 20} MiB"
+            return None
+        try:
+            text = (self.folder / name).read_bytes().decode("utf-8")
+        except OSError as error:
+            raise DataError(
+                f"{self.folder / name} cannot be read: {error.strerror}. Make it readable, or move it away."
+            ) from None
+        except UnicodeDecodeError:
+            skipped[name] = "not UTF-8"
+            return None
+        if not text:
+            skipped[name] = "empty"
+        return text
+
+
+def find_corpus(
+    path: Path, text_field: str = "text", suffixes: tuple[str, ...] = TEXT_SUFFIXES, exclude: Path | None = None
+) -> Corpus:
+    """Finds the files of a corpus.
+
+    Args:
+        path: A folder, or one file, which is read as text where its suffix says nothing else.
+        text_field: Field of JSONL, JSON and Parquet that holds the text.
+        suffixes: Of the files of a folder that are taken as text, besides JSONL, Parquet and tar.
+        exclude: A folder that is passed by: what is built must not be read.
+
+    Returns:
+        The corpus. Hidden files and folders are passed by; other files that are not read are counted.
+
+    Raises:
+        DataError: There is nothing at ``path``, or nothing to read in it.
+        ConfigError: ``exclude`` is ``path``.
+    """
+    if exclude is not None and path.exists() and exclude.resolve() == path.resolve():
+        raise ConfigError(f"--out {exclude} is the input. Give another folder, so that what is built is not read.")
+    if path.is_file():
+        return Corpus(path.parent, {path.name: _identity(path.stat())}, text_field)
+    if not path.is_dir():
+        state = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise DataError(f"The input {path} {state}. Give a folder of texts, or a text, JSONL, Parquet or tar file.")
+    corpus = _walk(path, text_field, suffixes, exclude.resolve() if exclude else None)
+    if not corpus.files:
+        raise DataError(
+            f"The input {path} is empty: no file ends in {', '.join(_MANY)} or one of the suffixes of text; "
+            f"skipped: {corpus.describe_skipped()}. Name the suffixes with --suffixes .abc,.def."
+        )
+    return corpus
+
+
+def _walk(path: Path, text_field: str, suffixes: tuple[str, ...], exclude: Path | None) -> Corpus:
+    found: dict[str, tuple[int, int]] = {}
+    reading = Reading()
+    for folder, inner, files in os.walk(path, onerror=_refuse):
+        inner[:] = [name for name in inner if not name.startswith(".") and Path(folder, name).resolve() != exclude]
+        for name in inner:
+            if Path(folder, name).is_symlink():  # not followed: it could lead round in a circle
+                reading.skipped_files[Path(folder, name).relative_to(path).as_posix()] = "link to a folder"
+        for file in (name for name in files if not name.startswith(".")):
+            name = Path(folder, file).relative_to(path).as_posix()
+            reason, identity = _look_at(Path(folder, file), file.lower().endswith((*suffixes, *_MANY)))
+            if identity is not None:
+                found[name] = identity
+            else:
+                reading.skipped_files[name] = reason
+    return Corpus(path, dict(sorted(found.items())), text_field, reading)
+
+
+def _look_at(path: Path, has_suffix: bool) -> tuple[str, tuple[int, int] | None]:
+    if not has_suffix:
+        return "of another suffix", None
+    try:
+        status = path.stat()
+    except OSError:
+        return "dangling link", None
+    if not stat.S_ISREG(status.st_mode):
+        return "no plain file", None  # a FIFO would be waited on forever
+    return "", _identity(status)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}. Make it readable, or move it away.")

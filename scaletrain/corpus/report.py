@@ -1,0 +1,80 @@
+"""What a build did with the documents: counted while it runs, written beside the corpus, printed at the end."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scaletrain.corpus.worker import Worked
+from scaletrain.data.atomic import whole_file
+
+FILE_NAME = "report.json"
+
+
+@dataclass
+class Report:
+    """Counts of documents and of bytes of text in UTF-8.
+
+    Attributes:
+        read: Documents and bytes of the input.
+        removed: Documents and bytes removed, by rule.
+        kept: Documents and bytes that are in the corpus, by split, as the rules left them.
+        replaced: Placeholders in what was kept.
+    """
+
+    read: Counter[str] = field(default_factory=Counter)
+    removed: dict[str, Counter[str]] = field(default_factory=dict)
+    kept: dict[str, Counter[str]] = field(default_factory=dict)
+    replaced: Counter[str] = field(default_factory=Counter)
+
+    def add_read(self, n_bytes: int) -> None:
+        self.read.update(documents=1, bytes=n_bytes)
+
+    def add_removed(self, rule: str, n_bytes: int) -> None:
+        self.removed.setdefault(rule, Counter()).update(documents=1, bytes=n_bytes)
+
+    def add_kept(self, worked: Worked) -> None:
+        self.kept.setdefault(worked.split, Counter()).update(documents=1, bytes=worked.n_bytes)
+        self.replaced.update(worked.replaced or {})
+
+    def write(self, folder: Path, skipped: Mapping[str, int]) -> None:
+        """Writes the report as JSON; equal builds make equal files.
+
+        Args:
+            folder: Of the corpus.
+            skipped: What was not read as a document, by reason.
+        """
+        content = {
+            "read": dict(self.read),
+            "skipped": dict(skipped),
+            "removed": {rule: dict(counts) for rule, counts in self.removed.items()},
+            "replaced": dict(self.replaced),
+            "kept": {split: dict(counts) for split, counts in self.kept.items()},
+        }
+        with whole_file(folder / FILE_NAME) as stream:
+            stream.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        found = [f"read: {_amount(self.read)}"]
+        for rule, counts in sorted(self.removed.items(), key=lambda item: (-item[1]["documents"], item[0])):
+            found.append(f"removed by {rule}: {_amount(counts)}")
+        if self.replaced:
+            found.append(f"replaced: {', '.join(f'{count:,} {kind}' for kind, count in sorted(self.replaced.items()))}")
+        return found
+
+
+def read_report(folder: Path) -> Report:
+    """Reads the report of a corpus, without what was skipped."""
+    content = json.loads((folder / FILE_NAME).read_bytes())
+    return Report(
+        Counter(content["read"]),
+        {rule: Counter(counts) for rule, counts in content["removed"].items()},
+        {split: Counter(counts) for split, counts in content["kept"].items()},
+        Counter(content["replaced"]),
+    )
+
+
+def _amount(counts: Mapping[str, int]) -> str:
+    return f"{counts.get('documents', 0):,} documents, {counts.get('bytes', 0) / 1e6:,.1f} MB"

@@ -1,0 +1,177 @@
+"""The sequences of a run by their index, as tokens: the order says which pieces, the readers fetch them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scaletrain.config.batch_plan import FILLING
+from scaletrain.data.mixture import Phase
+from scaletrain.data.order import DatasetOptions, order_of
+from scaletrain.data.packing import Row, pack, row_checksum
+from scaletrain.data.shards import ShardReader
+from scaletrain.data.source_order import Window
+from scaletrain.errors import BadShardError
+from scaletrain.protocols import SkippedShard
+
+
+class MicroBatch(TypedDict):
+    """What one forward pass takes, and what is told of it; legend: B sequences, T places.
+
+    ``tokens`` and ``targets`` (B, T) int64; ``documents`` (B, T) int32 and ``positions`` (B, T) int64, both None
+    where every row is one document from its first place on, or borders are not respected: plain causal attention.
+    ``sources`` (B,) int64: the source of each row, 0 for one of filling. ``checksum``: sum over the sequences modulo
+    2**64, see ``packing.row_checksum``.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    documents: Tensor | None
+    positions: Tensor | None
+    sources: Tensor
+    checksum: int
+
+
+class SequenceDataset:
+    """The sequences of a run: item i is the same on every rank and in every worker."""
+
+    def __init__(
+        self,
+        readers: Sequence[ShardReader],
+        options: DatasetOptions,
+        phases: Sequence[Phase] | None = None,
+        skipped: Sequence[SkippedShard] = (),
+    ) -> None:
+        """Computes the order; opens no shard.
+
+        Args:
+            readers: Of each source, with one tokenizer.
+            options: What the order depends on.
+            phases: Weights of the sources over time; equal ones by default.
+            skipped: Shards whose tokens are masked from a sequence on.
+
+        Raises:
+            DataError: A source has fewer shards than there are lanes, or was not counted for best-fit packing.
+            ConfigError: The sources have different tokenizers.
+        """
+        self.readers = list(readers)
+        self.options = options
+        self.names = [reader.name for reader in readers]
+        manifest = readers[0].manifest
+        self.eos_id, self.vocab_size = manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size
+        self._dtype = readers[0].dtype
+        self.order = order_of(readers, options, phases)
+        self._masked_from = self._first_sequences(skipped)
+        self._lost_from = self._first_sequences([shard for shard in skipped if shard.of_index])
+        self._entered: dict[tuple[int, int], tuple[int, int, Window]] = {}
+        self._ahead: dict[tuple[int, int], list[tuple[str, int, str]]] = {}
+
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """Collates sequences into what one forward pass takes.
+
+        Args:
+            indices: Of the sequences in the run, from 0; ``FILLING`` for rows without targets.
+
+        Returns:
+            The micro batch, on the CPU.
+
+        Raises:
+            BadShardError: A shard or its index is missing or damaged, and not skipped.
+        """
+        stream = np.full((len(indices), self.options.max_seq_len + 1), self.eos_id, dtype=self._dtype)
+        rows, sources, checksum = [], [], 0
+        for tokens, index in zip(stream, indices, strict=True):
+            source, row = (0, _EMPTY) if index == FILLING else self._read(index, tokens)
+            rows.append(row)
+            sources.append(source)
+            if index != FILLING:
+                checksum += row_checksum(index, tokens, row)
+        if int(stream.max()) >= self.vocab_size:
+            self._blame(stream, indices)
+        packed = pack(stream, rows, self.options.document_borders)
+        documents, positions = packed.documents, packed.positions
+        return MicroBatch(
+            tokens=torch.from_numpy(packed.tokens),
+            targets=torch.from_numpy(packed.targets),
+            documents=None if documents is None else torch.from_numpy(documents),
+            positions=None if positions is None else torch.from_numpy(positions),
+            sources=torch.from_numpy(np.array(sources)),
+            checksum=checksum % 2**64,
+        )
+
+    def _read(self, index: int, out: NDArray[np.unsignedinteger]) -> tuple[int, Row]:
+        """Fills a row with the tokens of a sequence."""
+        if self.lost_shards(index):
+            return self.order.locate(index).source, _EMPTY
+        place, lane = divmod(index, self.options.num_lanes)
+        source, number = self.order.mixture.locate(lane, place)
+        # Neighbours of a lane mostly lie in one window: only the first of them is looked up.
+        begin, end, window = self._entered.get((source, lane), _NOWHERE)
+        if not begin <= number < end:
+            begin, end, window = self._enter(source, lane, number)
+        left_out: Collection[int] = ()
+        if self._masked_from:
+            left_out = [shard for (of, shard), first in self._masked_from.items() if of == source and first <= index]
+        return source, self.readers[source].read_row(out, window.pieces_of(number - begin), left_out)
+
+    def _enter(self, source: int, lane: int, number: int) -> tuple[int, int, Window]:
+        """Opens the window of a sequence of a lane; fetches all of it at once, and the next one ahead of need."""
+        own, reader = self.order.sources[source], self.readers[source]
+        place = own.locate(lane, number)
+        if reader.is_remote:
+            now = reader.wanted(own.members(lane, place.window).tolist())
+            self._ahead[source, lane] = reader.wanted(own.members_after(lane, place).tolist())
+            reader.storage.prefetch(list(chain(now, *self._ahead.values())))
+        window = own.window(lane, place.epoch, place.window)
+        begin = number - place.position
+        self._entered[source, lane] = (begin, begin + len(window), window)
+        return self._entered[source, lane]
+
+    def lost_shards(self, index: int) -> list[int]:
+        """Shards without an index in the window of a sequence: the places of all its documents are unknown, then."""
+        if not self._lost_from:
+            return []
+        location = self.order.locate(index)
+        shards = self.order.members(location).tolist()
+        return [shard for shard in shards if self._lost_from.get((location.source, shard), index + 1) <= index]
+
+    def is_masked(self, index: int, source: int, shard: int) -> bool:
+        """Whether the tokens of a shard are left out of a sequence."""
+        return self._masked_from.get((source, shard), index + 1) <= index or bool(self.lost_shards(index))
+
+    def is_left_out(self, source: int, shard: int) -> bool:
+        """Whether the tokens of a shard are left out from some sequence on."""
+        return (source, shard) in self._masked_from
+
+    def _first_sequences(self, skipped: Sequence[SkippedShard]) -> Mapping[tuple[int, int], int]:
+        """For each shard the first sequence from which it is left out."""
+        first: dict[tuple[int, int], int] = {}
+        for shard in skipped:
+            key = (self.names.index(shard.source), shard.shard)
+            first[key] = min(shard.from_sequence, first.get(key, shard.from_sequence))
+        return first
+
+    def _blame(self, stream: NDArray[np.unsignedinteger], indices: Sequence[int]) -> None:
+        row, place = np.argwhere(stream >= self.vocab_size)[0].tolist()
+        begin = 0
+        for piece in self.order.pieces(indices[row]):
+            end = begin + piece.stop - piece.start
+            if place < end:
+                reader = self.readers[piece.source]
+                raise BadShardError(
+                    f"Sequence {indices[row]} holds token {int(stream[row, place])}, but the vocabulary has "
+                    f"{self.vocab_size}: {reader.describe(piece.shard)} is damaged. Copy it again from where it came, "
+                    "or build the corpus again with tools/make_shards.py.",
+                    reader.name,
+                    piece.shard,
+                )
+            begin = end
+
+
+_EMPTY = Row((0,), 1)
+"""A row without targets, which fills up a micro batch and weighs nothing."""
+_NOWHERE = (0, 0, Window(np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int32)))

@@ -1,0 +1,165 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaletrain.data.manifest import Content
+from scaletrain.data.shard_index import ShardIndex, index_path, index_shard
+from scaletrain.errors import DataError
+
+
+def make_tar(path: Path, members: list[tuple[str, bytes]], **header: Any) -> Path:
+    with tarfile.open(path, "w", format=header.pop("format", tarfile.USTAR_FORMAT)) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for field, value in header.items():
+                setattr(info, field, value)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def stored(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+GOOD = stored(np.arange(3, dtype=np.uint16))
+FACTS = b'{"bytes": 7}'
+
+
+def make_shard(path: Path, keys: tuple[str, ...] = ("d/0", "d/1", "é")) -> tuple[Path, list[np.ndarray]]:
+    tokens = [np.arange(size, dtype=np.uint32) + 10 for size in (3, 700, 1)]
+    members = [
+        member
+        for key, array in zip(keys, tokens, strict=True)
+        for member in [(f"{key}.json", FACTS), (f"{key}.tokens.npy", stored(array)), (f"{key}.x", b"?")]
+    ]
+    return make_tar(path, members, mtime=1.5, format=tarfile.PAX_FORMAT), tokens
+
+
+def test_an_index_says_where_the_documents_are(tmp_path: Path) -> None:
+    path, tokens = make_shard(tmp_path / "a.tar", ("d/" + "long" * 40, "d/1", "é"))
+    index = index_shard(path)
+    assert index.dtype == "uint32" and index.n_tokens.tolist() == [3, 700, 1] and index.n_bytes.tolist() == [7] * 3
+    assert index.sizes.tolist() == [12, 2800, 4] and index.content == Content()
+    content = path.read_bytes()
+    for array, offset, size in zip(tokens, index.offsets.tolist(), index.sizes.tolist(), strict=True):
+        assert np.frombuffer(content[offset : offset + size], np.uint32).tolist() == array.tolist()
+
+
+def test_an_index_is_read_from_a_path_and_from_bytes_and_its_keys_when_asked(tmp_path: Path) -> None:
+    path, _ = make_shard(tmp_path / "a.tar")
+    made = index_shard(path)
+    made.write(index_path(path))
+    content = index_path(path).read_bytes()
+    for read in (ShardIndex.read(index_path(path)), ShardIndex.read(io.BytesIO(content), "s3://b/a.index.npz")):
+        assert read.keys is None and (read.size, read.checksum, read.edges) == (made.size, made.checksum, made.edges)
+        for column in ("offsets", "sizes", "n_tokens", "n_bytes"):
+            assert getattr(read, column).tolist() == getattr(made, column).tolist()
+    assert ShardIndex.read_keys(index_path(path)) == ShardIndex.read_keys(io.BytesIO(content)) == ["d/0", "d/1", "é"]
+    with pytest.raises(ValueError, match="with the keys"):
+        ShardIndex.read(index_path(path)).write(tmp_path / "again.npz")
+
+
+def test_an_index_of_version_1_is_read_and_its_keys_come_from_the_tar(tmp_path: Path) -> None:
+    path, _ = make_shard(tmp_path / "a.tar")
+    made = index_shard(path)
+    columns = {name: getattr(made, name) for name in ("offsets", "n_tokens", "n_bytes", "size", "checksum", "edges")}
+    np.savez(index_path(path), version=1, dtype="uint32", **columns)
+    read = ShardIndex.read(index_path(path))
+    assert read.sizes.tolist() == made.sizes.tolist() and read.content == Content()
+    with path.open("rb") as stream:
+        assert ShardIndex.read_keys(index_path(path), descriptor=stream.fileno()) == ["d/0", "d/1", "é"]
+    with pytest.raises(DataError, match=r"a\.index\.npz is of version 1, which has no keys.*make_shards"):
+        ShardIndex.read_keys(index_path(path))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.txt", b"x")], "holds no document"),
+        ([("a.tokens.npy", GOOD)], "no json before its tokens"),
+        ([("a.json", b"{}"), ("a.tokens.npy", GOOD)], "length of the text"),
+        ([("a.json", b'{"bytes": -1}'), ("a.tokens.npy", GOOD)], "length of the text"),
+        ([("a.json", b"[" * 100_000), ("a.tokens.npy", GOOD)], "length of the text"),
+        ([("a.json", FACTS), ("a.tokens.npy", stored(np.zeros((2, 2), np.uint16)))], "one dimension"),
+        ([("a.json", FACTS), ("a.tokens.npy", stored(np.zeros(2, np.int64)))], "one dimension"),
+        ([("a.json", FACTS), ("a.tokens.npy", stored(np.array([{}], dtype=object)))], "one dimension"),
+        ([("a.json", FACTS), ("a.tokens.npy", GOOD[:-1])], "one dimension"),
+        ([("a.json", FACTS), ("a.tokens.npy", b"no array")], "not an array of numpy"),
+        ([("a.json", FACTS), ("a.tokens.npy", GOOD), ("a.tokens.npy", GOOD)], "holds document 'a' twice"),
+        (
+            [
+                *[("a.json", FACTS), ("a.tokens.npy", GOOD)],
+                *[("b.json", FACTS), ("b.tokens.npy", stored(np.zeros(2, np.uint32)))],
+            ],
+            "mixes tokens of types uint16, uint32",
+        ),
+    ],
+)
+def test_documents_that_cannot_be_understood_are_named(
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        index_shard(make_tar(tmp_path / "a.tar", members))
+
+
+def test_links_are_refused_in_shards_of_our_own(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", [("a.tokens.npy", b"")], type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    with pytest.raises(DataError, match=r"'a\.tokens\.npy' is of type '2'"):
+        index_shard(path)
+
+
+def test_an_index_of_a_stranger_takes_no_more_memory_than_its_file(tmp_path: Path) -> None:
+    path, _ = make_shard(tmp_path / "a.tar")
+    index_shard(path).write(index_path(path))
+    with np.load(index_path(path)) as archive:
+        columns = dict(archive)
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, **{**columns, "offsets": np.zeros(10**6, np.int64)})
+    with pytest.raises(DataError, match=r"bomb\.npz cannot be read: it is compressed"):
+        ShardIndex.read(bomb)
+    np.savez(bomb, **{**columns, "offsets": np.array([{}], dtype=object)})
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.read(bomb)
+    # A header that claims 10^12 numbers, with none behind it.
+    with zipfile.ZipFile(bomb, "w") as archive:
+        for name, column in columns.items():
+            claim = stored(np.asarray(column))
+            if name == "offsets":
+                claim = claim[:128].replace(b"(3,)        ", b"(%d,)" % 10**9)
+            archive.writestr(f"{name}.npy", claim)
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.read(bomb)
+    np.savez(bomb, **{**columns, "key_ends": columns["key_ends"] + 1})
+    with pytest.raises(DataError, match="keys are not those of its documents"):
+        ShardIndex.read_keys(bomb)
+
+
+@pytest.fixture(scope="module")
+def index_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path, _ = make_shard(tmp_path_factory.mktemp("index") / "a.tar")
+    index_shard(path).write(index_path(path))
+    return index_path(path).read_bytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_index_is_told(index_bytes: bytes, data: st.DataObject) -> None:
+    content = bytearray(index_bytes)
+    place = data.draw(st.integers(0, len(content) - 1))
+    new = data.draw(st.binary(min_size=1, max_size=8))
+    content[place : place + len(new)] = new
+    for read in (ShardIndex.read, ShardIndex.read_keys):
+        try:
+            read(io.BytesIO(bytes(content)), "damaged")
+        except DataError as error:
+            assert "The index damaged" in str(error)
