@@ -74,14 +74,11 @@ def pack(stream: NDArray[np.unsignedinteger], rows: Sequence[Row], borders: bool
             targets[row, first : behind - 1] = IGNORED
     if not borders or len(begins) == n_rows:
         return PackedRows(tokens, targets, None, None)
-    documents = np.zeros((n_rows, places), dtype=np.int32)
-    positions = np.empty((n_rows, places), dtype=np.int64)
-    count = np.arange(places)
-    for row, found in enumerate(rows):
-        for number, (begin, end) in enumerate(zip(found.begins, [*found.begins[1:], places], strict=True)):
-            documents[row, begin:end] = number
-            positions[row, begin:end] = count[: end - begin]
-    return PackedRows(tokens, targets, documents, positions)
+    lengths = np.diff(begins, append=n_rows * places)
+    numbers = np.concatenate([np.arange(len(found.begins), dtype=np.int32) for found in rows])
+    documents = np.repeat(numbers, lengths).reshape(n_rows, places)
+    positions = np.arange(n_rows * places) - np.repeat(begins, lengths)
+    return PackedRows(tokens, targets, documents, positions.reshape(n_rows, places))
 
 
 def row_checksum(sequence: int, tokens: NDArray[np.unsignedinteger], row: Row) -> int:
