@@ -3,9 +3,11 @@
 ``faults.py`` has the proxy that stands between them and the program and breaks things.
 """
 
+import ipaddress
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -13,9 +15,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 _START_S = 30.0
 
@@ -33,7 +41,7 @@ http {{
     uwsgi_temp_path {work}/uwsgi;
     scgi_temp_path {work}/scgi;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{tls};
         root {root};
         location /forbidden/ {{ deny all; }}
     }}
@@ -49,12 +57,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def nginx(root: Path, work: Path) -> Iterator[str]:
+def nginx(root: Path, work: Path, certificate: Path | None = None) -> Iterator[str]:
     """Serves a folder over HTTP, with ranges.
 
     Args:
         root: The folder.
         work: An existing folder for nginx's own files.
+        certificate: Makes it HTTPS; a file with certificate and private key, as ``make_certificate`` writes it.
 
     Yields:
         The URL of the folder, without a slash at its end.
@@ -65,11 +74,26 @@ def nginx(root: Path, work: Path) -> Iterator[str]:
         pytest.skip("nginx is not installed: apt-get install nginx-light")
     port = free_port()
     config = work / "nginx.conf"
-    config.write_text(_NGINX.format(work=work, port=port, root=root))
+    tls = "" if certificate is None else f" ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}"
+    config.write_text(_NGINX.format(work=work, port=port, root=root, tls=tls))
     with _process([program, "-p", str(work), "-e", str(work / "error.log"), "-c", str(config)], work / "nginx.log"):
-        url = f"http://127.0.0.1:{port}"
+        url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
         _wait_for(url, work / "nginx.log")
         yield url
+
+
+def make_certificate(path: Path) -> None:
+    """Writes a certificate for 127.0.0.1 that nobody has signed but itself, and its private key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(certificate.public_bytes(Encoding.PEM) + private)
 
 
 @contextmanager
@@ -138,7 +162,8 @@ def _wait_for(url: str, log: Path) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            # Whether it answers is asked here, not whether it is the right one.
+            urllib.request.urlopen(url, timeout=2, context=ssl._create_unverified_context()).close()
             return
         except urllib.error.HTTPError:
             return  # it answers

@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from threading import Event
@@ -20,6 +23,7 @@ from scaletrain.storage.fetch import Fetcher, FetchPolicy, fetch, read_bytes
 from tests.processes import eventually, living
 from tests.storage.conftest import POLICY, Events, Store, answer_from
 from tests.storage.faults import Kind
+from tests.storage.servers import make_certificate, nginx
 
 IMPATIENT = dataclasses.replace(POLICY, stall_s=0.5)
 COMMANDS = dataclasses.replace(IMPATIENT, attempts=2, allow_pipe=True)
@@ -52,6 +56,35 @@ def test_what_breaks_on_the_way_is_fetched_again(store: Store, kind: Kind, event
     assert [kind for kind, _ in events] == ["fetch_retry"] * failures
     assert [fields["attempt"] for _, fields in events] == [1, 2][:failures]
     assert store.proxy.count() == failures + 1
+
+
+_OVER_TLS = """
+import io, sys
+from scaletrain.errors import DataError
+from scaletrain.storage.fetch import FetchPolicy, fetch
+url, size, checksum = sys.argv[1:]
+try:
+    fetch(url, io.BytesIO(), int(size), checksum, FetchPolicy(), print)
+    print("whole")
+except DataError as error:
+    print(error)
+"""
+
+
+def test_over_https_only_a_server_with_a_certificate_is_believed(
+    folder: Path, contents: dict[str, bytes], tmp_path: Path
+) -> None:
+    certificate = tmp_path / "certificate.pem"
+    make_certificate(certificate)
+    content = contents["long.tar"]
+    with nginx(folder, tmp_path, certificate) as url:
+        wanted = [f"{url}/long.tar", str(len(content)), xxhash.xxh3_128_hexdigest(content)]
+        for trusted, told in ((str(certificate), "whole"), (os.devnull, "certificate verify failed")):
+            # In a process of its own, since the library looks at what it trusts when it is loaded.
+            environment = {**os.environ, "SSL_CERT_FILE": trusted, "SSL_CERT_DIR": os.devnull}
+            command = [sys.executable, "-c", _OVER_TLS, *wanted]
+            answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+            assert told in answer.stdout and "fetch_retry" not in answer.stdout
 
 
 def test_only_the_broken_chunk_is_fetched_again(http_store: Store, events: Events) -> None:
