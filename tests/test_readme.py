@@ -31,6 +31,7 @@ RUN_HERE = {
     "bash tools/test.sh": "--version",
     "bash tools/setup.sh": "",
     "bash tools/test.sh tests/data -k order": "--collect-only -q",
+    "HYPOTHESIS_PROFILE=thorough bash tools/test.sh tests/data/test_exact_stream.py": "--collect-only -q",
     "python tools/make_shards.py build --input texts --out data/mine --train_tokenizer 8192": "--validation_share 0.2",
     (
         "python tools/make_shards.py build --input texts --out data/clean --tokenizer data/mine/tokenizer.json "

@@ -61,7 +61,11 @@ def is_lasting(error: BaseException) -> bool:
     for cause in _causes(error):
         if isinstance(cause, aiohttp.ClientPayloadError | aiohttp.http_exceptions.HttpProcessingError):
             return False  # the answer was cut or garbled on its way, whatever status its parser gives that
-        if isinstance(cause, _LASTING_ERRORS) or type(cause).__name__ in _LASTING_NAMES:
+        if (
+            isinstance(cause, _LASTING_ERRORS)
+            or type(cause).__name__ in _LASTING_NAMES
+            or _is_forbidden_by_gcsfs(cause)
+        ):
             return True
     status = status_of(error)
     return status is not None and 400 <= status < 500 and status not in _PASSING_STATUSES and not _is_throttled(error)
@@ -112,7 +116,8 @@ def remedy_of(error: BaseException) -> str:
     """What somebody can do about an error that lasts."""
     if isinstance(error, FileNotFoundError) or status_of(error) in {404, 410}:
         return "Compare the manifest with what lies there."
-    if isinstance(error, PermissionError) or status_of(error) in {401, 403} or type(error).__name__ in _LASTING_NAMES:
+    is_forbidden = isinstance(error, PermissionError) or _is_forbidden_by_gcsfs(error) or status_of(error) in {401, 403}
+    if is_forbidden or type(error).__name__ in _LASTING_NAMES:
         return (
             "Check the credentials in the environment or in the usual files (AWS_PROFILE, ~/.aws, "
             "GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc), and what they may read."
@@ -134,6 +139,11 @@ def scrub(text: str, url: str) -> str:
             text = text.replace(value, "...")
     text = " ".join(_SECRET.sub(r"\1...", text).split())
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _is_forbidden_by_gcsfs(error: BaseException) -> bool:
+    """Whether it is gcsfs's word for status 403, which has nothing but its text."""
+    return type(error) is OSError and error.errno is None and str(error).startswith("Forbidden: ")
 
 
 def _is_throttled(error: BaseException) -> bool:

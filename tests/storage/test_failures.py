@@ -37,5 +37,7 @@ def test_plain_words_stay() -> None:
 def test_only_what_lasts_ends_the_tries() -> None:
     assert is_lasting(FileNotFoundError("x"))
     assert is_lasting(PermissionError("x"))
+    assert is_lasting(OSError("Forbidden: b/corpus/o/a.tar\nno access"))  # what gcsfs says of status 403
+    assert not is_lasting(OSError(5, "Forbidden: a disk that is broken"))
     assert not is_lasting(ConnectionResetError("x"))
     assert not is_lasting(TimeoutError("x"))
