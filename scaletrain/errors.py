@@ -16,6 +16,14 @@ class DataError(ScaletrainError):
     """A corpus, a manifest, an index or a shard cannot be used."""
 
 
+class UnreachableError(DataError):
+    """What a corpus consists of cannot be reached now, though it may be there: another start may find it."""
+
+
+class CacheError(DataError):
+    """The cache of this machine cannot be used; nothing is known to be wrong with what was to be kept in it."""
+
+
 class BadShardError(DataError):
     """A shard of a corpus cannot be read; the run may be allowed to go on without it.
 
@@ -23,16 +31,18 @@ class BadShardError(DataError):
         source: Name of the source that it belongs to.
         shard: Its number in the split.
         of_index: Whether its index is what cannot be read, so that nothing is known of its documents.
+        may_pass: Whether it is only out of reach, as with ``UnreachableError``.
     """
 
-    def __init__(self, message: str, source: str, shard: int, of_index: bool = False) -> None:
+    def __init__(self, message: str, source: str, shard: int, of_index: bool = False, may_pass: bool = False) -> None:
         super().__init__(message)
         self.source = source
         self.shard = shard
         self.of_index = of_index
+        self.may_pass = may_pass
 
-    def __reduce__(self) -> tuple[type["BadShardError"], tuple[str, str, int, bool]]:
-        return BadShardError, (str(self), self.source, self.shard, self.of_index)
+    def __reduce__(self) -> tuple[type["BadShardError"], tuple[str, str, int, bool, bool]]:
+        return BadShardError, (str(self), self.source, self.shard, self.of_index, self.may_pass)
 
 
 class CheckpointError(ScaletrainError):

@@ -15,7 +15,7 @@ from scaletrain.config.derive import check
 from scaletrain.config.help import help_text
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import RunConfig
-from scaletrain.errors import ConfigError, DataError, ScaletrainError
+from scaletrain.errors import ConfigError, DataError, ScaletrainError, UnreachableError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.keeper import start_keeper
 from scaletrain.launch.processes import die_with_launcher
@@ -96,7 +96,7 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
     except BaseException as error:
         ending = Ending(verdict_of(error), str(error) or type(error).__name__)
         if isinstance(error, ScaletrainError):
-            _complain(error, ranks)
+            _complain(error, ranks, is_alone=attempt is None)
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             logger.info("ends before the first step, as asked")
         else:
@@ -115,9 +115,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(EXIT_CODES[Verdict.REQUEUE])
 
 
-def _complain(error: ScaletrainError, ranks: Ranks) -> None:
-    """Prints a user's mistake. Every rank finds the same one in configuration and data, so a node says it once."""
-    if ranks.local_rank == 0 or not isinstance(error, ConfigError | DataError):
+def _complain(error: ScaletrainError, ranks: Ranks, is_alone: bool = False) -> None:
+    """Prints a user's mistake. Every rank finds the same one in configuration and data, so a node says it once.
+
+    What a network did to a rank before it was connected to the others only this rank can tell.
+    """
+    is_shared = isinstance(error, ConfigError | DataError) and not (is_alone and isinstance(error, UnreachableError))
+    if ranks.local_rank == 0 or not is_shared:
         print(f"error: {error}", file=sys.stderr, flush=True)
 
 

@@ -112,7 +112,7 @@ class DataConfig(Section):
     )
     cache_dir: Path | None = Field(
         None,
-        description="folder on this node for remote shards; default scaletrain-cache in the system's temporary folder",
+        description="folder on this node for remote shards; default scaletrain-cache-UID in the temporary folder",
     )
     cache_gib: float = Field(64.0, gt=0, description="largest size of that folder, in GiB")
     fetch_attempts: int = Field(8, ge=1, description="tries to read remote data before it counts as unreadable")

@@ -13,7 +13,7 @@ from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.mixture import Phase
 from scaletrain.data.order import DatasetOptions, order_of
 from scaletrain.data.packing import Row, pack, row_checksum
-from scaletrain.data.shards import ShardReader
+from scaletrain.data.shards import ShardReader, Wanted
 from scaletrain.data.source_order import Window
 from scaletrain.errors import BadShardError
 from scaletrain.protocols import SkippedShard
@@ -68,7 +68,8 @@ class SequenceDataset:
         self._masked_from = self._first_sequences(skipped)
         self._lost_from = self._first_sequences([shard for shard in skipped if shard.of_index])
         self._entered: dict[tuple[int, int], tuple[int, int, Window]] = {}
-        self._ahead: dict[tuple[int, int], list[tuple[str, int, str]]] = {}
+        self._in_use: dict[tuple[int, int], list[Wanted]] = {}
+        self._ahead: dict[tuple[int, int], list[Wanted]] = {}
 
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
         """Collates sequences into what one forward pass takes.
@@ -121,11 +122,14 @@ class SequenceDataset:
     def _enter(self, source: int, lane: int, number: int) -> tuple[int, int, Window]:
         """Opens the window of a sequence of a lane; fetches all of it at once, and the next one ahead of need."""
         own, reader = self.order.sources[source], self.readers[source]
+        for other in self.readers:
+            other.release_evicted()
         place = own.locate(lane, number)
         if reader.is_remote:
-            now = reader.wanted(own.members(lane, place.window).tolist())
+            self._in_use.pop((source, lane), None)  # the lane that waits now goes before those that have begun
+            self._in_use = {(source, lane): reader.wanted(own.members(lane, place.window).tolist()), **self._in_use}
             self._ahead[source, lane] = reader.wanted(own.members_after(lane, place).tolist())
-            reader.storage.prefetch(list(chain(now, *self._ahead.values())))
+            reader.storage.prefetch(list(chain(*self._in_use.values(), *self._ahead.values())))
         window = own.window(lane, place.epoch, place.window)
         begin = number - place.position
         self._entered[source, lane] = (begin, begin + len(window), window)

@@ -17,7 +17,7 @@ from scaletrain.data.manifest import NATIVE_FIELD, Manifest, ShardEntry, check_s
 from scaletrain.data.packing import Row
 from scaletrain.data.shard_index import ShardIndex, edge_checksum
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
-from scaletrain.errors import BadShardError, DataError
+from scaletrain.errors import BadShardError, CacheError, DataError, UnreachableError
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote, printable
 
@@ -27,7 +27,12 @@ _REMEDY = "Copy shard and index again from where they came, or build the corpus 
 _LARGEST_INDEX = 1 << 30
 _MOST_DECODED = 256  # documents of decoded shards that are held; one for each lane is in use
 _MOST_OPEN = 4096  # a window of eight shards for each of 512 lanes
+_OTHERS_LOOKED_AT = 3
 _MOST_CHECKED = 1000  # shards opened before a run; each costs about a millisecond
+
+
+Wanted = tuple[str, int, str]
+"""Location, size and checksum of a file that will be needed."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,20 @@ class ShardReader:
         except DataError as error:
             raise self._bad(shard, str(error)) from None
 
+    def release_evicted(self) -> None:
+        """Closes what the cache has deleted: it would keep its place on the disk for as long as it is open here."""
+        self._open.forget(lambda opened: opened.is_evicted)
+
+    def release(self) -> None:
+        """Closes all shards, until one is read again."""
+        self._open.forget(lambda opened: True)
+
+    def can_read_others(self, shard: int) -> bool:
+        """Whether any of some other shards can be read now, so that it is this one that is bad and not its storage."""
+        others = [other for other in range(len(self.shards)) if other != shard]
+        looked_at = others[:: max(1, len(others) // _OTHERS_LOOKED_AT)]
+        return not others or any(self.storage.is_readable(self.manifest.locate(self.shards[i].path)) for i in looked_at)
+
     def keys(self, shard: int) -> Sequence[str]:
         """Keys of the documents of a shard, in their order.
 
@@ -224,20 +243,25 @@ class ShardReader:
         """The shard's path or URL, as it may be shown."""
         return printable(self.manifest.locate(self.shards[shard].path))
 
-    def wanted(self, shards: Sequence[int]) -> list[tuple[str, int, str]]:
-        """Location, size and checksum of those shards that are not open."""
-        entries = [self.shards[shard] for shard in shards if shard not in self._open]
-        return [(self.manifest.locate(shard.path), shard.size, shard.checksum) for shard in entries]
+    def wanted(self, shards: Sequence[int]) -> list[Wanted]:
+        """What has to be here before a window of shards can be read: first all indexes, then the shards."""
+        entries = [self.shards[shard] for shard in shards]
+        indexes = [
+            (self._index_location(entry), entry.index_size, entry.index_checksum)
+            for entry in entries
+            if entry.index_size is not None and entry.index_checksum is not None
+        ]
+        return [*indexes, *((self.manifest.locate(entry.path), entry.size, entry.checksum) for entry in entries)]
 
-    def _bad(self, shard: int, message: str, of_index: bool = False) -> BadShardError:
-        return BadShardError(message, self.name, shard, of_index)
+    def _bad(self, shard: int, message: str | DataError, of_index: bool = False) -> BadShardError:
+        may_pass = isinstance(message, UnreachableError)
+        return BadShardError(str(message), self.name, shard, of_index, may_pass)
 
     def _shard(self, shard: int) -> _OpenShard:
         return self._open.get(shard, lambda: self._open_shard(shard))
 
     def _open_shard(self, shard: int) -> _OpenShard:
-        # What the cache has dropped would keep its place on the disk for as long as it is open here.
-        self._open.forget(lambda opened: opened.is_evicted)
+        self.release_evicted()
         entry = self.shards[shard]
         path = self.manifest.locate(entry.path)
         shown = printable(path)
@@ -246,8 +270,10 @@ class ShardReader:
             if not is_remote(path):
                 check_size(path, index.size, "its index")
             stream = self.storage.open(path, entry.size, entry.checksum)
+        except CacheError:
+            raise
         except DataError as error:
-            raise self._bad(shard, str(error)) from None
+            raise self._bad(shard, error) from None
         found = edge_checksum(stream.fileno(), int(index.offsets[0]), int(index.offsets[-1]))
         if found != index.edges:
             raise self._bad(
@@ -263,8 +289,10 @@ class ShardReader:
             with self._index_stream(entry) as stream:
                 index = ShardIndex.read(stream, self._index_location(entry, shown=True))
             self._check_index(self._index_location(entry, shown=True), index, entry)
+        except CacheError:
+            raise
         except DataError as error:
-            raise self._bad(shard, str(error), of_index=True) from None
+            raise self._bad(shard, error, of_index=True) from None
         return index
 
     def _read_keys(self, shard: int) -> Sequence[str]:
@@ -283,6 +311,8 @@ class ShardReader:
             return cast(BinaryIO, self.storage.open(location, entry.index_size, entry.index_checksum))
         try:
             return io.BytesIO(self.storage.read(location, _LARGEST_INDEX, "The index"))
+        except UnreachableError:
+            raise
         except DataError as error:
             raise DataError(f"{error} {_REMEDY}") from None
 

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -81,12 +82,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Returns:
         One dictionary for each step, ascending: ``step``, the highest ``attempt`` that wrote it, ``time_s`` of the last
         write, and all metrics of the step. Where a step was done again, a metric has the value of the highest attempt.
-        Torn lines are left out.
+        Steps that lie behind where a later attempt has begun and that it has not come to are no part of the run any
+        more, and are left out like torn lines.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
-    merged: dict[int, dict[str, Any]] = {}
     records = []
     with path.open("rb") as file:
         for line in file:
@@ -94,8 +95,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if record is not None:
                 records.append(record)
     # Sorting is stable: within one attempt a later line counts.
-    for record in sorted(records, key=lambda record: record["attempt"]):
-        merged.setdefault(record["step"], {}).update(record)
+    records.sort(key=lambda record: record["attempt"])
+    merged: dict[int, dict[str, Any]] = {}
+    for _, own in groupby(records, key=lambda record: record["attempt"]):
+        written = list(own)
+        begin = min(record["step"] for record in written)
+        merged = {step: record for step, record in merged.items() if step <= begin}
+        for record in written:
+            merged.setdefault(record["step"], {}).update(record)
     return [merged[step] for step in sorted(merged)]
 
 

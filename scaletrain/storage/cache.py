@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scaletrain.errors import DataError
+from scaletrain.errors import CacheError, DataError
 from scaletrain.storage.cache_folder import CacheFolder, Part
 from scaletrain.storage.failures import is_disk_full
 from scaletrain.storage.fetch import Fetcher, FetchPolicy, Report
@@ -36,7 +36,7 @@ class ShardCache:
             sharers: Processes of this machine that fetch ahead, each other files.
 
         Raises:
-            DataError: The folder cannot be made.
+            CacheError: The folder cannot be made.
         """
         self.folder = folder
         self.capacity = capacity
@@ -59,7 +59,8 @@ class ShardCache:
             bytes on the disk are free when it is closed.
 
         Raises:
-            DataError: It cannot be had (see ``Fetcher.fetch``), is larger than the cache, or the disk is full.
+            DataError: It cannot be had; see ``Fetcher.fetch``.
+            CacheError: It is larger than the cache, the disk is full, or another process that fetches it hangs.
         """
         if not is_remote(url):
             return _open_local(Path(local_path(url)), size)
@@ -70,12 +71,12 @@ class ShardCache:
                     return stream
         except OSError as error:
             if is_disk_full(error):
-                raise DataError(
+                raise CacheError(
                     f"the disk of the cache {self.folder} is full: no room for the {size} bytes of {printable(url)}. "
                     f"Free some, give a smaller --data.cache_gib (now {self.capacity / 2**30:.3g}), or another "
                     "--data.cache_dir"
                 ) from None
-            raise DataError(
+            raise CacheError(
                 f"the cache {self.folder} cannot be used: {error.strerror}. Mend the disk, or give another "
                 "--data.cache_dir"
             ) from None
@@ -83,19 +84,20 @@ class ShardCache:
     def prefetch(self, wanted: Sequence[tuple[str, int, str]]) -> None:
         """Starts to fetch what will be opened soon, in the background.
 
-        What an earlier call asked for, and has not begun, is forgotten. All sharers together fill at
-        most half of the cache ahead, so that what is needed last does not drive out what is needed first.
+        What an earlier call asked for, and has not begun, is forgotten. Each sharer asks for no more than its part of
+        the cache holds, so that what is needed last does not drive out what is needed first.
 
         Args:
-            wanted: URL, size and checksum of each file, in the order of need.
+            wanted: URL, size and checksum of each file, in the order of need: what is in use, here already or not, and
+                behind it what will be.
         """
-        room = self.capacity // (2 * self._sharers)
+        room = self.capacity // self._sharers
         chosen = []
         for url, size, checksum in wanted:
             room -= size if is_remote(url) else 0
             if room < 0:
                 break
-            if is_remote(url):
+            if is_remote(url) and not self._files.has(checksum):
                 chosen.append((url, size, checksum))
         self._ahead.here().start(chosen, self._fetch_ahead)
 

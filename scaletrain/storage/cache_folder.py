@@ -20,7 +20,8 @@ from pathlib import Path
 
 import xxhash
 
-from scaletrain.errors import DataError
+from scaletrain.errors import CacheError, DataError
+from scaletrain.storage.failures import is_disk_full
 
 _SUFFIX = ".shard"
 _PART_SUFFIX = ".shard.part"
@@ -43,15 +44,15 @@ class CacheFolder:
             patience_s: Longest wait for another process that makes no progress.
 
         Raises:
-            DataError: The folder cannot be made.
+            CacheError: The folder cannot be made.
         """
         self.path = path
         self.capacity = capacity
         self._patience_s = patience_s
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(
+            raise CacheError(
                 f"the cache folder {path} cannot be made: {error.strerror}. Give another --data.cache_dir"
             ) from None
 
@@ -66,7 +67,7 @@ class CacheFolder:
             The file; None where there is none of that size.
         """
         try:
-            stream = io.FileIO(self._whole(checksum))
+            stream = io.FileIO(self._whole(checksum), opener=_open_no_link)
         except FileNotFoundError:
             return None
         found = os.fstat(stream.fileno())
@@ -89,10 +90,10 @@ class CacheFolder:
             The part, empty; None where another process had it, and has finished or given up: then look again.
 
         Raises:
-            DataError: The other process has made no progress for ``patience_s``.
+            CacheError: The other process has made no progress for ``patience_s``.
         """
         path = self._part(checksum)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open_no_link(path, os.O_RDWR | os.O_CREAT)
         part = Part(path, descriptor)
         try:
             waiting = _Patience(self._patience_s, f"for another process that fetches {path}")
@@ -115,11 +116,11 @@ class CacheFolder:
             size: Bytes that it will have.
 
         Raises:
-            DataError: It is larger than the whole cache, or files on their way leave no room and do not move on.
+            CacheError: It is larger than the whole cache, or files on their way leave no room and do not move on.
             OSError: The disk is full.
         """
         if size > self.capacity:
-            raise DataError(
+            raise CacheError(
                 f"a file of {size} bytes ({size / 2**30:.3g} GiB) does not fit into the cache of {self.capacity} bytes "
                 f"({self.capacity / 2**30:.3g} GiB) in {self.path}; give a larger --data.cache_gib"
             )
@@ -129,10 +130,13 @@ class CacheFolder:
                 whole, parts = self._look(part)
                 room = self.capacity - size - sum(entry.size for entry in parts)
                 if room >= 0:
-                    self._evict(whole, room)
-                    part.allocate(size)
+                    self._allocate(part, size, self._evict(whole, room))
                     return
             waiting.look(sum(entry.mtime_ns for entry in parts))
+
+    def has(self, checksum: str) -> bool:
+        """Whether there is a whole file; one that is opened is looked at more closely."""
+        return self._whole(checksum).exists()
 
     def is_coming(self, checksum: str) -> bool:
         """Whether some process fetches this file now."""
@@ -165,7 +169,7 @@ class CacheFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Held for moments only: one at a time counts, deletes and reserves."""
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open_no_link(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             waiting = _Patience(self._patience_s, f"for the lock of the cache {self.path}")
             while not _try_lock(descriptor):
@@ -186,13 +190,25 @@ class CacheFolder:
                         parts.append(_Entry.of(entry))
         return whole, parts
 
-    def _evict(self, whole: list["_Entry"], room: int) -> None:
-        taken = sum(entry.size for entry in whole)
-        for entry in sorted(whole, key=lambda entry: entry.mtime_ns):
-            if taken <= room:
+    def _evict(self, whole: list["_Entry"], room: int) -> list["_Entry"]:
+        """Deletes what was used longest ago; returns what is left, in that order."""
+        left = sorted(whole, key=lambda entry: entry.mtime_ns)
+        taken = sum(entry.size for entry in left)
+        while taken > room:
+            taken -= left[0].size
+            left.pop(0).delete()
+        return left
+
+    def _allocate(self, part: "Part", size: int, whole: list["_Entry"]) -> None:
+        """Takes room on the disk, which others may have filled further than the cache may: then the cache shrinks."""
+        while True:
+            try:
+                part.allocate(size)
                 return
-            Path(entry.path).unlink(missing_ok=True)
-            taken -= entry.size
+            except OSError as error:
+                if not is_disk_full(error) or not whole:
+                    raise
+                whole.pop(0).delete()
 
 
 class Part:
@@ -228,8 +244,11 @@ class _Entry:
 
     @classmethod
     def of(cls, entry: "os.DirEntry[str]") -> "_Entry":
-        found = entry.stat()
+        found = entry.stat(follow_symlinks=False)
         return cls(entry.path, found.st_size, found.st_mtime_ns)
+
+    def delete(self) -> None:
+        Path(self.path).unlink(missing_ok=True)
 
 
 class _Patience:
@@ -243,13 +262,18 @@ class _Patience:
         self._since_s = time.monotonic()
 
     def look(self, progress: int) -> None:
-        """Waits a moment; raises DataError when ``progress`` has been the same for too long."""
+        """Waits a moment; raises CacheError when ``progress`` has been the same for too long."""
         if progress != self._progress:
             self._progress, self._since_s = progress, time.monotonic()
         if time.monotonic() - self._since_s > self._patience_s:
-            raise DataError(f"waited {self._patience_s:.0f} s {self._what}; nothing has moved in that time")
+            raise CacheError(f"waited {self._patience_s:.0f} s {self._what}; nothing has moved in that time")
         time.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 1.5, self._longest_s)
+
+
+def _open_no_link(path: str | Path, flags: int) -> int:
+    """Opens a file of the cache; a link that somebody has put in its place leads nowhere."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -277,7 +301,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _swept(path: str) -> bool:
     """Deletes a part that nobody holds. Whoever has opened it meanwhile finds that it bears its name no more."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = _open_no_link(path, os.O_RDWR)
     try:
         if not _try_lock(descriptor):
             return False

@@ -27,6 +27,9 @@ _IDLE_S = 20.0  # an unused connection ends itself
 _FRESH_S = 5.0  # well before that it is no longer taken up again
 _OPENING_S = 60.0  # for loading a library and finding its credentials, before the first call
 _CONNECT_S = 30.0
+# These are told the longest time without a byte, so that a slow answer is no stall; the rest is given an answer's time.
+_WITH_LIMITS = {"http", "https", "s3", "s3a"}
+_LONGEST_ANSWER = 10  # times that, for what comes byte by byte and would never end
 _CLOSE_S = 2.0
 
 
@@ -38,9 +41,11 @@ class Connection:
 
         Args:
             scheme: Of the URLs that will be asked for.
-            stall_s: Longest wait for an answer.
+            stall_s: Longest time without a byte of an answer; without the whole answer, where the library that gives it
+                has no such limit.
         """
-        self._stall_s = stall_s
+        self._opening_s = max(_OPENING_S, stall_s)
+        self._answer_s = stall_s * _LONGEST_ANSWER if scheme in _WITH_LIMITS else stall_s
         self._used_s = time.monotonic()
         self._is_busy = True
         self._opened: Future[None] = Future()
@@ -74,11 +79,11 @@ class Connection:
             StalledError: No answer came in time; the connection must be abandoned.
             Exception: What the filesystem raised.
         """
-        _wait_for(self._opened, max(_OPENING_S, self._stall_s))
+        _wait_for(self._opened, self._opening_s)
         job = _Job(method, url, arguments)
         self._is_busy = True
         self._jobs.put(job)
-        answer = _wait_for(job.answer, self._stall_s)
+        answer = _wait_for(job.answer, self._answer_s)
         self._used_s = time.monotonic()
         self._is_busy = False
         return answer
@@ -135,7 +140,7 @@ def _wait_for(answer: "Future[Any]", limit_s: float) -> Any:
     except TimeoutError:
         if answer.done():
             raise  # the library's own time limit
-        raise StalledError(f"no progress for {limit_s:g} s") from None
+        raise StalledError("no byte in time") from None
 
 
 def _next(jobs: "queue.SimpleQueue[_Job | None]") -> _Job | None:

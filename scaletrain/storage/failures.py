@@ -36,6 +36,7 @@ _LASTING_NAMES = {
     "PartialCredentialsError",
     "ProfileNotFound",
 }
+_TIMEOUT_NAMES = {"ConnectTimeoutError", "ReadTimeoutError", "AioReadTimeoutError"}
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>),]+")
 _SECRET = re.compile(
     r"(?i)((?:[\w-]*(?:token|secret|signature|password|credential|accesskey(?:id)?|access_key(?:_id)?|api_key)|sig"
@@ -71,6 +72,13 @@ def is_lasting(error: BaseException) -> bool:
     return status is not None and 400 <= status < 500 and status not in _PASSING_STATUSES and not _is_throttled(error)
 
 
+def is_stall(error: BaseException) -> bool:
+    """Whether nothing arrived for too long, by our own clock or by that of a library."""
+    names = {type(cause).__name__ for cause in _causes(error)}
+    stalled = any(isinstance(cause, StalledError | TimeoutError | asyncio.TimeoutError) for cause in _causes(error))
+    return stalled or not names.isdisjoint(_TIMEOUT_NAMES)
+
+
 def status_of(error: BaseException) -> int | None:
     """The status of the HTTP answer behind an error of aiohttp, botocore, gcsfs or adlfs; None without one."""
     for cause in _causes(error):
@@ -104,8 +112,8 @@ def reason_of(error: BaseException, url: str) -> str:
     status = status_of(error)
     if status is not None:
         kind = f"HTTP status {status}"
-    elif isinstance(error, asyncio.TimeoutError):
-        return "no answer in time"
+    elif is_stall(error):
+        return "no byte in time"
     else:
         kind = type(error).__name__
     text = scrub(str(error), url)

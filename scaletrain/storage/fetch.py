@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from scaletrain.errors import DataError
+from scaletrain.errors import DataError, UnreachableError
 from scaletrain.storage.command import output_of
 from scaletrain.storage.connection import Connection
 from scaletrain.storage.failures import (
@@ -22,6 +22,7 @@ from scaletrain.storage.failures import (
     StalledError,
     TransferError,
     is_lasting,
+    is_stall,
     reason_of,
     remedy_of,
     status_of,
@@ -108,6 +109,18 @@ class Fetcher:
                 raise DataError(f"{printable(url)} has more than {largest} bytes, which is too much for such a file.")
             return content
 
+    def touch(self, url: str) -> None:
+        """Reads the first byte of a file.
+
+        Args:
+            url: A URL that is no command.
+
+        Raises:
+            DataError: It may not be opened or cannot be read.
+        """
+        check_url(url, self.policy.allow_pipe)
+        self._ask_patiently("cat_file", url, start=0, end=1)
+
     def fetch(self, url: str, stream: BinaryIO, size: int, checksum: str) -> None:
         """Brings a file here.
 
@@ -186,7 +199,7 @@ class Fetcher:
                     break
                 except Exception as error:
                     tries.failed(error)
-                    if isinstance(error, StalledError):
+                    if is_stall(error):
                         chunk = max(chunk // 2, _SMALLEST_CHUNK)
             content.update(data)
             _write_all(stream, data)
@@ -221,6 +234,14 @@ class Fetcher:
             return
         if isinstance(found, int) and found != size:
             raise _wrong_size(url, str(found), size)
+
+    def _ask_patiently(self, method: str, url: str, **arguments: Any) -> Any:
+        tries = _Tries(self.policy, self._report, url)
+        while True:
+            try:
+                return self._ask(method, url, **arguments)
+            except Exception as error:
+                tries.failed(error)
 
     def _ask(self, method: str, url: str, **arguments: Any) -> Any:
         scheme = scheme_of(url) or "file"
@@ -273,7 +294,7 @@ class _Tries:
             raise DataError(f"{shown} cannot be read: {reason}. {remedy_of(error)}") from None
         self._failures += 1
         if self._failures >= self._policy.attempts:
-            raise DataError(
+            raise UnreachableError(
                 f"{shown} cannot be read, {self._failures} times in a row, at last: {reason}. Check the network and "
                 "the server; the same command goes on where this one stopped."
             ) from None

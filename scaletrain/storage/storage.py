@@ -8,7 +8,7 @@ from typing import Any
 from scaletrain.errors import DataError
 from scaletrain.storage.cache import ShardCache
 from scaletrain.storage.fetch import Fetcher, FetchPolicy, Report
-from scaletrain.storage.urls import is_remote, printable
+from scaletrain.storage.urls import PIPE, is_remote, printable, scheme_of
 
 
 def _say_nothing(kind: str, **fields: Any) -> None:
@@ -88,6 +88,20 @@ class Storage:
             except OSError as error:
                 raise DataError(f"{location} cannot be opened: {error.strerror}.") from None
         return self._remote(location).open(location, size, checksum)
+
+    def is_readable(self, location: str) -> bool:
+        """Whether a file is there and gives its first byte; of a ``pipe:`` command it is taken for granted."""
+        if scheme_of(location) == PIPE:
+            return True
+        try:
+            if is_remote(location):
+                self._fetcher.touch(location)
+            else:
+                with open(location, "rb") as stream:
+                    stream.read(1)
+            return True
+        except (DataError, OSError):
+            return False
 
     def prefetch(self, wanted: Sequence[tuple[str, int, str]]) -> None:
         """Starts to fetch what will be opened soon, in the background; what is local needs none.

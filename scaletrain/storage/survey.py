@@ -1,6 +1,6 @@
 """Finds files of which nothing is known yet, and brings them here: before there is a manifest."""
 
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import xxhash
 
@@ -57,14 +57,6 @@ class Surveyor(Fetcher):
         checksum = self._transfer(url, stream, size)
         stream.flush()
         return size, checksum
-
-    def _ask_patiently(self, method: str, url: str) -> Any:
-        tries = _Tries(self.policy, self._report, url)
-        while True:
-            try:
-                return self._ask(method, url)
-            except Exception as error:
-                tries.failed(error)
 
     def _download_output(self, url: str, stream: BinaryIO) -> tuple[int, str]:
         tries = _Tries(self.policy, self._report, url)

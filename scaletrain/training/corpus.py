@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,9 +90,17 @@ def open_storage(data: DataConfig, report: EventReport | None = None, local_worl
         The storage; nothing is opened or made yet.
     """
     policy = FetchPolicy(data.fetch_attempts, data.fetch_stall_s, allow_pipe=data.allow_pipe)
-    cache_dir = data.cache_dir or Path(tempfile.gettempdir()) / "scaletrain-cache"
-    cache_bytes = int(data.cache_gib * _GIB)
-    return Storage(policy, cache_dir, cache_bytes, report, local_world_size)
+    # Ranks that share a lane want the same shards.
+    sharers = min(local_world_size, data.num_lanes)
+    return Storage(policy, data.cache_dir or _default_cache(), int(data.cache_gib * _GIB), report, sharers)
+
+
+def _default_cache() -> Path:
+    """A folder of this user: what lies in it is read without being looked at again."""
+    folder = Path(tempfile.gettempdir()) / f"scaletrain-cache-{os.getuid()}"
+    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
+        raise ConfigError(f"{folder}, the default of data.cache_dir, belongs to somebody else. Give --data.cache_dir.")
+    return folder
 
 
 def open_corpora(config: RunConfig, report: EventReport | None = None, local_world_size: int = 1) -> Corpora:

@@ -121,7 +121,7 @@ class DataHistory:
         events = read_events(run_dir / "events.jsonl")
         world_sizes = [event["world_size"] for event in events if event.get("event") in ("start", "resume")]
         rows = read_metrics(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").exists() else []
-        recorded = [row for row in rows if names.DATA_BATCH_HASH in row]
+        recorded = [row for row in rows if names.DATA_BATCH_HASH in row]  # one for each step that is part of the run
         if [row["step"] for row in recorded] != list(range(1, len(recorded) + 1)):
             raise DataError(f"{run_dir / 'metrics.jsonl'} lacks steps before step {recorded[-1]['step']}. Restore it.")
         return cls(

@@ -86,7 +86,7 @@ class Evaluating(Callback):
             except DataError as error:
                 problem = str(error)
             if self._engine.agree((), (bool(problem),)).requests[0]:
-                raise DataError("\n".join(self._engine.collect_texts(problem)))
+                raise DataError("\n".join(dict.fromkeys(filter(None, self._engine.collect_texts(problem)))))
             self._fetched = found
         return self._fetched
 

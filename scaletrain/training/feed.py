@@ -8,7 +8,7 @@ from dataclasses import asdict
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import StepBatch, StepStream
 from scaletrain.engine.engine import Engine
-from scaletrain.errors import BadShardError, DataError
+from scaletrain.errors import BadShardError, DataError, UnreachableError
 from scaletrain.protocols import Run, SkippedShard, TrainingState
 from scaletrain.training.skipped import SKIP_EVENT
 
@@ -69,18 +69,24 @@ class Feed:
             run: The run, at the step that could not be fetched.
 
         Raises:
+            UnreachableError: Storage cannot be reached, and more than the shard may be out of reach.
             DataError: Shards must not be left out, too many would be, or something else went wrong.
         """
         told = self._engine.collect_texts(json.dumps(self._describe(problem, run)))
         problems = [found for text in told if (found := json.loads(text)) is not None]
-        shards = {(found["source"], found["shard"]): found for found in problems if "shard" in found}
-        if not self._may_skip or any("shard" not in found for found in problems):
+        shards = {
+            (found["shard"]["source"], found["shard"]["shard"]): found
+            for found in problems
+            if found["shard"] is not None
+        }
+        if not self._may_skip or any(found["shard"] is None for found in problems):
             # All ranks raise what one has found: only the first of a node is heard.
-            raise DataError("\n".join(dict.fromkeys(found["message"] for found in problems)))
-        messages = [shards[key].pop("message") for key in sorted(shards)]
-        left_out = [SkippedShard(**shards[key]) for key in sorted(shards)]
+            message = "\n".join(dict.fromkeys(found["message"] for found in problems))
+            raise UnreachableError(message) if any(found["may_pass"] for found in problems) else DataError(message)
+        messages = [shards[key]["message"] for key in sorted(shards)]
+        left_out = [SkippedShard(**shards[key]["shard"]) for key in sorted(shards)]
         # Before they are recorded: the next start leaves out what is recorded, and would not ask again.
-        self._refuse_too_many([*run.state.skipped, *left_out])
+        self._refuse_too_many([*run.state.skipped, *left_out], messages)
         for skipped, message in zip(left_out, messages, strict=True):
             run.record_event(SKIP_EVENT, reason=message, **asdict(skipped))
             if run.is_main:
@@ -98,16 +104,19 @@ class Feed:
     def _describe(self, problem: DataError | None, run: Run) -> dict[str, object] | None:
         if problem is None:
             return None
-        told: dict[str, object] = {"message": str(problem)}
-        if isinstance(problem, BadShardError):
-            assert self._dataset is not None  # it met the problem
-            reader = self._dataset.readers[self._dataset.names.index(problem.source)]
-            path = reader.describe(problem.shard)
-            skipped = SkippedShard(problem.source, problem.shard, path, run.state.sequences, problem.of_index)
-            told |= asdict(skipped)
-        return told
+        if not isinstance(problem, BadShardError):
+            return {"message": str(problem), "may_pass": isinstance(problem, UnreachableError), "shard": None}
+        assert self._dataset is not None  # it met the problem
+        reader = self._dataset.readers[self._dataset.names.index(problem.source)]
+        # Where the others are out of reach too, it is the storage that is away, and not the shard that is bad.
+        if self._may_skip and not reader.can_read_others(problem.shard):
+            message = f"{problem} Others of {problem.source} cannot be read either, so that none is left out."
+            return {"message": message, "may_pass": True, "shard": None}
+        path = reader.describe(problem.shard)
+        skipped = SkippedShard(problem.source, problem.shard, path, run.state.sequences, problem.of_index)
+        return {"message": str(problem), "may_pass": problem.may_pass, "shard": asdict(skipped)}
 
-    def _refuse_too_many(self, left_out: Sequence[SkippedShard]) -> None:
+    def _refuse_too_many(self, left_out: Sequence[SkippedShard], messages: Sequence[str]) -> None:
         assert self._dataset is not None
         for reader in self._dataset.readers:
             shards = {skipped.shard for skipped in left_out if skipped.source == reader.name}
@@ -116,4 +125,6 @@ class Feed:
                     f"{len(shards)} of the {len(reader.shards)} shards of {reader.name} cannot be read, more than "
                     f"data.on_bad_shard skip leaves out ({_MOST_SKIPPED_SHARE:.0%}). Restore them: "
                     + ", ".join(sorted(reader.describe(shard) for shard in shards))
+                    + ". Now: "
+                    + " ".join(messages)
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.engine.engine import Engine, StepResult
-from scaletrain.errors import DivergenceError
+from scaletrain.errors import DataError, DivergenceError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
@@ -71,8 +71,13 @@ def fit(
 
     Returns:
         ``complete``, or the verdict that was asked for, with the reason.
+
+    Raises:
+        DataError: The next step's data cannot be had; the steps before it are saved.
+        DivergenceError: Too many steps in a row were not applied.
     """
     ending = Ending(Verdict.COMPLETE, "all steps are done")
+    unreadable: DataError | None = None
     skipped_in_a_row = 0
     try:
         run.notify("on_start")
@@ -82,14 +87,18 @@ def fit(
             timing.data_ready()
             # The one collective that decides: all ranks see the same requests at the same border.
             agreed = engine.agree(batch.micro_batches if batch else (), (*stop.pending(), problem is not None))
-            if agreed.requests[-1] or batch is None:
-                feed.settle(problem, run)
-                continue
             asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=False) if count]
             if asked:
                 ending = Ending(asked[0], stop.reason(asked[0]))
                 run.record_event("signal", verdict=ending.verdict.value, reason=ending.reason)
                 break
+            if agreed.requests[-1] or batch is None:
+                try:
+                    feed.settle(problem, run)
+                except DataError as error:  # on all ranks: what they have done so far is saved by all
+                    unreadable = error
+                    break
+                continue
             lr = learning_rate(batch.step)
             result = engine.train_step(batch.micro_batches, agreed.targets, batch.step, lr)
             timing.end_step(batch.global_batch_size * max_seq_len)
@@ -115,6 +124,8 @@ def fit(
     except BaseException as error:
         run.notify("on_exception", error)
         raise
+    if unreadable is not None:
+        raise unreadable
     return ending
 
 

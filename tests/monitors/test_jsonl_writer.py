@@ -62,7 +62,13 @@ def test_a_step_done_again_counts_as_the_highest_attempt_did_it(tmp_path: Path) 
     records = read_metrics(path)
     assert [(r["step"], r["attempt"]) for r in records] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 3), (6, 3), (7, 3)]
     assert [r["train/loss"] for r in records] == [11.0, 12.0, 13.0, 24.0, 35.0, 36.0, 37.0]
-    assert [r["step"] for r in records if "eval/loss" in r] == [3, 6]
+    # What was measured of step 6 was of weights that the second start did away with.
+    assert [r["step"] for r in records if "eval/loss" in r] == [3]
+    # Who goes back further, and is not as far yet, has no part in what was done behind there.
+    writer = JsonlWriter(path, attempt=4)
+    writer.write(3, {"train/loss": 43.0})
+    writer.close()
+    assert [(r["step"], r["attempt"]) for r in read_metrics(path)] == [(1, 1), (2, 1), (3, 4)]
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-Kind = Literal["reset", "unavailable", "truncate", "shorten", "flip", "stall", "whole"]
+Kind = Literal["reset", "unavailable", "truncate", "shorten", "flip", "stall", "slow", "whole"]
 """``reset``: half of the body, then the connection is reset. ``unavailable``: status 503 instead of the answer.
 ``truncate``: half of the body, then the connection is closed. ``shorten``: half of the body, which the header calls all
 of it. ``flip``: one bit of the body is another. ``stall``: half of the body, then nothing more, until the client goes.
-``whole``: the request's range is ignored, as some servers do."""
+``slow``: the body in ten parts with pauses of 0.2 s. ``whole``: the request's range is ignored, as some servers do."""
 
 
 @dataclass
@@ -158,6 +158,12 @@ class FaultProxy:
             writer.write(head + spoilt)
         elif fault in {"reset", "truncate", "stall"}:
             writer.write(head + body[:half])
+        elif fault == "slow":
+            writer.write(head)
+            part = len(body) // 10 + 1
+            for start in range(0, len(body), part):
+                await asyncio.sleep(0.2)
+                writer.write(body[start : start + part])
         else:
             writer.write(head + body)
         await writer.drain()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from scaletrain.errors import DataError
+from scaletrain.errors import CacheError, DataError
 from scaletrain.storage import cache_folder
 from scaletrain.storage.cache import ShardCache
 from tests.processes import eventually
@@ -257,14 +257,15 @@ def test_who_waits_for_a_process_that_does_nothing_gives_up(
 
 
 def test_what_is_prefetched_needs_no_request_later(http_store: Store, folder_of_cache: Path, events: Events) -> None:
-    cache = ShardCache(folder_of_cache, 4 * SIZE, POLICY, events)
+    cache = ShardCache(folder_of_cache, 4 * SIZE, POLICY, events, sharers=2)
+    opened(cache, http_store, "a.tar")
     wanted = [http_store.entry(name) for name in ("a.tar", "b.tar", "c.tar")]
     cache.prefetch(wanted)
+    # Of this sharer's half the first takes a part, though it is here already: the third finds no room.
     here = {".lock", whole_name(http_store, "a.tar"), whole_name(http_store, "b.tar")}
-    # The third would fill more than half of the cache.
     eventually(lambda: names_in(folder_of_cache) == here, 10.0, lambda: str(names_in(folder_of_cache)))
-    assert opened(cache, http_store, "a.tar") == http_store.contents["a.tar"]
-    assert http_store.proxy.count() == 2
+    assert opened(cache, http_store, "b.tar") == http_store.contents["b.tar"]
+    assert [http_store.proxy.count(name) for name in ("a.tar", "b.tar", "c.tar")] == [1, 1, 0]
 
 
 def test_a_failed_prefetch_is_told_once_and_met_by_who_needs_the_shard(
@@ -314,31 +315,56 @@ def test_a_cache_can_be_pickled_after_use(http_store: Store, folder_of_cache: Pa
 _ON_A_FULL_DISK = """
 import sys
 from pathlib import Path
-from scaletrain.errors import DataError
+from scaletrain.errors import CacheError, DataError
 from scaletrain.storage.cache import ShardCache
 from scaletrain.storage.fetch import FetchPolicy
-folder, url, size, checksum = sys.argv[1:]
+folder, *wanted = sys.argv[1:]
 cache = ShardCache(Path(folder), 2**30, FetchPolicy(), print)
-try:
-    cache.open(url, int(size), checksum)
-except DataError as error:
-    print(error)
+for url, size, checksum in zip(*[iter(wanted)] * 3):
+    try:
+        cache.open(url, int(size), checksum).close()
+    except DataError as error:
+        print(error)
 print(sorted(path.name for path in Path(folder).iterdir()))
 """
 
 
-def test_a_full_disk_is_a_clear_error(http_store: Store, tmp_path: Path) -> None:
+def on_a_disk_of(size: str, folder: Path, store: Store, *names: str) -> list[str]:
+    """What a process says that opens files, with the cache on a disk of that size, and what lies there in the end."""
     # A mount that only this process and its children see, and that ends with them.
     alone = ["unshare", "--map-root-user", "--mount"]
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody make a mount namespace (unshare --map-root-user --mount)")
-    mount = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec "$@"'
-    url, size, checksum = http_store.entry("a.tar")
-    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(tmp_path), url, str(size), checksum]
+    mount = f'mount -t tmpfs -o size={size} tmpfs {folder} && exec "$@"'
+    wanted = [str(part) for name in names for part in store.entry(name)]
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(folder), *wanted]
     result = subprocess.run([*alone, "sh", "-c", mount, "sh", *command], capture_output=True, text=True, timeout=60)
-    said, left = result.stdout.splitlines()
-    assert f"the disk of the cache {tmp_path} is full: no room for the 300000 bytes" in said, result.stderr
+    assert not result.returncode, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_a_full_disk_is_a_clear_error(http_store: Store, tmp_path: Path) -> None:
+    said, left = on_a_disk_of("64k", tmp_path, http_store, "a.tar")
+    assert f"the disk of the cache {tmp_path} is full: no room for the 300000 bytes" in said
     assert left == "['.lock']"
+
+
+def test_on_a_disk_that_others_have_filled_the_cache_shrinks(http_store: Store, tmp_path: Path) -> None:
+    (left,) = on_a_disk_of("700k", tmp_path, http_store, "a.tar", "b.tar", "c.tar")
+    assert left == str(sorted([".lock", whole_name(http_store, "b.tar"), whole_name(http_store, "c.tar")]))
+
+
+@pytest.mark.parametrize("suffix", ["", ".part"])
+def test_a_link_in_a_files_place_is_not_followed(
+    http_store: Store, folder_of_cache: Path, tmp_path: Path, events: Events, suffix: str
+) -> None:
+    cache = ShardCache(folder_of_cache, ROOM, POLICY, events)
+    victim = tmp_path / "victim"
+    victim.write_bytes(bytes(SIZE))
+    (folder_of_cache / (whole_name(http_store, "a.tar") + suffix)).symlink_to(victim)
+    with pytest.raises(CacheError, match=os.strerror(errno.ELOOP)):
+        opened(cache, http_store, "a.tar")
+    assert victim.read_bytes() == bytes(SIZE)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path, events: Events) -> None:

@@ -63,7 +63,8 @@ def test_documents_are_told_before_they_are_used_as_they_are_afterwards(
     told = {step: list(before.pieces(step)) for step in range(1, STEPS + 1)}
     assert (len(before.ends), before.world_size) == (done, 2)
     check_uses(before, told)
-    # What was done and not saved is done again, by other ranks.
+    # What was done behind the last checkpoint is done again, by other ranks.
+    run.forget_checkpoints_behind(done // 3 * 3)
     run.complete(3)
     after = DataHistory.open(run.run_dir)
     assert (len(after.ends), after.world_size) == (STEPS, 3)
@@ -81,6 +82,17 @@ def test_documents_are_told_before_they_are_used_as_they_are_afterwards(
         assert piece.stop <= len(tokens)
         assert piece.text == tokenizer.decode(tokens[piece.start : piece.stop], skip_special_tokens=False)
         assert piece.source in texts[piece.shard, piece.key]
+
+
+def test_a_run_that_went_back_and_on_with_other_sizes_has_one_history(corpora: Path, tmp_path: Path) -> None:
+    run = DataRun(tmp_path, corpora, {"checkpoint.every_steps": 4})
+    run.complete(2)
+    run.forget_checkpoints_behind(4)
+    run.complete(1, train__global_batch_size=10, train__batch_schedule="[]", train__max_steps=6)
+    history = DataHistory.open(run.run_dir)
+    assert history.ends == [6, 12, 18, 24, 34, 44]
+    assert all(found.recorded == found.computed for found in history.verify(range(1, 7)))
+    check_uses(history, {step: list(history.pieces(step)) for step in range(1, 7)})
 
 
 def test_a_changed_byte_is_found_in_the_steps_that_it_is_part_of(corpora: Path, tmp_path: Path) -> None:

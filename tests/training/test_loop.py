@@ -48,9 +48,16 @@ def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) 
     results = run_on_ranks(2, bodies.start, Job(str(tmp_path), bad_data_at=(1, 3)))
     assert [result["error"] for result in results] == ["DataError: shard of rank 1 is damaged"] * 2
     for result in results:
-        assert result["notes"][-2:] == ["second exception DataError 3", "first exception DataError 3"]
-    # What was saved before stands; nothing is saved on the way out.
-    assert events_of(tmp_path) == [("save", 2)]
+        assert result["notes"][-2:] == ["second end 3", "first end 3"]
+    # All of them stand at the same border, so that what is done is saved.
+    assert events_of(tmp_path) == [("save", 2), ("save", 3)]
+
+
+def test_whoever_is_asked_to_stop_heeds_it_before_data_that_cannot_be_read(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), bad_data_at=(1, 3), signal_at=(0, 3, signal.SIGTERM))
+    results = run_on_ranks(2, bodies.start, job)
+    assert [result["verdict"] for result in results] == ["requeue", "requeue"]
+    assert events_of(tmp_path)[-2:] == [("signal", 3), ("save", 3)]
 
 
 def test_a_training_that_has_diverged_is_given_up(tmp_path: Path) -> None:
