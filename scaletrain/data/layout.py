@@ -86,7 +86,7 @@ def best_fit(lengths: Integers, max_seq_len: int) -> Layout:
         First the full sequences of long documents, then the packed ones in the order in which they were begun. It
         depends on the lengths alone.
     """
-    full = np.maximum(0, lengths - 2) // max_seq_len * (lengths > max_seq_len + 1)
+    full = np.maximum(0, lengths - 2) // max_seq_len
     long_documents = np.repeat(np.arange(len(lengths)), full)
     chunks = np.arange(len(long_documents)) - np.repeat(np.cumsum(full) - full, full)
     rest = lengths - full * max_seq_len

@@ -185,7 +185,7 @@ def evaluation_sequences(dataset: SequenceDataset, most: int) -> list[int]:
 
     Args:
         dataset: The sequences; opened with one lane and a seed of its own, it is the same set for every run.
-        most: Sequences of the set; fewer where the sources hold fewer.
+        most: Sequences of the set, rounded up to equally many of each source; fewer where one holds fewer.
 
     Returns:
         Their indices.

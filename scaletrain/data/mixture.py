@@ -186,6 +186,6 @@ def weight_units(weights: Sequence[float]) -> list[int]:
     for index in sorted(range(len(units)), key=lambda index: (units[index] - shares[index], index)):
         if sum(units) >= available:
             break
-        units[index] += 1 if shares[index] else 0
+        units[index] += 1
     units[units.index(max(units))] -= sum(units) - available
     return units
