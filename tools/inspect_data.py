@@ -45,6 +45,7 @@ def parse(
     asked = [name for name, value in (("--step", step), ("--key", key), ("--verify", verify)) if value is not None]
     if len(asked) != 1:
         raise ConfigError(f"one of --step, --key and --verify must be given, not {' and '.join(asked) or 'none'}")
+    check_value("key", key)
     return Request(
         Path(run_dir),
         None if step is None else whole_number("step", step),
@@ -54,16 +55,25 @@ def parse(
     )
 
 
+def check_value(name: str, text: str | None) -> None:
+    if text == "True":  # fire's for a flag alone
+        raise ConfigError(f"--{name} needs a value")
+
+
 def whole_number(name: str, text: str) -> int:
+    check_value(name, text)
     if not text.isdecimal():
         raise ConfigError(f"--{name} {text} is not a whole number; give one, such as --{name} 100")
     return int(text)
 
 
 def steps_of(text: str) -> range:
+    check_value("verify", text)
     first, colon, behind = text.partition(":")
     if not (colon and first.isdecimal() and behind.isdecimal()):
         raise ConfigError(f"--verify {text} is no range of steps; give the first and the one behind the last: 1:101")
+    if int(first) >= int(behind):
+        raise ConfigError(f"--verify {text} holds no step; give the first and the one behind the last: 1:101")
     return range(int(first), int(behind))
 
 
@@ -75,7 +85,7 @@ def run(request: Request) -> int:
     if request.step is not None:
         print_step(history, request.step, request.characters)
     elif request.key is not None:
-        for use in history.uses(request.key):
+        for use in sorted(history.uses(request.key)):
             when = "used" if use.is_past else "will be used"
             print(
                 f"{when} in step {use.step}, sequence {use.sequence}: tokens {use.start}:{use.stop} of "
@@ -90,6 +100,8 @@ def print_step(history: "DataHistory", step: int, characters: int) -> None:  # t
     sequences = history.sequences(step)
     done = "" if step <= len(history.ends) else ", to come"
     print(f"step {step}{done}: sequences {sequences.start} to {sequences.stop - 1}, of {history.world_size} ranks")
+    if not done and not all(found.recorded == found.computed for found in history.verify(range(step, step + 1))):
+        print("the data is not what it was in the run: its checksum is another one")
     for (sequence, rank), pieces in groupby(history.pieces(step), key=lambda piece: (piece.sequence, piece.rank)):
         print(f"sequence {sequence}, rank {rank}")
         for piece in pieces:

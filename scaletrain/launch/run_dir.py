@@ -68,8 +68,8 @@ class RunDirectory:
         with _told_as_config_error(self.path):
             register_rank(self.path, attempt, rank)
 
-    def bind(self, identity: Identity) -> list[Change]:
-        """Checks that the folder belongs to this run, and remembers what the run is. For rank 0.
+    def compare(self, identity: Identity) -> list[Change]:
+        """Checks that the folder belongs to this run, and writes nothing.
 
         As long as nothing was trained there is nothing to protect: a first start that failed binds nobody.
 
@@ -80,13 +80,26 @@ class RunDirectory:
             What differs from the start before, and may.
 
         Raises:
+            ConfigError: The folder belongs to another run.
+        """
+        known = read_identity(self.path / "identity.json") if self.has_trained() else None
+        return changes(known, identity, self.path) if known else []
+
+    def bind(self, identity: Identity) -> list[Change]:
+        """Checks like ``compare``, and remembers what the run is. For rank 0.
+
+        Args:
+            identity: What this start is.
+
+        Returns:
+            What differs from the start before, and may.
+
+        Raises:
             ConfigError: The folder belongs to another run, or cannot be written.
         """
-        file = self.path / "identity.json"
         with _told_as_config_error(self.path):
-            known = read_identity(file) if self.has_trained() else None
-            found = changes(known, identity, self.path) if known else []
-            write_identity(file, identity)
+            found = self.compare(identity)
+            write_identity(self.path / "identity.json", identity)
         return found
 
     def has_trained(self) -> bool:

@@ -63,7 +63,7 @@ class Storage:
             with open(location, "rb") as stream:
                 content = stream.read(largest + 1)
         except OSError as error:
-            raise DataError(f"{what} {location} cannot be read: {error.strerror}.") from None
+            raise DataError(f"{what} {printable(location)} cannot be read: {error.strerror}.") from None
         if len(content) > largest:
             raise DataError(f"{what} {location} has more than {largest} bytes, which is too much for one.")
         return content

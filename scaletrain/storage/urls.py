@@ -18,6 +18,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # Names of query parameters, in lower case and without - and _, that hold a secret; and endings of such names.
 _SECRET_NAMES = {"auth", "authorization", "googleaccessid", "jwt", "passwd", "pwd", "sas", "secretkey", "sig"}
 _SECRET_ENDINGS = ("accesskey", "accesskeyid", "apikey", "credential", "password", "secret", "signature", "token")
+_HALF_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/)[^/@]+@")
 _PLAIN_WORD = re.compile(r"[\w./-]+")
 
 
@@ -86,7 +87,8 @@ def printable(location: str) -> str:
         first = words[0] if words and _PLAIN_WORD.fullmatch(words[0]) else ""
         return f"{PIPE}:{first} ..."
     if not scheme:
-        return location
+        # A URL that lacks a slash is taken for a path; what it hides stays hidden.
+        return _HALF_URL.sub(r"\1", location)
     host, slash, path = location.partition("://")[2].partition("/")
     if "?" in host or "#" in host:
         host, slash, path = re.split("[?#]", host, maxsplit=1)[0], "", ""

@@ -7,6 +7,8 @@ from scaletrain.config.schema import RunConfig
 from scaletrain.data.order import order_of
 from scaletrain.hardware.host import describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
+from scaletrain.launch.identity import identity_of
+from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
@@ -22,7 +24,7 @@ def print_plan(config: RunConfig, world_size: int) -> None:
         world_size: Ranks that the plan is for.
 
     Raises:
-        ConfigError: The tokenizer has more tokens than the model.
+        ConfigError: The tokenizer has more tokens than the model, or the run directory belongs to another run.
         DataError: The corpus cannot be used.
     """
     schedule = BatchSchedule.of(config.train)
@@ -49,7 +51,11 @@ def _corpus_lines(config: RunConfig) -> list[str]:
         return [f"{'corpus':<14} {config.data.corpus}, prepared in {config.data.corpus_dir} when the run starts"]
     corpora = open_corpora(config)
     check_corpora(config, corpora)
-    lines = []
+    identity = identity_of(config, corpora.first.tokenizer.sha256, corpora.fingerprint)
+    lines = [
+        f"{'changed':<14} {change.key}: {change.old} -> {change.new}"
+        for change in RunDirectory(config.run_dir).compare(identity)
+    ]
     for name, manifest in corpora.manifests.items():
         lines.append(f"{name:<14} {manifest.shown}: {manifest.source}")
         for split, total in manifest.totals.items():

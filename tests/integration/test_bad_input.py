@@ -129,6 +129,11 @@ def test_the_run_directory_of_another_model_is_left_alone(finished: TinyRun, new
     told = refused(run, ("--model.d_model", 64), ("model.d_model: 32 there, 64 here", "another run", "--run_dir"))
     assert "model.head_dim" in told  # all that differs, not the first thing only
     assert run.curve("train/loss") == before and run.verdicts(2) == ["user_error"]
+    # A plan finds it too, and writes nothing.
+    plan = run.alone("--dry_run", "--model.d_model", 64)
+    assert plan.returncode == 2 and "model.d_model: 32 there, 64 here" in plan.stdout
+    plan = run.alone("--dry_run", "--optim.lr", 1e-3)
+    assert plan.returncode == 0 and "changed        optim.lr: 0.003 -> 0.001" in plan.stdout
 
 
 def test_settings_of_deepspeed_leave_alone_what_the_run_decides(new_run: NewRun) -> None:

@@ -65,6 +65,7 @@ def test_a_remote_manifest_leads_neither_to_local_files_nor_above_its_host(path:
         ("pipe:curl -H 'Authorization: secret' https://host", "pipe:curl ..."),
         ("pipe:TOKEN=secret fetch x", "pipe: ..."),
         ("/data/x.tar", "/data/x.tar"),
+        ("https:/user:hunter22@host/x.tar", "https:/host/x.tar"),
     ],
 )
 def test_user_query_and_commands_are_not_shown(url: str, shown: str) -> None:

@@ -80,7 +80,7 @@ def test_a_key_is_listed_with_its_uses(run: DataRun, inspect: Inspect) -> None:
         if piece.key == key and piece.text is not None
     ]
     assert code == 0 and expected
-    assert sorted(out.splitlines()) == sorted(expected)
+    assert out.splitlines() == expected
 
 
 def test_steps_are_verified(run: DataRun, tmp_path: Path) -> None:
@@ -118,6 +118,8 @@ def test_a_changed_byte_is_reported(run: DataRun, inspect: Inspect) -> None:
         wrong = re.findall(r"^step \d: the run recorded [0-9a-f]{16}, the data gives [0-9a-f]{16}$", out, re.MULTILINE)
         assert 0 < len(wrong) < DONE
         assert out.splitlines()[len(wrong) :] == [f"{DONE - len(wrong)} of 6 steps are as recorded"]
+        steps = {step for step in range(1, DONE + 1) if "checksum is another one" in inspect("--step", step)[1]}
+        assert steps == {int(line.split()[1].rstrip(":")) for line in wrong}
     finally:
         path.write_bytes(kept)
 
@@ -132,7 +134,10 @@ def test_mistakes_are_told_with_exit_code_2(run: DataRun, inspect: Inspect, tmp_
         ("--key", "nobody"): "--key nobody: no document of the training data has it",
         ("--verify", "3"): "--verify 3 is no range of steps",
         ("--verify", "1:9"): "metrics.jsonl has the steps 1 to 6",
-        ("--verify", "5:5"): "metrics.jsonl has the steps 1 to 6",
+        ("--verify", "5:5"): "--verify 5:5 holds no step",
+        ("--verify",): "--verify needs a value",
+        ("--step",): "--step needs a value",
+        ("--key",): "--key needs a value",
     }
     for arguments, message in mistakes.items():
         code, out, err = inspect(*arguments)
