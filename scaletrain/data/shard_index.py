@@ -7,9 +7,10 @@ the tar's headers; what a header claims is checked before it is believed.
 
 import json
 import os
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from scaletrain.data.atomic import whole_file
 from scaletrain.data.manifest import NATIVE_FIELD, Content
-from scaletrain.data.stored_array import LARGEST_HEADER, parse_array_header
+from scaletrain.data.stored_array import LARGEST_HEADER, parse_array_header, read_arrays
 from scaletrain.data.tar_members import BLOCK, FOLDER, PLAIN_FILE, Member, split_name, walk_members
 from scaletrain.errors import DataError
 
@@ -30,8 +31,12 @@ FACTS_FIELD = "json"
 _VERSION = 2
 _COLUMNS = ("offsets", "sizes", "n_tokens", "n_bytes")
 _FACTS = ("size", "checksum", "edges", "dtype")
+_KEYS = ("keys", "key_ends")
+_DTYPES = ("uint16", "uint32")
 _EDGE_BYTES = 4096
-_LARGEST_FACTS = 1 << 20
+_LARGEST_FACTS = 1 << 20  # bytes of a document's JSON
+_LONGEST_FACT = 4096  # characters of a text in an index
+_LARGEST_TEXT = 1 << 40  # bytes; more than any tar holds, and far from where sums would wrap around
 _REMEDY = "Copy the shard again from where it came, or build the corpus again with tools/make_shards.py."
 
 
@@ -102,7 +107,7 @@ class ShardIndex:
         Raises:
             DataError: It is missing or damaged.
         """
-        return _read(source, shown, cls._of_stored)
+        return _read(source, shown, (*_COLUMNS, *_FACTS, "content"), cls._of_stored)
 
     @staticmethod
     def read_keys(source: Path | BinaryIO, shown: str | None = None, descriptor: int | None = None) -> list[str]:
@@ -119,7 +124,7 @@ class ShardIndex:
         Raises:
             DataError: The index is missing or damaged, or has no keys and no tar is given.
         """
-        found = _read(source, shown, _stored_keys)
+        found = _read(source, shown, (*_KEYS, "offsets"), _stored_keys)
         if isinstance(found, list):
             return found
         name = shown or str(source)
@@ -128,14 +133,16 @@ class ShardIndex:
         return _keys_of_headers(descriptor, found, name)
 
     @classmethod
-    def _of_stored(cls, stored: Any) -> "ShardIndex":
-        columns = {name: stored[name].astype(np.int64) for name in _COLUMNS if name in stored}
-        facts = {name: stored[name].item() for name in _FACTS}
-        if int(stored["version"]) == 1:
+    def _of_stored(cls, stored: Mapping[str, NDArray[Any]], version: int) -> "ShardIndex":
+        columns: dict[str, Any] = {name: _column(stored, name) for name in _COLUMNS if name in stored}
+        facts: dict[str, Any] = {name: _fact(stored, name) for name in _FACTS}
+        if not isinstance(facts["size"], int) or facts["dtype"] not in _DTYPES:
+            raise ValueError(f"its size is {facts['size']!r} and its dtype {facts['dtype']!r}")
+        if version == 1:
             columns["sizes"] = columns["n_tokens"] * np.dtype(facts["dtype"]).itemsize
         else:
-            facts["content"] = Content.model_validate_json(stored["content"].item())
-        if len({array.shape for array in columns.values()}) != 1 or columns["offsets"].ndim != 1:
+            facts["content"] = Content.model_validate_json(_fact(stored, "content"))
+        if len({len(column) for column in columns.values()}) != 1:
             raise ValueError("its columns differ in length")
         return cls(**columns, **facts)
 
@@ -239,39 +246,49 @@ def file_checksum(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _read(source: Path | BinaryIO, shown: str | None, take: Callable[[Any], Taken]) -> Taken:
+def _read(
+    source: Path | BinaryIO,
+    shown: str | None,
+    names: Sequence[str],
+    take: Callable[[Mapping[str, NDArray[Any]], int], Taken],
+) -> Taken:
     name = shown or str(source)
     try:
-        with np.load(source, allow_pickle=False) as stored:
-            if int(stored["version"]) not in (1, _VERSION):
-                raise ValueError(f"its version is {int(stored['version'])}, this program reads 1 to {_VERSION}")
-            # Written without compression: whatever it holds is no larger than the file.
-            if any(part.compress_type != zipfile.ZIP_STORED for part in stored.zip.infolist()):
-                raise ValueError("it is compressed")
-            return take(stored)
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+            stored = read_arrays(stream, ("version", *names))
+        version = _fact(stored, "version")
+        if version not in (1, _VERSION):
+            raise ValueError(f"its version is {version!r}, this program reads 1 to {_VERSION}")
+        return take(stored, version)
     except FileNotFoundError:
         raise DataError(f"The index {name} is missing. {_REMEDY}") from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        MemoryError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise DataError(f"The index {name} cannot be read: {error}. {_REMEDY}") from None
+    except Exception as error:  # of damage zipfile, numpy and Python's parser tell in a dozen ways
+        raise DataError(f"The index {name} cannot be read: {str(error)[:200]}. {_REMEDY}") from None
 
 
-def _stored_keys(stored: Any) -> list[str] | NDArray[np.int64]:
+def _column(stored: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.int64]:
+    column = stored[name]
+    if column.dtype != np.int64 or column.ndim != 1:
+        raise ValueError(f"{name} has shape {column.shape} and type {column.dtype}, not one dimension of int64")
+    return column
+
+
+def _fact(stored: Mapping[str, NDArray[Any]], name: str) -> Any:
+    fact = stored[name]
+    if fact.shape or fact.dtype.itemsize > 4 * _LONGEST_FACT:
+        raise ValueError(f"{name} has shape {fact.shape} and {fact.nbytes} bytes")
+    return fact.item()
+
+
+def _stored_keys(stored: Mapping[str, NDArray[Any]], version: int) -> list[str] | NDArray[np.int64]:
     """The keys, or where there are none the offsets of the documents."""
-    if int(stored["version"]) == 1:
-        return np.asarray(stored["offsets"].astype(np.int64))
-    content, ends = stored["keys"].tobytes(), stored["key_ends"].astype(np.int64).tolist()
-    if sorted(ends) != ends or ends[-1:] != [len(content)] or len(ends) != len(stored["offsets"]):
+    offsets = _column(stored, "offsets")
+    if version == 1:
+        return offsets
+    content, ends = stored["keys"].tobytes(), [0, *_column(stored, "key_ends").tolist()]
+    if sorted(ends) != ends or ends[-1] != len(content) or len(ends) != len(offsets) + 1:
         raise ValueError("its keys are not those of its documents")
-    return [content[a:b].decode("utf-8", "surrogateescape") for a, b in zip([0, *ends], ends, strict=False)]
+    return [content[a:b].decode("utf-8", "surrogateescape") for a, b in pairwise(ends)]
 
 
 def _keys_of_headers(descriptor: int, offsets: NDArray[np.int64], shown: str) -> list[str]:
@@ -280,8 +297,8 @@ def _keys_of_headers(descriptor: int, offsets: NDArray[np.int64], shown: str) ->
     places = np.searchsorted([member.offset for member in members], offsets, side="right") - 1
     keys = []
     for place, offset in zip(places.tolist(), offsets.tolist(), strict=True):
-        sample = split_name(members[place].name)
-        if place < 0 or sample is None or offset > members[place].offset + members[place].size:
+        sample = split_name(members[place].name) if place >= 0 else None
+        if sample is None or offset > members[place].offset + members[place].size:
             raise DataError(f"The index {shown} names byte {offset}, where its shard has no document. {_REMEDY}")
         keys.append(sample[0])
     return keys
@@ -300,13 +317,13 @@ def _text_bytes(descriptor: int, member: Member, shown: str) -> int:
         if member.size > _LARGEST_FACTS:
             raise ValueError
         n_bytes = json.loads(os.pread(descriptor, member.size, member.offset))["bytes"]
-        if not isinstance(n_bytes, int) or n_bytes < 0:
+        if type(n_bytes) is not int or not 0 <= n_bytes < _LARGEST_TEXT:  # True is an int too
             raise ValueError
         return n_bytes
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
-            f"{shown}: {member.name} must be a short JSON object in which 'bytes' is the length of the text in bytes. "
-            f"{_REMEDY}"
+            f"{shown}: {member.name} must be a short JSON object in which 'bytes' is the length of the text in bytes, "
+            f"below {_LARGEST_TEXT:,}. {_REMEDY}"
         ) from None
 
 

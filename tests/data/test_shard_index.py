@@ -1,6 +1,9 @@
 import io
+import struct
 import tarfile
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,9 @@ def test_an_index_of_version_1_is_read_and_its_keys_come_from_the_tar(tmp_path: 
         ([("a.json", b"{}"), ("a.tokens.npy", GOOD)], "length of the text"),
         ([("a.json", b'{"bytes": -1}'), ("a.tokens.npy", GOOD)], "length of the text"),
         ([("a.json", b"[" * 100_000), ("a.tokens.npy", GOOD)], "length of the text"),
+        ([("a.json", b'{"bytes": true}'), ("a.tokens.npy", GOOD)], "length of the text"),
+        ([("a.json", b'{"bytes": 1' + b"0" * 30 + b"}"), ("a.tokens.npy", GOOD)], "below 1,099,511,627,776"),
+        ([("a.json", b'{"bytes": 4611686018427387904}'), ("a.tokens.npy", GOOD)], "length of the text"),
         ([("a.json", FACTS), ("a.tokens.npy", stored(np.zeros((2, 2), np.uint16)))], "one dimension"),
         ([("a.json", FACTS), ("a.tokens.npy", stored(np.zeros(2, np.int64)))], "one dimension"),
         ([("a.json", FACTS), ("a.tokens.npy", stored(np.array([{}], dtype=object)))], "one dimension"),
@@ -118,32 +124,6 @@ def test_links_are_refused_in_shards_of_our_own(tmp_path: Path) -> None:
         index_shard(path)
 
 
-def test_an_index_of_a_stranger_takes_no_more_memory_than_its_file(tmp_path: Path) -> None:
-    path, _ = make_shard(tmp_path / "a.tar")
-    index_shard(path).write(index_path(path))
-    with np.load(index_path(path)) as archive:
-        columns = dict(archive)
-    bomb = tmp_path / "bomb.npz"
-    np.savez_compressed(bomb, **{**columns, "offsets": np.zeros(10**6, np.int64)})
-    with pytest.raises(DataError, match=r"bomb\.npz cannot be read: it is compressed"):
-        ShardIndex.read(bomb)
-    np.savez(bomb, **{**columns, "offsets": np.array([{}], dtype=object)})
-    with pytest.raises(DataError, match="cannot be read"):
-        ShardIndex.read(bomb)
-    # A header that claims 10^12 numbers, with none behind it.
-    with zipfile.ZipFile(bomb, "w") as archive:
-        for name, column in columns.items():
-            claim = stored(np.asarray(column))
-            if name == "offsets":
-                claim = claim[:128].replace(b"(3,)        ", b"(%d,)" % 10**9)
-            archive.writestr(f"{name}.npy", claim)
-    with pytest.raises(DataError, match="cannot be read"):
-        ShardIndex.read(bomb)
-    np.savez(bomb, **{**columns, "key_ends": columns["key_ends"] + 1})
-    with pytest.raises(DataError, match="keys are not those of its documents"):
-        ShardIndex.read_keys(bomb)
-
-
 @pytest.fixture(scope="module")
 def index_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path, _ = make_shard(tmp_path_factory.mktemp("index") / "a.tar")
@@ -151,7 +131,88 @@ def index_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return index_path(path).read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+def zipped(
+    arrays: dict[str, Any],
+    compression: int = zipfile.ZIP_STORED,
+    claim: str = "",
+    copies: int = 0,
+    comment: bytes = b"",
+) -> bytes:
+    """An index as somebody else may have put it together."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, array in arrays.items():
+            content = stored(np.asarray(array))
+            if name == "offsets" and claim:
+                content = content.replace(b"(3,), }".ljust(len(claim) + 3), claim.encode() + b", }")
+            archive.writestr(f"{name}.npy", content)
+        for number in range(copies):
+            archive.writestr(f"{number}.npy", b"")
+        archive.comment = comment
+    return stream.getvalue()
+
+
+def claims_more(content: bytes) -> bytes:
+    """The list of parts says that the first has 2 GiB."""
+    place = content.index(b"PK\1\2")
+    return content[: place + 20] + struct.pack("<II", 2**31 - 1, 2**31 - 1) + content[place + 28 :]
+
+
+def encrypted(content: bytes) -> bytes:
+    place = content.index(b"PK\1\2")
+    return content[: place + 8] + b"\1" + content[place + 9 :]
+
+
+BOMB = np.zeros(8_000_000, np.int8)
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (lambda arrays: zipped({**arrays, "version": BOMB}, zipfile.ZIP_DEFLATED), "it is compressed"),
+        (lambda arrays: zipped({**arrays, "offsets": BOMB}, zipfile.ZIP_LZMA), "it is compressed"),
+        (lambda arrays: encrypted(zipped(arrays)), "compressed or encrypted"),
+        (lambda arrays: claims_more(zipped(arrays)), "claims more than it holds"),
+        (lambda arrays: zipped(arrays, claim="(999999999999,)"), "offsets has shape"),
+        (lambda arrays: zipped(arrays, claim="(-1,)"), "offsets has shape"),
+        (lambda arrays: zipped(arrays, copies=100), "no zip file with a short list"),
+        (lambda arrays: zipped(arrays, comment=b"x"), "no zip file with a short list"),
+        (lambda arrays: zipped({**arrays, "offsets": np.array([{}], dtype=object)}), "offsets has"),
+        (lambda arrays: zipped({**arrays, "offsets": arrays["offsets"].astype(np.uint64)}), "not one dimension of int"),
+        (lambda arrays: zipped({**arrays, "offsets": arrays["offsets"].reshape(1, 3)}), "not one dimension of int64"),
+        (lambda arrays: zipped({**arrays, "n_bytes": arrays["n_bytes"][:2]}), "columns differ in length"),
+        (lambda arrays: zipped({**arrays, "checksum": "x" * 10_000}), "checksum has shape"),
+        (lambda arrays: zipped({**arrays, "size": "x"}), "its size is 'x'"),
+        (lambda arrays: zipped({**arrays, "dtype": "O"}), "its dtype 'O'"),
+        (lambda arrays: zipped({**arrays, "version": 3}), "its version is 3"),
+        (lambda arrays: zipped({**arrays, "key_ends": arrays["key_ends"] + 1}), "keys are not those"),
+        (lambda arrays: zipped({**arrays, "key_ends": arrays["key_ends"] - 9}), "keys are not those"),
+    ],
+)
+def test_an_index_of_a_stranger_takes_no_more_memory_than_its_file(
+    index_bytes: bytes, forge: Callable[[dict[str, Any]], bytes], message: str
+) -> None:
+    with np.load(io.BytesIO(index_bytes)) as archive:
+        forged = forge(dict(archive))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"The index forged cannot be read: .*{message}"):
+        for read in (ShardIndex.read, ShardIndex.read_keys):
+            read(io.BytesIO(forged), "forged")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_keys_of_an_index_of_version_1_that_is_another_shards_are_refused(tmp_path: Path) -> None:
+    path, _ = make_shard(tmp_path / "a.tar")
+    made = index_shard(path)
+    np.savez(index_path(path), version=1, offsets=made.offsets)
+    empty = make_tar(tmp_path / "empty.tar", [])
+    with empty.open("rb") as stream, pytest.raises(DataError, match="where its shard has no document"):
+        ShardIndex.read_keys(index_path(path), descriptor=stream.fileno())
+
+
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_damaged_index_is_told(index_bytes: bytes, data: st.DataObject) -> None:
     content = bytearray(index_bytes)
