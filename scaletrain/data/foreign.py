@@ -22,12 +22,17 @@ from tokenizers import Tokenizer
 
 from scaletrain.data.manifest import Content
 from scaletrain.data.stored_array import LARGEST_HEADER, parse_array_header
-from scaletrain.data.tokenizer import Borders, token_byte_lengths
+from scaletrain.data.tokenizer import Borders, token_byte_lengths, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
 
-# Bytes of a member when decompressed. Encoding takes about 75 times the bytes of the text, a JSON of brackets 25 times.
+# Bytes of a member when decompressed. Encoding takes up to 300 times the bytes of a text, a JSON of brackets 25 times.
 _LARGEST = {"txt": 16 << 20, "json": 32 << 20, "npy": 256 << 20}
 _LARGEST_TEXT = _LARGEST["txt"]
+_MOST_DECOMPRESSED = 1032  # bytes that deflate makes of one
+_MOST_GROWTH = (
+    16  # bytes of text out of one: a byte that is no UTF-8 becomes three, a ligature by NFKC eleven times three
+)
+_MOST_BORDERS = 3  # tokens beside those of the bytes: where a document begins and ends, a space before the first word
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -95,6 +100,24 @@ def fits(field: str, content: Content) -> bool:
     return field == content.field or any(fnmatch.fnmatchcase(name, content.field) for name in (field, f".{field}"))
 
 
+def most_tokens(content: Content, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bounds the tokens of documents by the bytes of their members: in a byte-level tokenizer each stands for a byte.
+
+    Args:
+        content: What a document is.
+        sizes: Bytes of the members (documents,), int64, 0 or more.
+
+    Returns:
+        The most tokens that each can give (documents,), int64.
+    """
+    kind = kind_of(content)
+    largest = _LARGEST.get(kind or "", 0) + LARGEST_HEADER
+    held = np.minimum(sizes, largest)  # before it is multiplied, so that nothing wraps around
+    if content.field.endswith(".gz"):
+        held = np.minimum(held * _MOST_DECOMPRESSED, largest)
+    return np.asarray(held * (1 if kind == "npy" else _MOST_GROWTH) + _MOST_BORDERS)
+
+
 class DocumentDecoder:
     """Turns members of a tar into tokens. It keeps no state, so that a fork or a copy of it decodes the same."""
 
@@ -123,6 +146,11 @@ class DocumentDecoder:
             raise DataError(
                 f"The corpus has documents in field {content.field!r} with key {content.key!r}; only txt, json with a "
                 "key, and npy are read. Index the shards again with tools/make_shards.py index."
+            )
+        if vocabulary_rows(tokenizer) != vocab_size:
+            raise DataError(
+                f"The tokenizer needs {vocabulary_rows(tokenizer)} rows, the manifest's vocab_size is {vocab_size}. "
+                "Index the shards again with tools/make_shards.py index."
             )
         if (json.loads(tokenizer.to_str()).get("model") or {}).get("dropout"):
             raise DataError(
@@ -196,10 +224,13 @@ class DocumentDecoder:
     def _of_text(self, text: str, shown: str) -> Decoded:
         if not text:
             raise UnusableDocument("empty", f"{shown} is empty.", is_absent=True)
+        n_bytes = len(text.encode())
+        if n_bytes > _LARGEST_TEXT:  # a replaced byte takes three
+            raise self._too_large(shown)
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         before = [] if self._borders.bos_id is None else [self._borders.bos_id]
         tokens = np.array([*before, *encoding.ids, self._borders.eos_id], dtype=self._dtype)
-        return Decoded(tokens, len(text.encode()))
+        return Decoded(tokens, n_bytes)
 
     def _text(self, raw: bytes, shown: str) -> str:
         if len(raw) > _LARGEST_TEXT:
@@ -209,7 +240,8 @@ class DocumentDecoder:
     def _text_in_json(self, raw: bytes, shown: str) -> str:
         key = self._content.key
         try:
-            record = json.loads(raw)
+            # Given bytes, json would guess between five encodings, and let through surrogates that no UTF-8 has.
+            record = json.loads(raw.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UnusableDocument("not JSON", f"{shown} is not JSON: {str(error)[:200]}.") from None
         text = record.get(key) if isinstance(record, dict) else None
@@ -223,10 +255,7 @@ class DocumentDecoder:
         if not isinstance(text, str):
             raise UnusableDocument("not text", f"{shown} has a {type(text).__name__} in {key!r}, not text.")
         # Half of a surrogate pair is valid JSON and no valid text.
-        text = _SURROGATES.sub("\ufffd", text)
-        if len(text.encode()) > _LARGEST_TEXT:
-            raise self._too_large(shown)
-        return text
+        return _SURROGATES.sub("\ufffd", text)
 
     def _of_array(self, raw: bytes, shown: str) -> Decoded:
         try:

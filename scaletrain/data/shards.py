@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletrain.data.foreign import DocumentDecoder
-from scaletrain.data.lru import LastUsed
+from scaletrain.data.foreign import DocumentDecoder, most_tokens
+from scaletrain.data.lru import LastUsed, LastUsedArrays
 from scaletrain.data.manifest import NATIVE_FIELD, Manifest, ShardEntry, check_size
 from scaletrain.data.packing import Row
 from scaletrain.data.shard_index import ShardIndex, edge_checksum
@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 _REMEDY = "Copy shard and index again from where they came, or build the corpus again with tools/make_shards.py."
 _LARGEST_INDEX = 1 << 30
-_MOST_DECODED = 256  # documents of decoded shards that are held; one for each lane is in use
+# Of decoded documents that are held: those of a lane's window come back, one after the other or shuffled by packing.
+_DECODED_BYTES = 1 << 28
 _MOST_OPEN = 4096  # a window of eight shards for each of 512 lanes
 _OTHERS_LOOKED_AT = 3
 _MOST_CHECKED = 1000  # shards opened before a run; each costs about a millisecond
@@ -85,12 +86,12 @@ class ShardReader:
         self._keys: LastUsed[int, Sequence[str]] = LastUsed(self.max_open)
         self._is_native = manifest.content.field == NATIVE_FIELD
         self._decoder: DocumentDecoder | None = None
-        self._documents: LastUsed[tuple[int, int], NDArray[np.unsignedinteger]] = LastUsed(_MOST_DECODED)
+        self._documents: LastUsedArrays[tuple[int, int]] = LastUsedArrays(_DECODED_BYTES)
         self.is_remote = any(is_remote(manifest.locate(shard.path)) for shard in self.shards)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files do not travel to another process; it opens its own.
-        return {**self.__dict__, "_open": LastUsed(self.max_open), "_documents": LastUsed(_MOST_DECODED)}
+        return {**self.__dict__, "_open": LastUsed(self.max_open), "_documents": LastUsedArrays(_DECODED_BYTES)}
 
     def find_bad(self) -> Iterator[BadShardError]:
         """Opens shards, so that a damaged one is found before the run begins and not in its middle.
@@ -274,7 +275,10 @@ class ShardReader:
             raise
         except DataError as error:
             raise self._bad(shard, error) from None
-        found = edge_checksum(stream.fileno(), int(index.offsets[0]), int(index.offsets[-1]))
+        try:
+            found = edge_checksum(stream.fileno(), int(index.offsets[0]), int(index.offsets[-1]))
+        except OSError as error:
+            raise self._bad(shard, f"Shard {shown} cannot be read: {error.strerror}. {_REMEDY}") from None
         if found != index.edges:
             raise self._bad(
                 shard,
@@ -322,7 +326,8 @@ class ShardReader:
             "size": (index.size, entry.size),
             "checksum": (index.checksum, entry.checksum),
             "documents": (len(index.offsets), entry.documents),
-            "tokens": (int(index.n_tokens.sum()), entry.tokens),
+            "tokens": (_total(index.n_tokens), entry.tokens),
+            "bytes": (_total(index.n_bytes), entry.bytes),
         }
         if self._is_native:
             facts["dtype"] = (index.dtype, self.dtype.name)
@@ -332,11 +337,27 @@ class ShardReader:
                     f"{path} is not the index of {entry.path}: its {name} is {found}, the manifest says {expected}. "
                     f"{_REMEDY}"
                 )
-        ends = index.offsets + index.sizes
-        if not len(ends) or min(int(column.min()) for column in (index.offsets, index.sizes, index.n_tokens)) < 0:
-            raise DataError(f"{path} names negative places. {_REMEDY}")
-        if int(ends.max()) > index.size:
+        columns = (index.offsets, index.sizes, index.n_tokens, index.n_bytes)
+        if not entry.documents or min(int(column.min()) for column in columns) < 0:
+            raise DataError(f"{path} names negative places or numbers, or none. {_REMEDY}")
+        if (index.sizes > index.size - index.offsets).any():  # the sum could wrap around
             raise DataError(f"{path} names places outside of {entry.path}, of {index.size} bytes. {_REMEDY}")
+        if self._is_native:
+            counts, rest = np.divmod(index.sizes, self.dtype.itemsize)
+            is_possible = (counts == index.n_tokens) & (rest == 0)
+        else:
+            is_possible = index.n_tokens <= most_tokens(self.manifest.content, index.sizes)
+        if not is_possible.all():
+            document = int(is_possible.argmin())
+            raise DataError(
+                f"{path} says that document {document} of {entry.path} gives {index.n_tokens[document]} tokens, which "
+                f"its {index.sizes[document]} bytes cannot. {_REMEDY}"
+            )
+
+
+def _total(column: NDArray[np.int64]) -> int:
+    """Sum that does not wrap around."""
+    return (int((column >> 32).sum()) << 32) + int((column & 0xFFFFFFFF).sum())
 
 
 def _most_open() -> int:

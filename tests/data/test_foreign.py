@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from scaletrain.data.foreign import Decoded, DocumentDecoder, UnusableDocument, content_of, fits
+from scaletrain.data.foreign import Decoded, DocumentDecoder, UnusableDocument, content_of, fits, most_tokens
 from scaletrain.data.manifest import Content
 from scaletrain.data.tokenizer import find_borders, load_tokenizer, train_byte_level_bpe, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
@@ -70,6 +70,27 @@ def test_a_tokenizer_that_begins_documents_does_so_with_text_and_not_with_ready_
 def test_bytes_that_are_no_text_are_replaced() -> None:
     assert decode(b"a\xffb", "txt").tokens.tolist() == decode("a\ufffdb".encode(), "txt").tokens.tolist()
     assert decode(b'{"t": "a\\ud800b"}', "json", "t").n_bytes == 5
+    # A byte order mark is one of a file, and text where a file is text, as in webdataset.
+    assert decode('\ufeff{"t": "ab"}'.encode(), "json", "t").n_bytes == 2
+    assert decode("\ufeffab".encode(), "txt").n_bytes == 5
+
+
+@pytest.mark.parametrize("field", ["txt", "txt.gz", "json.gz", "npy", "npy.gz"])
+def test_no_document_gives_more_tokens_than_its_bytes_can(field: str) -> None:
+    for raw in (b"", b"\xff" * 1000, b"ab" * 1000):
+        if "npy" in field:
+            raw = stored(np.frombuffer(raw, np.uint8).view(np.int8) & 1)
+        elif "json" in field:
+            raw = json.dumps({"text": raw.decode("latin-1")}).encode()
+        packed = gzip.compress(raw) if "gz" in field else raw
+        content = content_of(field, "text" if "json" in field else None)
+        try:
+            tokens = decode(packed, field, content.key).tokens
+        except UnusableDocument:
+            continue
+        assert len(tokens) <= most_tokens(content, np.array([len(packed)])).item()
+    sizes = np.array([0, 2**63 - 1])
+    assert most_tokens(content_of("txt.gz"), sizes).tolist() == [3, 16 * (2**24 + 512) + 3]
 
 
 def bomb(size: int) -> bytes:
@@ -88,6 +109,10 @@ def bomb(size: int) -> bytes:
         (b"[" * 1_000_000, "json", "not JSON"),
         (b'{"text": ' + b"1" * 100_000 + b"}", "json", "not JSON"),
         (b'{"text": "\xff"}', "json", "not JSON"),
+        (b'{"text": "\xed\xa0\x80"}', "json", "not JSON"),
+        ('{"text": "x"}'.encode("utf-16"), "json", "not JSON"),
+        ('{"text": "x"}'.encode("utf-32-le"), "json", "not JSON"),
+        (b"\xff" * (6 << 20), "txt", "larger than 16 MiB"),
         (b'{"body": "x"}', "json", "without 'text' in its JSON"),
         (b'["x"]', "json", "without 'text' in its JSON"),
         (b'{"text": 5}', "json", "not text"),
@@ -161,6 +186,8 @@ def test_a_manifest_that_asks_for_what_is_not_read_is_refused(tmp_path: Any) -> 
         decoder(Content(field="pkl"))
     spec = json.loads(TOKENIZER.to_str())
     spec["model"]["dropout"] = 0.1
+    with pytest.raises(DataError, match=rf"needs {vocabulary_rows(TOKENIZER)} rows, the manifest's vocab_size is 9"):
+        DocumentDecoder(content_of("txt"), TOKENIZER, find_borders(TOKENIZER), np.dtype(np.uint16), 9)
     (tmp_path / "t.json").write_text(json.dumps(spec))
     with pytest.raises(DataError, match="drops merges at random"):
         decoder(content_of("txt"), load_tokenizer(tmp_path / "t.json"))

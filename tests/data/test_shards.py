@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 import pickle
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaletrain.data.manifest import Manifest
+from scaletrain.data.manifest import Content, Manifest, ShardEntry
 from scaletrain.data.shard_index import ShardIndex, index_path, index_shard
 from scaletrain.data.shards import ShardReader
-from scaletrain.errors import DataError
+from scaletrain.errors import BadShardError, DataError
+from scaletrain.storage.storage import Storage
 
 
 def documents_by_tarfile(path: Path) -> list[np.ndarray]:
@@ -106,3 +108,70 @@ def test_an_index_that_points_outside_is_refused(build_small: Any, tmp_path: Pat
     np.savez(path, **columns)
     with pytest.raises(DataError, match="names places outside"):
         ShardReader(manifest, "train").check()
+
+
+def forged(manifest: Manifest, content: Content, **columns: tuple[int, int]) -> ShardReader:
+    """A corpus of one shard, in whose index the last document has other numbers; the manifest goes along with them."""
+    entry = manifest.splits["train"][0]
+    path = Path(manifest.locate(entry.path))
+    index = dataclasses.replace(index_shard(path), content=content)
+    for name, (document, number) in columns.items():
+        column = getattr(index, name).copy()
+        column[document] = number
+        index = dataclasses.replace(index, **{name: column})
+    index.write(index_path(path))
+    sums = {"tokens": sum(index.n_tokens.tolist()), "bytes": sum(index.n_bytes.tolist())}
+    same = ShardEntry.model_construct(**{**dict(entry), **sums})
+    return ShardReader(manifest.model_copy(update={"content": content, "splits": {"train": (same,)}}), "train")
+
+
+TXT, GZIP, NPY = Content(field="txt"), Content(field="txt.gz"), Content(field="npy")
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        (Content(), {"n_tokens": (1, 2**40)}, r"document 1 of train-000000\.tar gives 1099511627776 tokens, which its"),
+        (Content(), {"n_tokens": (1, 1)}, "gives 1 tokens, which its"),
+        (Content(), {"sizes": (1, 3), "n_tokens": (1, 1)}, "its 3 bytes cannot"),
+        (Content(), {"n_tokens": (0, -1)}, "negative"),
+        (Content(), {"n_bytes": (0, -1)}, "negative"),
+        (Content(), {"offsets": (-1, 2**63 - 1)}, "places outside"),
+        (Content(), {"sizes": (-1, 2**63 - 1)}, "places outside"),
+        (TXT, {"n_tokens": (1, 2**20)}, "gives 1048576 tokens"),
+        (GZIP, {"sizes": (1, 100), "n_tokens": (1, 16 * 103_200 + 4)}, "gives 1651204 tokens"),
+        (GZIP, {"sizes": (1, 100), "n_tokens": (1, 16 * 103_200 + 3)}, ""),
+        (NPY, {"sizes": (1, 100), "n_tokens": (1, 104)}, "gives 104 tokens"),
+    ],
+)
+def test_counts_that_no_bytes_stand_for_are_refused(
+    build_small: Any, tmp_path: Path, content: Content, columns: dict[str, tuple[int, int]], message: str
+) -> None:
+    reader = forged(build_small(tmp_path), content, **columns)
+    if not message:
+        reader.check()
+        return
+    with pytest.raises(BadShardError, match=message):
+        reader.check()
+
+
+def test_sums_that_the_manifest_does_not_have_are_refused(build_small: Any, tmp_path: Path) -> None:
+    reader = forged(build_small(tmp_path), Content(), n_bytes=(0, 2**63 - 1))
+    reader.check()
+    entry = reader.shards[0]
+    assert entry.bytes > 2**63  # which no int64 holds
+    reader.shards = (entry.model_copy(update={"bytes": entry.bytes - 1}),)
+    with pytest.raises(BadShardError, match=rf"its bytes is {entry.bytes}, the manifest says {entry.bytes - 1}"):
+        reader.check()
+
+
+class _Unreadable(Storage):
+    """Opens shards so that they cannot be read, as a disk may that has an error."""
+
+    def open(self, location: str, size: int, checksum: str) -> io.FileIO:
+        return io.FileIO(location, "ab")
+
+
+def test_a_shard_that_cannot_be_read_is_named(corpus: Manifest) -> None:
+    with pytest.raises(BadShardError, match=r"train-000000\.tar cannot be read: Bad file descriptor"):
+        ShardReader(corpus, "train", _Unreadable()).check()
