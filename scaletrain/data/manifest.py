@@ -5,12 +5,13 @@ import gc
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaletrain.data.atomic import whole_file
 from scaletrain.errors import DataError
@@ -22,18 +23,32 @@ FILE_NAME = "manifest.json"
 NATIVE_FIELD = "tokens.npy"
 _LARGEST_MANIFEST = 1 << 30
 _LARGEST_TOKENIZER = 1 << 28
+_LARGEST_INDEX = 1 << 30
+_LARGEST_SUM = 1 << 62  # far from what int64 holds
+_UNFIT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
+
+
+def is_fit_for_manifest(path: str) -> bool:
+    """Whether a path or URL can be written down: no control characters, and no bytes that are not UTF-8."""
+    return not _UNFIT.search(path)
 
 
 def _inside_folder(path: str) -> str:
     """A manifest may come from a stranger: what it names beside itself lies in its own folder."""
-    if not path.strip("./") or path.startswith("/") or ":" in path or ".." in path.split("/"):
-        raise ValueError("must be a path inside the manifest's folder")
+    if (
+        not is_fit_for_manifest(path)
+        or not path.strip("./")
+        or path.startswith("/")
+        or ":" in path
+        or ".." in path.split("/")
+    ):
+        raise ValueError("must be a path inside the manifest's folder, without control characters")
     return path
 
 
 def _shard_location(path: str) -> str:
     """Shards made elsewhere stay where they are; whether a URL may be opened is for the storage to say."""
-    return path if is_remote(path) or path.startswith("/") else _inside_folder(path)
+    return path if is_fit_for_manifest(path) and (is_remote(path) or path.startswith("/")) else _inside_folder(path)
 
 
 InnerPath = Annotated[str, AfterValidator(_inside_folder)]
@@ -61,13 +76,21 @@ class TokenizerEntry(_Record):
     eos_id: int = Field(ge=0)
     bos_id: int | None = Field(None, ge=0)
 
+    @model_validator(mode="after")
+    def _check_borders(self) -> "TokenizerEntry":
+        if max(self.eos_id, self.bos_id or 0) >= self.vocab_size:
+            raise ValueError(
+                f"eos_id {self.eos_id} and bos_id {self.bos_id} must be below vocab_size {self.vocab_size}"
+            )
+        return self
+
 
 class Totals(_Record):
     """Documents, tokens (with those that mark borders) and bytes of text in UTF-8."""
 
-    documents: int = Field(ge=0)
-    tokens: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    documents: int = Field(ge=0, lt=_LARGEST_SUM)
+    tokens: int = Field(ge=0, lt=_LARGEST_SUM)
+    bytes: int = Field(ge=0, lt=_LARGEST_SUM)
 
 
 class ShardEntry(Totals):
@@ -84,10 +107,10 @@ class ShardEntry(Totals):
     """
 
     path: ShardPath
-    size: int = Field(ge=1)
+    size: int = Field(ge=1, lt=_LARGEST_SUM)
     checksum: str
     index: InnerPath | None = None
-    index_size: int | None = Field(None, ge=1)
+    index_size: int | None = Field(None, ge=1, le=_LARGEST_INDEX)
     index_checksum: str | None = None
     # Not {}: pydantic would copy it deeply for each of a hundred thousand shards.
     packed: Mapping[int, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
@@ -126,6 +149,15 @@ class Manifest(_Record):
     content: Content = Content()
     splits: Mapping[str, tuple[ShardEntry, ...]]
     totals: Mapping[str, Totals]
+
+    @model_validator(mode="after")
+    def _check_dtype(self) -> "Manifest":
+        largest = int(np.iinfo(self.dtype).max) + 1
+        if self.tokenizer.vocab_size > largest:
+            raise ValueError(
+                f"vocab_size {self.tokenizer.vocab_size} must be at most {largest}, as dtype is {self.dtype}"
+            )
+        return self
 
     @classmethod
     def open(cls, location: str | Path, storage: Storage | None = None, shards_may_lack: bool = False) -> "Manifest":
@@ -269,7 +301,8 @@ class Manifest(_Record):
 
 def totals_of(shards: tuple[ShardEntry, ...]) -> Totals:
     """Sums over shards."""
-    return Totals(
+    # Not validated: a manifest's are compared with the totals that it names, which are.
+    return Totals.model_construct(
         documents=sum(shard.documents for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
@@ -317,7 +350,7 @@ def _read_json(place: str, shown: str, storage: Storage) -> dict[str, object]:
             f"{error} Check --data.manifest, or make a corpus with tools/make_shards.py build --input TEXTS --out "
             "FOLDER --train_tokenizer 8192."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{shown} is not JSON: {error}. Is it a manifest.json made by tools/make_shards.py?") from None
     if not isinstance(fields, dict):
         raise DataError(f"{shown} holds a {type(fields).__name__}, not a manifest. Check --data.manifest.")

@@ -62,17 +62,25 @@ def test_a_truncated_or_missing_shard_is_refused(build_small: Any, tmp_path: Pat
         ({"dtype": "int8"}, "dtype is not valid"),
         ({"extra": 1}, "extra is not valid"),
         ({"totals": {}}, "totals of split 'train'"),
+        ({"tokenizer": {"vocab_size": 2**16 + 1}}, "vocab_size 65537 must be at most 65536, as dtype is uint16"),
+        ({"tokenizer": {"vocab_size": 2**32 + 1}, "dtype": "uint32"}, "must be at most 4294967296"),
+        ({"tokenizer": {"eos_id": 300}}, "tokenizer is not valid.*eos_id 300 and bos_id None must be below"),
+        ({"tokenizer": {"bos_id": 10**30}}, "must be below vocab_size 300"),
+        ({"totals": {"train": {"documents": 1, "tokens": 10**30, "bytes": 1}}}, "tokens is not valid"),
     ],
 )
 def test_a_changed_manifest_is_refused(corpus: Manifest, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     fields = json.loads(Path(corpus.location).read_text())
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**fields, **change}))
+    tokenizer = {**fields["tokenizer"], **change.get("tokenizer", {})}
+    path.write_text(json.dumps({**fields, **change, "tokenizer": tokenizer}))
     with pytest.raises(DataError, match=message):
         Manifest.open(path)
 
 
-@pytest.mark.parametrize("path", ["../x.tar", "a/../../x.tar", "c:x.tar", "", "."])
+@pytest.mark.parametrize(
+    "path", ["../x.tar", "a/../../x.tar", "c:x.tar", "", ".", "a\0.tar", "/x\n.tar", "s3://b/\x1b.tar"]
+)
 def test_a_path_that_leads_out_of_the_folder_is_refused(corpus: Manifest, tmp_path: Path, path: str) -> None:
     fields = json.loads(Path(corpus.location).read_text())
     fields["splits"]["train"][0]["path"] = path
@@ -82,7 +90,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(corpus: Manifest, tmp_pa
 
 
 @pytest.mark.parametrize("key", ["index", "tokenizer"])
-@pytest.mark.parametrize("path", ["/etc/passwd", "s3://bucket/x", "../x"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "s3://bucket/x", "../x", "a\0"])
 def test_what_lies_beside_a_manifest_lies_in_its_folder(corpus: Manifest, tmp_path: Path, key: str, path: str) -> None:
     fields = json.loads(Path(corpus.location).read_text())
     if key == "index":
@@ -111,7 +119,7 @@ def test_shards_made_elsewhere_may_lie_anywhere(build_small: Any, tmp_path: Path
         Manifest.open(tmp_path / "corpus")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{", "null"])
+@pytest.mark.parametrize("content", [None, "", "[]", "{", "null", "[" * 200_000])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "manifest.json"
     if content is not None:
