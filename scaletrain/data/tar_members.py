@@ -92,10 +92,11 @@ def walk_members(descriptor: int, size: int, shown: str) -> Iterator[Member]:
             window, begin, place = os.pread(descriptor, reach, offset), offset, 0
         header = window[place : place + BLOCK]
         if len(header) < BLOCK:
+            _check_uncompressed(header, offset, shown)
             raise DataError(f"Shard {shown} is truncated: it ends at byte {size} without a tar's end mark. {_REMEDY}")
         if not header[0] and not header.strip(b"\0"):
             pending.check_used(offset)
-            _check_end(descriptor, offset, shown)
+            _check_end(descriptor, offset, size, shown)
             return
         kind, length = _kind_and_size(header, offset, shown)
         is_extension = kind in _EXTENSIONS
@@ -182,7 +183,10 @@ class _Pending:
 
 
 def _member(header: bytes, kind: str, payload: int, length: int, pending: _Pending) -> Member:
-    if kind in _WITHOUT_CONTENT and length:
+    # The seventh edition had no letter for folders; some programs look at the name that a longer one replaces.
+    raw = header[:100].split(b"\0", 1)[0]
+    is_folder = kind == "\0" and (raw.endswith(b"/") or (pending.name or b"").endswith(b"/"))
+    if length and (is_folder or kind in _WITHOUT_CONTENT):
         # Programs differ in whether they step over it, so that they would see different members behind it.
         raise DataError(
             f"{pending.shown}: the member at byte {payload - BLOCK} is of type {kind!r} and claims {length} bytes of "
@@ -190,15 +194,13 @@ def _member(header: bytes, kind: str, payload: int, length: int, pending: _Pendi
         )
     if kind == _SPARSE:
         raise DataError(f"{pending.shown}: the file at byte {payload - BLOCK} is stored with holes. Write it without.")
-    raw = pending.name
-    if raw is None:
-        raw = header[:100].split(b"\0", 1)[0]
-        if header[345] and header[257:263] == b"ustar\0":
-            raw = header[345:500].split(b"\0", 1)[0] + b"/" + raw
+    if pending.name is not None:
+        raw = pending.name
+    elif header[345] and header[257:263] == b"ustar\0":
+        raw = header[345:500].split(b"\0", 1)[0] + b"/" + raw
     name = raw.decode("utf-8", "surrogateescape")
     if kind in _PLAIN_KINDS:
-        # The seventh edition had no letter for folders.
-        kind = FOLDER if kind == "\0" and name.endswith("/") else PLAIN_FILE
+        kind = FOLDER if is_folder else PLAIN_FILE
     return Member(name, kind, payload, length)
 
 
@@ -211,13 +213,18 @@ def _kind_and_size(header: bytes, offset: int, shown: str) -> tuple[str, int]:
             _check_slowly(header, checksum)
         return chr(header[156]), _number(header[124:136])
     except ValueError:
-        packed = next((name for magic, name in _COMPRESSED.items() if header.startswith(magic)), None)
-        if packed and not offset:
-            raise DataError(
-                f"{shown} is compressed ({packed}); documents are read out of the middle of a shard, which has to be "
-                "an uncompressed tar. Decompress it; its members may be compressed (.txt.gz)."
-            ) from None
+        _check_uncompressed(header, offset, shown)
         raise DataError(f"{shown}: there is no valid tar header at byte {offset}. {_REMEDY}") from None
+
+
+def _check_uncompressed(header: bytes, offset: int, shown: str) -> None:
+    """Tells what is no header, where it is the beginning of a compressed file."""
+    packed = next((name for magic, name in _COMPRESSED.items() if header.startswith(magic)), None)
+    if packed and not offset:
+        raise DataError(
+            f"{shown} is compressed ({packed}); documents are read out of the middle of a shard, which has to be an "
+            "uncompressed tar. Decompress it; its members may be compressed (.txt.gz)."
+        )
 
 
 def _check_slowly(header: bytes, checksum: int) -> None:
@@ -242,10 +249,11 @@ def _number(field: bytes) -> int:
     return int(digits, 8)
 
 
-def _check_end(descriptor: int, offset: int, shown: str) -> None:
+def _check_end(descriptor: int, offset: int, size: int, shown: str) -> None:
     """Tars are filled up with zeros; anything else behind the end mark would be lost without a word."""
-    if os.pread(descriptor, _WINDOW, offset).strip(b"\0"):
-        raise DataError(
-            f"{shown} goes on behind the end mark at byte {offset}, as tars do that were joined with cat. Give each as "
-            "a shard of its own, or join them with tar --concatenate."
-        )
+    for begin in range(offset, size, _WINDOW):
+        if os.pread(descriptor, _WINDOW, begin).strip(b"\0"):
+            raise DataError(
+                f"{shown} goes on behind the end mark at byte {offset}, as tars do that were joined with cat. Give "
+                "each as a shard of its own, or join them with tar --concatenate."
+            )
