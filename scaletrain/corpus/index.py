@@ -4,10 +4,13 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,20 +23,21 @@ import xxhash
 from scaletrain.corpus.foreign_shard import Indexed, OnBadDocument, index_foreign, index_native
 from scaletrain.corpus.index_journal import IndexJournal, Record
 from scaletrain.corpus.processes import run_in_order
-from scaletrain.corpus.shard_list import list_shards
+from scaletrain.corpus.shard_list import ShardSurveyor, list_shards, split_patterns
 from scaletrain.data.atomic import whole_file
 from scaletrain.data.foreign import DocumentDecoder
 from scaletrain.data.manifest import NATIVE_FIELD, Content, Manifest, ShardEntry, TokenizerEntry, totals_of
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, token_byte_lengths, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
+from scaletrain.storage.failures import remedy_of
 from scaletrain.storage.fetch import FetchPolicy
-from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import is_remote, printable
 
 logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILE = "tokenizer.json"
 _LOG_EVERY_S = 10.0
+_ASKING = 8  # threads that ask whether remote shards have changed
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def index_corpus(
         ConfigError: The shards held out leave none, or the command that was interrupted here had other options.
     """
     policy = policy or FetchPolicy()
-    surveyor = Surveyor(policy, _log_retry)
+    surveyor = ShardSurveyor(policy, _log_retry)
     train, held_out = _split(list_shards(shards, surveyor), validation, surveyor)
     out = Path(os.path.abspath(out))
     if out.suffix != ".json":
@@ -132,7 +136,7 @@ def index_corpus(
         raise DataError(f"The manifest {out} or its index cannot be written: {error.strerror}.") from None
 
 
-def _split(shards: list[str], validation: str | int, surveyor: Surveyor) -> tuple[list[str], list[str]]:
+def _split(shards: list[str], validation: str | int, surveyor: ShardSurveyor) -> tuple[list[str], list[str]]:
     if isinstance(validation, int):
         cut = len(shards) - validation
         train, held_out = shards[: max(0, cut)], shards[max(0, cut) :]
@@ -180,7 +184,10 @@ def _plan(
 def _index_all(shards: Sequence[str], folder: Path, plan: IndexPlan, num_workers: int) -> dict[str, Record]:
     """Indexes what an interrupted command has not, and returns the records of all shards by their location."""
     journal = IndexJournal.open(folder, plan.identity)
-    records = {shard: record for shard in shards if (record := journal.find(shard)) is not None}
+    surveyor = ShardSurveyor(plan.policy, _log_retry)
+    with ThreadPoolExecutor(_ASKING) as threads:
+        found = threads.map(lambda shard: journal.find(shard, surveyor), shards)
+        records = {shard: record for shard, record in zip(shards, found, strict=True) if record is not None}
     if records:
         logger.info("%d of %d shards are indexed already", len(records), len(shards))
     names = journal.name(shards)
@@ -206,15 +213,9 @@ def _index(plan: IndexPlan, job: _Job) -> Record:
     """Indexes one shard, in whatever process, and writes its index."""
     shown = printable(job.location)
     try:
-        if is_remote(job.location):
-            # Without a name, so that it is gone with this process, however that ends.
-            with tempfile.TemporaryFile(dir=job.index.parent) as stream:
-                Surveyor(plan.policy, _log_retry).download(job.location, stream)
-                indexed, changed_ns = _index_stream(stream, shown, plan), None
-        else:
-            with open(job.location, "rb") as stream:
-                changed_ns = os.fstat(stream.fileno()).st_mtime_ns
-                indexed = _index_stream(stream, shown, plan)
+        with _opened(job, plan.policy) as stream:
+            changed_ns = None if is_remote(job.location) else os.fstat(stream.fileno()).st_mtime_ns
+            indexed = _index_stream(stream, shown, plan)
     except OSError as error:
         raise DataError(f"Shard {shown} cannot be read: {error.strerror}.") from None
     indexed.index.write(job.index)
@@ -232,10 +233,32 @@ def _index(plan: IndexPlan, job: _Job) -> Record:
             index_checksum=xxhash.xxh3_128_hexdigest(written),
             documents=len(index.offsets),
             tokens=int(index.n_tokens.sum()),
-            bytes=int(index.n_bytes.sum()),
+            bytes=sum(index.n_bytes.tolist()),  # which may exceed what int64 holds
         ),
         skipped=dict(indexed.skipped),
     )
+
+
+@contextmanager
+def _opened(job: _Job, policy: FetchPolicy) -> Iterator[BinaryIO]:
+    if not is_remote(job.location):
+        # Without waiting for whoever may write into a FIFO.
+        with open(job.location, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise DataError(
+                    f"Shard {job.location} is no regular file, but a FIFO, a device or the like. Name a tar."
+                )
+            yield stream
+        return
+    # Without a name, so that it is gone with this process, however that ends.
+    with tempfile.TemporaryFile(dir=job.index.parent) as stream:
+        try:
+            ShardSurveyor(policy, _log_retry).download(job.location, stream)
+        except DataError as error:
+            # There is no manifest yet that could be wrong.
+            text = str(error).replace(remedy_of(FileNotFoundError()), "Check what --shards and --validation name.")
+            raise DataError(text) from None
+        yield stream
 
 
 def _index_stream(stream: BinaryIO, shown: str, plan: IndexPlan) -> Indexed:
@@ -265,7 +288,7 @@ def _write_manifest(
     }
     manifest = Manifest(
         location=str(out),
-        source=",".join(printable(part) for part in source.split(",")),
+        source=",".join(printable(part) for part in split_patterns(source)),
         dtype=plan.dtype,
         tokenizer=TokenizerEntry(
             file=_TOKENIZER_FILE,

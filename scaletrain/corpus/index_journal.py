@@ -10,12 +10,14 @@ from typing import Any
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from scaletrain.corpus.shard_list import ShardSurveyor
 from scaletrain.data.manifest import ShardEntry
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.storage.urls import is_remote, printable
 
 _FILE = "journal.jsonl"
 _SUFFIX = ".index.npz"
+_LONGEST_STEM = 100  # bytes; with a hash and suffixes a name has to stay below 255
 
 
 class Record(BaseModel):
@@ -82,19 +84,32 @@ class IndexJournal:
                 )
         return cls(folder, {record.location: record for record in records})
 
-    def find(self, location: str) -> Record | None:
-        """The record of a shard whose index is there, and which was not changed since."""
+    def find(self, location: str, surveyor: ShardSurveyor) -> Record | None:
+        """The record of a shard whose index is there, and which as far as can be told was not changed since.
+
+        Args:
+            location: Absolute path or URL of the shard.
+            surveyor: Asks for the size of a remote one.
+
+        Returns:
+            The record, if the index is whole, and the shard has the size that it had; a local one also its time of
+            change. Of the output of a command nothing is known beforehand: it is taken as it was.
+        """
         record = self.records.get(location)
         if record is None or record.entry.index is None:
             return None
         try:
-            if (self.folder / record.entry.index).stat().st_size != record.entry.index_size:
+            content = (self.folder / record.entry.index).read_bytes()
+            if xxhash.xxh3_128_hexdigest(content) != record.entry.index_checksum:
                 return None
-            if not is_remote(location):
+            if is_remote(location):
+                if surveyor.size(location) not in (None, record.entry.size):
+                    return None
+            else:
                 found = os.stat(location)
                 if (found.st_size, found.st_mtime_ns) != (record.entry.size, record.changed_ns):
                     return None
-        except OSError:
+        except (OSError, DataError):  # whoever indexes it tells why
             return None
         return record
 
@@ -118,9 +133,8 @@ class IndexJournal:
             if location not in names:
                 # What a URL hides from logs does not become a file's name either.
                 stem = PurePosixPath(printable(location).removesuffix(" ...")).name.removesuffix(".tar")
-                stem = (
-                    "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)[:100] or "shard"
-                )
+                stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
+                stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore") or "shard"
                 name = f"{stem}{_SUFFIX}"
                 if name in taken:
                     name = f"{stem}-{xxhash.xxh3_64_hexdigest(location.encode())}{_SUFFIX}"

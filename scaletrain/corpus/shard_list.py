@@ -7,12 +7,34 @@ from collections import Counter
 
 from braceexpand import braceexpand
 
+from scaletrain.data.manifest import is_fit_for_manifest
 from scaletrain.errors import DataError
 from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import PIPE, check_url, is_remote, local_path, printable, scheme_of
 
 _WILDCARD = re.compile(r"[*?\[]")
 _REMOTE_WILDCARD = re.compile(r"[*\[]")  # a question mark begins the query of a URL
+_BEFORE_COMMAND = re.compile(rf"(?:^|,)\s*(?={PIPE}:)")
+
+
+class ShardSurveyor(Surveyor):
+    """Lists and fetches shards, and tells again how large one is."""
+
+    def size(self, url: str) -> int | None:
+        """Asks the storage for the size of a file.
+
+        Args:
+            url: A URL.
+
+        Returns:
+            Bytes; None for the output of a command, and where the storage does not tell.
+
+        Raises:
+            DataError: It may not be opened, is missing or forbidden.
+        """
+        check_url(url, self.policy.allow_pipe)
+        size = None if scheme_of(url) == PIPE else self._ask_patiently("info", url).get("size")
+        return size if isinstance(size, int) else None
 
 
 def list_shards(patterns: str, surveyor: Surveyor) -> list[str]:
@@ -20,40 +42,47 @@ def list_shards(patterns: str, surveyor: Surveyor) -> list[str]:
 
     Args:
         patterns: Paths and URLs, separated by commas; ``{000..999}`` and ``{a,b}`` are expanded as by a shell, ``*``,
-            ``?`` and ``[...]`` where files can be listed (not over HTTP). A ``pipe:`` command is taken as it is.
+            ``?`` and ``[...]`` where files can be listed. Behind ``pipe:`` all up to the next ``,pipe:`` is one
+            command, with its commas.
         surveyor: Lists what is remote.
 
     Returns:
         Absolute paths and URLs: in the order of the patterns, within a wildcard by name.
 
     Raises:
-        DataError: A pattern fits nothing, or two give the same shard.
+        DataError: A pattern fits nothing, two give the same shard, or a name cannot stand in a manifest.
     """
     found = []
-    for pattern in [patterns] if scheme_of(patterns) == PIPE else _split(patterns):
+    for pattern in split_patterns(patterns):
         try:
-            expanded = [pattern] if scheme_of(pattern) == PIPE else list(braceexpand(pattern, escape=False))
+            expanded = list(braceexpand(pattern, escape=False))
         except ValueError:
             raise DataError(f"The braces of {printable(pattern)!r} are not balanced. Write {{000..999}}.") from None
         for name in expanded:
             found += _remote(name, surveyor) if is_remote(name) else _local(local_path(name))
     if not found:
         raise DataError("No shard is named. Give --shards 'FOLDER/*.tar'.")
+    if unfit := [name for name in found if not is_fit_for_manifest(name)]:
+        raise DataError(
+            f"{printable(unfit[0])!a} holds control characters or bytes that are not UTF-8, which a manifest cannot "
+            "name. Rename it."
+        )
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
         raise DataError(f"{printable(twice[0])} is given {found.count(twice[0])} times. Give each shard once.")
     return found
 
 
-def _split(patterns: str) -> list[str]:
-    """Parts between the commas that are outside of braces."""
+def split_patterns(patterns: str) -> list[str]:
+    """Parts between the commas that are outside of braces, and behind them commands up to the next ``,pipe:``."""
+    patterns, *commands = _BEFORE_COMMAND.split(patterns)
     parts, depth, start = [], 0, 0
     for place, letter in enumerate(patterns):
         depth += (letter == "{") - (letter == "}")
         if letter == "," and depth <= 0:
             parts.append(patterns[start:place])
             start = place + 1
-    return [part.strip() for part in [*parts, patterns[start:]] if part.strip()]
+    return [part.strip() for part in [*parts, patterns[start:], *commands] if part.strip()]
 
 
 def _remote(name: str, surveyor: Surveyor) -> list[str]:

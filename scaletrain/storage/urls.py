@@ -110,7 +110,7 @@ def check_url(url: str, allow_pipe: bool) -> None:
         if not allow_pipe:
             raise DataError(
                 f"{printable(url)} would run a command, and a corpus may come from a stranger. If you trust it, give "
-                "--data.allow_pipe true."
+                "--data.allow_pipe true (tools: --allow_pipe)."
             )
         return
     if not is_remote(url):

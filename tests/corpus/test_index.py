@@ -17,7 +17,7 @@ import webdataset
 
 from scaletrain.corpus.index import index_corpus
 from scaletrain.corpus.shard_list import list_shards
-from scaletrain.data.foreign import content_of
+from scaletrain.data.foreign import DocumentDecoder, content_of
 from scaletrain.data.manifest import Content, Manifest
 from scaletrain.data.shards import ShardReader
 from scaletrain.data.tokenizer import find_borders, load_tokenizer, train_byte_level_bpe
@@ -97,25 +97,20 @@ def test_the_result_is_the_same_whatever_the_number_of_processes(source: Path, t
 def test_an_interrupted_command_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(source, shards)
-    os.unlink(shards / "part-000002.tar")
-    os.mkfifo(shards / "part-000002.tar")  # whoever opens it waits for ever, to be killed then
-    options = "content_of('txt'), Path(sys.argv[1]) / 'tok.json', Path(sys.argv[2])"
-    program = (
-        "import sys; from pathlib import Path\n"
-        "from scaletrain.corpus.index import index_corpus; from scaletrain.data.foreign import content_of\n"
-        f"index_corpus(sys.argv[1] + '/part-{{000000..000002}}.tar', {options})"
-    )
+    os.mkfifo(tmp_path / "fifo")
     out = tmp_path / "out" / "manifest.json"
-    process = subprocess.Popen([sys.executable, "-c", program, str(shards), str(out)], stderr=subprocess.PIPE)
-    writer = os.open(shards / "part-000002.tar", os.O_WRONLY)  # it got there
+    command = [sys.executable, str(TOOL), "index", "--field", "txt", "--tokenizer", str(shards / "tok.json")]
+    # The last command waits for ever, to be killed then.
+    command += ["--shards", f"{shards}/part-{{000000,000001}}.tar,pipe:cat {tmp_path}/fifo", "--allow_pipe", "true"]
+    command += ["--out", str(out), "--num_workers", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    writer = os.open(tmp_path / "fifo", os.O_WRONLY)  # it got there
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
     os.close(writer)
     assert sorted(path.name for path in out.parent.rglob("*.npz")) == ["part-000000.index.npz", "part-000001.index.npz"]
     with (out.parent / "index" / "journal.jsonl").open("ab") as journal:
         journal.write(b'{"location": "cut')
-    os.unlink(shards / "part-000002.tar")
-    shutil.copy2(source / "part-000002.tar", shards)
     before = {path: path.stat().st_mtime_ns for path in out.parent.rglob("*.npz")}
     index_corpus(patterns(shards), content_of("txt"), shards / "tok.json", out)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -137,6 +132,13 @@ def test_what_an_interrupted_command_left_is_not_mixed_with_other_options(source
     train_byte_level_bpe(TEXTS, 280).save(str(tmp_path / "other.json"))
     with pytest.raises(DataError, match="is another tokenizer than"):
         index_corpus(shard, content_of("txt"), tmp_path / "other.json", out)
+    # A damaged index is made again.
+    index = tmp_path / "index" / "x.index.npz"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-1] + b"?")
+    index_corpus(shard, content_of("txt"), source / "tok.json", out)
+    assert index.read_bytes() == whole
+    out.unlink()
     # A shard that was changed since is indexed again.
     shutil.copy(source / "part-000002.tar", shard)
     assert (
@@ -255,9 +257,13 @@ def test_remote_shards_are_fetched_and_not_kept(source: Path, tmp_path: Path) ->
         memory.put_file(str(source / f"part-{number:06d}.tar"), f"/corpus/part-{number}.tar")
     try:
         out = tmp_path / "manifest.json"
-        manifest = Manifest.open(
-            index_corpus("memory://corpus/part-*.tar", content_of("txt"), source / "tok.json", out)
-        )
+        arguments: Any = ("memory://corpus/part-*.tar", content_of("txt"), source / "tok.json", out)
+        memory.put_file(str(source / "part-000002.tar"), "/corpus/part-0.tar")
+        index_corpus(*arguments)
+        out.unlink()
+        # One that has another size now is indexed again.
+        memory.put_file(str(source / "part-000000.tar"), "/corpus/part-0.tar")
+        manifest = Manifest.open(index_corpus(*arguments))
         assert [shard.path for shard in manifest.split("train")] == [f"memory://corpus/part-{n}.tar" for n in range(3)]
         local = index_corpus(patterns(source), content_of("txt"), source / "tok.json", tmp_path / "local" / "m.json")
         assert manifest.fingerprint == Manifest.open(local).fingerprint
@@ -275,16 +281,70 @@ def test_patterns_are_expanded_and_mistakes_in_them_told(source: Path) -> None:
     assert list_shards(f"{source}/*.tar", surveyor) == list_shards(f"{source}/part-00000?.tar,", surveyor) == shards
     urls = list_shards("https://h/{a,b}/{00..01}.tar, s3://b/x.tar?versionId=1", surveyor)
     assert urls == [f"https://h/{f}/{n}.tar" for f in "ab" for n in ("00", "01")] + ["s3://b/x.tar?versionId=1"]
+    piped = Surveyor(FetchPolicy(allow_pipe=True), lambda kind, **fields: None)
+    commands = "pipe:curl -H a,b h/{0..1} | awk '{print $1}', pipe:cat ${HOME}/x"
+    found = [*(f"pipe:curl -H a,b h/{n} | awk '{{print $1}}'" for n in (0, 1)), "pipe:cat ${HOME}/x"]
+    assert list_shards(commands, piped) == found
+    assert list_shards(f"{shards[0]},{shards[1]},{commands}", piped) == [*shards[:2], *found]
     for pattern, message in (
         (f"{source}/none-*.tar", "fits no file"),
         (f"{source}/*.tar,{shards[1]}", r"part-000001\.tar is given 2 times"),
         (" , ", "No shard is named"),
         ("a{1..2", "not balanced"),
-        ("pipe:cat {a,b}", "would run a command"),
+        ("pipe:cat {a,b}", r"would run a command.*--data\.allow_pipe true \(tools: --allow_pipe\)"),
+        (os.fsdecode(b"/d/a\xff.tar"), r"'/d/a\\udcff\.tar' holds control characters or bytes that are not UTF-8"),
+        ("/d/a\n.tar", r"'/d/a\\n\.tar' holds control characters"),
         ("https://u:p@h/a.tar", "names a user or a password"),
     ):
         with pytest.raises(DataError, match=message):
             list_shards(pattern, surveyor)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fifo", r"fifo is no regular file"),
+        ("/dev/zero", r"/dev/zero is no regular file"),
+        ("none.tar", r"none\.tar cannot be read: No such file"),
+        ("memory://none/a.tar", r"a\.tar cannot be read: not found\. Check what --shards and --validation name\."),
+    ],
+)
+def test_what_is_no_shard_is_named(source: Path, tmp_path: Path, name: str, message: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match=message):
+        location = name if "://" in name else str(tmp_path / name)
+        index_corpus(location, content_of("txt"), source / "tok.json", tmp_path / "m.json")
+
+
+def test_names_are_cut_and_commands_are_not_told(source: Path, tmp_path: Path) -> None:
+    shard = shutil.copy(source / "part-000002.tar", tmp_path / ("é" * 120 + ".tar"))
+    shards = f"{shard},pipe:SECRET=1,2 cat {source}/part-{{000000,000001}}.tar"
+    policy = FetchPolicy(allow_pipe=True)
+    out = tmp_path / "out" / "m.json"
+    index_corpus(shards, content_of("txt"), source / "tok.json", out, policy=policy)
+    fields = json.loads(out.read_text())
+    assert fields["source"] == f"{shard},pipe: ..."
+    names = [entry["index"] for entry in fields["splits"]["train"]]
+    assert names[0] == f"index/{'é' * 50}.index.npz" and len(set(names)) == 3
+    # What a command gives is taken as it was.
+    out.unlink()
+    before = tree(out.parent)
+    index_corpus(shards, content_of("txt"), source / "tok.json", out, policy=policy)
+    assert {name: content for name, content in tree(out.parent).items() if name != "m.json"} == before
+
+
+def test_each_document_of_a_window_is_decoded_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "a.tar", [(f"{number}.txt", b"text %d" % number) for number in range(400)])
+    manifest = Manifest.open(index_corpus(str(path), content_of("txt"), source / "tok.json", tmp_path / "m.json"))
+    reader, decoded = ShardReader(manifest, "train"), []
+    read = DocumentDecoder.read
+    monkeypatch.setattr(DocumentDecoder, "read", lambda *arguments: decoded.append(1) or read(*arguments))
+    for _ in range(2):
+        for document in range(400):
+            reader.tokens(0, document, 0, 2)
+    assert len(decoded) == 400
 
 
 def test_the_tool_indexes_shards(source: Path, tmp_path: Path) -> None:
