@@ -26,10 +26,17 @@ from scaletrain.corpus.processes import run_in_order
 from scaletrain.corpus.shard_list import ShardSurveyor, list_shards, split_patterns
 from scaletrain.data.atomic import whole_file
 from scaletrain.data.foreign import DocumentDecoder
-from scaletrain.data.manifest import NATIVE_FIELD, Content, Manifest, ShardEntry, TokenizerEntry, totals_of
+from scaletrain.data.manifest import (
+    NATIVE_FIELD,
+    Content,
+    Manifest,
+    ShardEntry,
+    TokenizerEntry,
+    is_fit_for_manifest,
+    totals_of,
+)
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, token_byte_lengths, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
-from scaletrain.storage.failures import remedy_of
 from scaletrain.storage.fetch import FetchPolicy
 from scaletrain.storage.urls import is_remote, printable
 
@@ -119,8 +126,10 @@ def index_corpus(
     surveyor = ShardSurveyor(policy, _log_retry)
     train, held_out = _split(list_shards(shards, surveyor), validation, surveyor)
     out = Path(os.path.abspath(out))
-    if out.suffix != ".json":
-        raise ConfigError(f"--out is {str(out)!r}, but must be the manifest to write, such as corpus/manifest.json.")
+    if out.suffix != ".json" or not is_fit_for_manifest(str(out)):
+        raise ConfigError(
+            f"--out is {str(out)!r}, but must be the manifest to write, such as corpus/manifest.json, in UTF-8."
+        )
     folder = out.parent / "index"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -252,12 +261,7 @@ def _opened(job: _Job, policy: FetchPolicy) -> Iterator[BinaryIO]:
         return
     # Without a name, so that it is gone with this process, however that ends.
     with tempfile.TemporaryFile(dir=job.index.parent) as stream:
-        try:
-            ShardSurveyor(policy, _log_retry).download(job.location, stream)
-        except DataError as error:
-            # There is no manifest yet that could be wrong.
-            text = str(error).replace(remedy_of(FileNotFoundError()), "Check what --shards and --validation name.")
-            raise DataError(text) from None
+        ShardSurveyor(policy, _log_retry).download(job.location, stream)
         yield stream
 
 

@@ -94,6 +94,9 @@ class IndexJournal:
         Returns:
             The record, if the index is whole, and the shard has the size that it had; a local one also its time of
             change. Of the output of a command nothing is known beforehand: it is taken as it was.
+
+        Raises:
+            DataError: The remote shard is missing, or cannot be asked for.
         """
         record = self.records.get(location)
         if record is None or record.entry.index is None:
@@ -109,7 +112,7 @@ class IndexJournal:
                 found = os.stat(location)
                 if (found.st_size, found.st_mtime_ns) != (record.entry.size, record.changed_ns):
                     return None
-        except (OSError, DataError):  # whoever indexes it tells why
+        except OSError:
             return None
         return record
 

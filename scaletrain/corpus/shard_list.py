@@ -4,11 +4,13 @@ import glob
 import os
 import re
 from collections import Counter
+from typing import Any
 
 from braceexpand import braceexpand
 
 from scaletrain.data.manifest import is_fit_for_manifest
 from scaletrain.errors import DataError
+from scaletrain.storage.failures import remedy_of
 from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import PIPE, check_url, is_remote, local_path, printable, scheme_of
 
@@ -35,6 +37,17 @@ class ShardSurveyor(Surveyor):
         check_url(url, self.policy.allow_pipe)
         size = None if scheme_of(url) == PIPE else self._ask_patiently("info", url).get("size")
         return size if isinstance(size, int) else None
+
+    def _ask_patiently(self, method: str, url: str, **arguments: Any) -> Any:
+        try:
+            return super()._ask_patiently(method, url, **arguments)
+        except DataError as error:
+            of_manifest = remedy_of(FileNotFoundError())
+            if of_manifest not in str(error):
+                raise
+            # There is no manifest yet that could be wrong.
+            text = str(error).replace(of_manifest, "Check what --shards and --validation name.")
+            raise DataError(text) from None
 
 
 def list_shards(patterns: str, surveyor: Surveyor) -> list[str]:

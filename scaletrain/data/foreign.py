@@ -29,9 +29,8 @@ from scaletrain.errors import ConfigError, DataError
 _LARGEST = {"txt": 16 << 20, "json": 32 << 20, "npy": 256 << 20}
 _LARGEST_TEXT = _LARGEST["txt"]
 _MOST_DECOMPRESSED = 1032  # bytes that deflate makes of one
-_MOST_GROWTH = (
-    16  # bytes of text out of one: a byte that is no UTF-8 becomes three, a ligature by NFKC eleven times three
-)
+# Bytes of text out of one: a byte that is no UTF-8 becomes three, a ligature by NFKC eleven times as many.
+_MOST_GROWTH = 16
 _MOST_BORDERS = 3  # tokens beside those of the bytes: where a document begins and ends, a space before the first word
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -24,7 +24,7 @@ NATIVE_FIELD = "tokens.npy"
 _LARGEST_MANIFEST = 1 << 30
 _LARGEST_TOKENIZER = 1 << 28
 _LARGEST_INDEX = 1 << 30
-_LARGEST_SUM = 1 << 62  # far from what int64 holds
+_LARGEST_SUM = 1 << 62  # int64 holds twice as much
 _UNFIT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 
 

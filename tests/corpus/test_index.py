@@ -261,6 +261,9 @@ def test_remote_shards_are_fetched_and_not_kept(source: Path, tmp_path: Path) ->
         memory.put_file(str(source / "part-000002.tar"), "/corpus/part-0.tar")
         index_corpus(*arguments)
         out.unlink()
+        memory.rm("/corpus/part-0.tar")
+        with pytest.raises(DataError, match=r"part-0\.tar cannot be read: not found\. Check what --shards"):
+            index_corpus("memory://corpus/part-{0..2}.tar", *arguments[1:])
         # One that has another size now is indexed again.
         memory.put_file(str(source / "part-000000.tar"), "/corpus/part-0.tar")
         manifest = Manifest.open(index_corpus(*arguments))
@@ -314,6 +317,12 @@ def test_what_is_no_shard_is_named(source: Path, tmp_path: Path, name: str, mess
     with pytest.raises(DataError, match=message):
         location = name if "://" in name else str(tmp_path / name)
         index_corpus(location, content_of("txt"), source / "tok.json", tmp_path / "m.json")
+
+
+def test_a_manifest_that_could_not_be_written_is_refused_before_the_work(source: Path, tmp_path: Path) -> None:
+    for name in ("manifest.txt", os.fsdecode(b"\xff.json")):
+        with pytest.raises(ConfigError, match="must be the manifest to write"):
+            index_corpus(patterns(source), content_of("txt"), source / "tok.json", tmp_path / name)
 
 
 def test_names_are_cut_and_commands_are_not_told(source: Path, tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_keys_and_fields_are_those_of_webdataset() -> None:
         assert split_name(name) == (None if key is None else (key, field.lower())), name
     for name in ("__meta__", "__meta__/a.txt", "__a.b__", ".hidden", "d/.hidden.txt"):
         assert split_name(name) is None
+    assert base_plus_ext("d/.txt") == ("d/", "txt") and split_name("d/.txt") is None
 
 
 def intact_tar() -> bytes:
