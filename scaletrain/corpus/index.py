@@ -23,7 +23,7 @@ import xxhash
 from scaletrain.corpus.foreign_shard import Indexed, OnBadDocument, index_foreign, index_native
 from scaletrain.corpus.index_journal import IndexJournal, Record
 from scaletrain.corpus.processes import run_in_order
-from scaletrain.corpus.shard_list import ShardSurveyor, list_shards, split_patterns
+from scaletrain.corpus.shard_list import list_shards, split_patterns
 from scaletrain.data.atomic import whole_file
 from scaletrain.data.foreign import DocumentDecoder
 from scaletrain.data.manifest import (
@@ -38,6 +38,7 @@ from scaletrain.data.manifest import (
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, token_byte_lengths, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.storage.fetch import FetchPolicy
+from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import is_remote, printable
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def index_corpus(
         ConfigError: The shards held out leave none, or the command that was interrupted here had other options.
     """
     policy = policy or FetchPolicy()
-    surveyor = ShardSurveyor(policy, _log_retry)
+    surveyor = Surveyor(policy, _log_retry)
     train, held_out = _split(list_shards(shards, surveyor), validation, surveyor)
     out = Path(os.path.abspath(out))
     if out.suffix != ".json" or not is_fit_for_manifest(str(out)):
@@ -145,7 +146,7 @@ def index_corpus(
         raise DataError(f"The manifest {out} or its index cannot be written: {error.strerror}.") from None
 
 
-def _split(shards: list[str], validation: str | int, surveyor: ShardSurveyor) -> tuple[list[str], list[str]]:
+def _split(shards: list[str], validation: str | int, surveyor: Surveyor) -> tuple[list[str], list[str]]:
     if isinstance(validation, int):
         cut = len(shards) - validation
         train, held_out = shards[: max(0, cut)], shards[max(0, cut) :]
@@ -193,7 +194,7 @@ def _plan(
 def _index_all(shards: Sequence[str], folder: Path, plan: IndexPlan, num_workers: int) -> dict[str, Record]:
     """Indexes what an interrupted command has not, and returns the records of all shards by their location."""
     journal = IndexJournal.open(folder, plan.identity)
-    surveyor = ShardSurveyor(plan.policy, _log_retry)
+    surveyor = Surveyor(plan.policy, _log_retry)
     with ThreadPoolExecutor(_ASKING) as threads:
         found = threads.map(lambda shard: journal.find(shard, surveyor), shards)
         records = {shard: record for shard, record in zip(shards, found, strict=True) if record is not None}
@@ -261,7 +262,7 @@ def _opened(job: _Job, policy: FetchPolicy) -> Iterator[BinaryIO]:
         return
     # Without a name, so that it is gone with this process, however that ends.
     with tempfile.TemporaryFile(dir=job.index.parent) as stream:
-        ShardSurveyor(policy, _log_retry).download(job.location, stream)
+        Surveyor(policy, _log_retry).download(job.location, stream)
         yield stream
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from scaletrain.corpus.shard_list import ShardSurveyor
 from scaletrain.data.manifest import ShardEntry
 from scaletrain.errors import ConfigError, DataError
+from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import is_remote, printable
 
 _FILE = "journal.jsonl"
@@ -84,7 +84,7 @@ class IndexJournal:
                 )
         return cls(folder, {record.location: record for record in records})
 
-    def find(self, location: str, surveyor: ShardSurveyor) -> Record | None:
+    def find(self, location: str, surveyor: Surveyor) -> Record | None:
         """The record of a shard whose index is there, and which as far as can be told was not changed since.
 
         Args:

@@ -4,50 +4,17 @@ import glob
 import os
 import re
 from collections import Counter
-from typing import Any
 
 from braceexpand import braceexpand
 
 from scaletrain.data.manifest import is_fit_for_manifest
 from scaletrain.errors import DataError
-from scaletrain.storage.failures import remedy_of
 from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import PIPE, check_url, is_remote, local_path, printable, scheme_of
 
 _WILDCARD = re.compile(r"[*?\[]")
 _REMOTE_WILDCARD = re.compile(r"[*\[]")  # a question mark begins the query of a URL
 _BEFORE_COMMAND = re.compile(rf"(?:^|,)\s*(?={PIPE}:)")
-
-
-class ShardSurveyor(Surveyor):
-    """Lists and fetches shards, and tells again how large one is."""
-
-    def size(self, url: str) -> int | None:
-        """Asks the storage for the size of a file.
-
-        Args:
-            url: A URL.
-
-        Returns:
-            Bytes; None for the output of a command, and where the storage does not tell.
-
-        Raises:
-            DataError: It may not be opened, is missing or forbidden.
-        """
-        check_url(url, self.policy.allow_pipe)
-        size = None if scheme_of(url) == PIPE else self._ask_patiently("info", url).get("size")
-        return size if isinstance(size, int) else None
-
-    def _ask_patiently(self, method: str, url: str, **arguments: Any) -> Any:
-        try:
-            return super()._ask_patiently(method, url, **arguments)
-        except DataError as error:
-            of_manifest = remedy_of(FileNotFoundError())
-            if of_manifest not in str(error):
-                raise
-            # There is no manifest yet that could be wrong.
-            text = str(error).replace(of_manifest, "Check what --shards and --validation name.")
-            raise DataError(text) from None
 
 
 def list_shards(patterns: str, surveyor: Surveyor) -> list[str]:

@@ -179,6 +179,9 @@ class Manifest(_Record):
         place = str(location)
         if not is_remote(place):
             place = str(Path(place) / FILE_NAME if Path(place).is_dir() else Path(place))
+        elif "?" in place or "#" in place:
+            # What lies beside it would have no such URL.
+            raise DataError(f"The URL of the manifest {printable(place)} has a query or a fragment. Give it without.")
         elif not place.endswith(".json"):
             place = place.rstrip("/") + "/" + FILE_NAME
         shown = printable(place)

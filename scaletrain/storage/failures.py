@@ -123,7 +123,7 @@ def reason_of(error: BaseException, url: str) -> str:
 def remedy_of(error: BaseException) -> str:
     """What somebody can do about an error that lasts."""
     if isinstance(error, FileNotFoundError) or status_of(error) in {404, 410}:
-        return "Compare the manifest with what lies there."
+        return "Check its name and what lies there."
     is_forbidden = isinstance(error, PermissionError) or _is_forbidden_by_gcsfs(error) or status_of(error) in {401, 403}
     if is_forbidden or type(error).__name__ in _LASTING_NAMES:
         return (

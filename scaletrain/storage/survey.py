@@ -31,6 +31,22 @@ class Surveyor(Fetcher):
         found = self._ask_patiently("glob", pattern)
         return sorted(path if scheme_of(path) else f"{scheme}://{path.lstrip('/')}" for path in found)
 
+    def size(self, url: str) -> int | None:
+        """Asks the storage for the size of a file.
+
+        Args:
+            url: A URL.
+
+        Returns:
+            Bytes; None for the output of a command, and where the storage does not tell.
+
+        Raises:
+            DataError: It may not be opened, is missing or forbidden.
+        """
+        check_url(url, self.policy.allow_pipe)
+        size = None if scheme_of(url) == PIPE else self._ask_patiently("info", url).get("size")
+        return size if isinstance(size, int) else None
+
     def download(self, url: str, stream: BinaryIO) -> tuple[int, str]:
         """Brings a file here whose size and checksum are not known.
 
@@ -48,8 +64,8 @@ class Surveyor(Fetcher):
         check_url(url, self.policy.allow_pipe)
         if scheme_of(url) == PIPE:
             return self._download_output(url, stream)
-        size = self._ask_patiently("info", url).get("size")
-        if not isinstance(size, int):
+        size = self.size(url)
+        if size is None:
             raise DataError(
                 f"{printable(url)}: its server does not tell how large it is, so that a cut transfer would not be "
                 "seen. Download it, and index the copy."

@@ -126,3 +126,8 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str | None) -> 
         path.write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json"):
         Manifest.open(path)
+
+
+def test_a_url_with_a_query_has_nothing_beside_it() -> None:
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1/m/manifest\.json has a query or a fragment"):
+        Manifest.open("http://127.0.0.1/m/manifest.json?key=hidden")

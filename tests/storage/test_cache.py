@@ -278,7 +278,7 @@ def test_a_failed_prefetch_is_told_once_and_met_by_who_needs_the_shard(
     cache.prefetch([absent, http_store.entry("a.tar")])
     eventually((folder_of_cache / whole_name(http_store, "a.tar")).exists, 10.0, "the other one did not come")
     assert [kind for kind, _ in events] == ["prefetch_failed"]
-    assert str(events[0][1]["reason"]).endswith("not found. Compare the manifest with what lies there.")
+    assert str(events[0][1]["reason"]).endswith("not found. Check its name and what lies there.")
     with pytest.raises(DataError, match="not found"):
         cache.open(*absent)
 
