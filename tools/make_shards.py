@@ -22,6 +22,7 @@ from scaletrain.config.schema import DataConfig
 from scaletrain.corpus.build import BuildOptions, build_from_files
 from scaletrain.corpus.documents import TEXT_SUFFIXES, find_corpus
 from scaletrain.corpus.index import index_corpus
+from scaletrain.corpus.reading import describe_skipped
 from scaletrain.corpus.report import read_report
 from scaletrain.corpus.rules import load_rules
 from scaletrain.corpus.upkeep import check_shards, count_packed
@@ -116,7 +117,7 @@ def run_build(flags: BuildFlags) -> None:
     corpus = find_corpus(flags.input, flags.text_field, suffixes, exclude=flags.out)
     path = build_from_files(corpus, flags.out, options)
     print("\n".join(read_report(flags.out).lines()))
-    print(f"skipped: {corpus.describe_skipped()}")
+    print(f"skipped: {describe_skipped(corpus.skipped())}")
     _print_totals(path)
 
 

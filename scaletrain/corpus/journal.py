@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from scaletrain.corpus.splits import SPLITS
 from scaletrain.data.atomic import whole_file
-from scaletrain.data.manifest import ShardEntry
+from scaletrain.data.manifest import FILE_NAME, NATIVE_FIELD, ShardEntry
 from scaletrain.data.shard_index import index_path
 from scaletrain.errors import ConfigError, DataError
 
@@ -107,6 +107,18 @@ class Journal:
         for path in self.folder.iterdir():
             if _OWN_FILES.fullmatch(path.name) and path.name not in finished:
                 path.unlink()
+
+
+def holds_corpus(folder: Path) -> bool:
+    """Whether a build wrote this folder, finished or not; not where a manifest lies beside tars made elsewhere."""
+    if (folder / FOLDER).is_dir():
+        return True
+    try:
+        manifest = json.loads((folder / FILE_NAME).read_bytes())
+        content = manifest.get("content", {}).get("field", NATIVE_FIELD)
+        return bool(content == NATIVE_FIELD and {"splits", "tokenizer", "totals"} <= manifest.keys())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
