@@ -1,7 +1,8 @@
 """What an interrupted build has finished, so that the same command goes on where it was.
 
 While a corpus is being built its folder holds ``.building/``: ``plan.json``, what the build was asked for and which
-files its input has, and ``journal.jsonl``, a line for each shard that is finished.
+files its input has, and ``journal.jsonl``, a line for each shard that is finished. Of a finished corpus the first stays
+as ``build.json``, so that it is known again.
 """
 
 import json
@@ -22,6 +23,8 @@ from scaletrain.data.shard_index import index_path
 from scaletrain.errors import ConfigError, DataError
 
 FOLDER = ".building"
+BUILT_FILE = "build.json"
+_PLAN_FILE = "plan.json"
 _OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.(tar|index\.npz)(\.tmp)?")
 
 
@@ -70,6 +73,13 @@ class Journal:
         """Notes that the tokenizer is on the disk."""
         self.tokenizer = sha256
         self._append({"tokenizer": sha256})
+
+    def keep_plan(self) -> None:
+        """Keeps what the build was asked for; called before the manifest says that it is finished."""
+        plan = self.folder / FOLDER / _PLAN_FILE
+        if plan.exists():
+            with whole_file(self.folder / BUILT_FILE) as stream:
+                stream.write(plan.read_bytes())
 
     def close(self) -> None:
         """Removes the record: the manifest says all from here on."""
@@ -137,7 +147,7 @@ def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
     """
     journal = Journal(folder)
     record = folder / FOLDER
-    plan = record / "plan.json"
+    plan = record / _PLAN_FILE
     if not record.exists():
         strangers = sorted(path.name for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name))
         if strangers:
@@ -146,7 +156,7 @@ def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
                 "it away."
             )
     elif identity is not None and plan.exists():
-        _compare(json.loads(plan.read_bytes()), identity, folder)
+        _compare(json.loads(plan.read_bytes()), identity, f"The interrupted build in {folder}")
         try:
             journal._read()
         except (DataError, ValidationError, ValueError, KeyError) as error:
@@ -164,13 +174,30 @@ def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
     return journal
 
 
-def _compare(found: dict[str, Any], wanted: BuildIdentity, folder: Path) -> None:
+def check_finished(folder: Path, identity: BuildIdentity | None) -> None:
+    """Raises unless the corpus in a folder is what is to be built.
+
+    Args:
+        folder: Holds a manifest.
+        identity: What is to be built; None where that cannot be compared.
+
+    Raises:
+        ConfigError: It was made with other options, or of another input.
+        DataError: Nobody knows how it was made.
+    """
+    built = folder / BUILT_FILE
+    if identity is None or not built.exists():
+        raise DataError(f"{folder} holds a corpus already. Give another --out, or delete that folder first.")
+    _compare(json.loads(built.read_bytes()), identity, f"The finished corpus in {folder}")
+
+
+def _compare(found: dict[str, Any], wanted: BuildIdentity, subject: str) -> None:
     for name, value in json.loads(json.dumps(wanted.options)).items():
         before = found["options"].get(name)
         if before != value:
             raise ConfigError(
-                f"The interrupted build in {folder} had {name} = {_short(before)}, now it is {_short(value)}. Give the "
-                "same again to go on, or another --out."
+                f"{subject} had {name} = {_short(before)}, now it is {_short(value)}. Give the same again, or another "
+                "--out."
             )
     before, now = found["files"], {name: list(facts) for name, facts in wanted.files.items()}
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -179,8 +206,7 @@ def _compare(found: dict[str, Any], wanted: BuildIdentity, folder: Path) -> None
         state = "is new" if name not in before else "is gone" if name not in now else "was changed"
         more = f" ({len(changed) - 1} more differ)" if len(changed) > 1 else ""
         raise ConfigError(
-            f"The input changed since the build in {folder} was interrupted: {name} {state}{more}. Restore the input "
-            "to go on, or give another --out."
+            f"{subject} had another input: {name} {state}{more}. Restore the input, or give another --out."
         )
 
 

@@ -75,11 +75,11 @@ def test_the_number_of_processes_changes_no_byte(texts: Path, alone: Path, tmp_p
 def test_a_name_that_is_not_utf8_is_written_down(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
-    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("a text")
+    (folder / os.fsdecode(b"\xe9t.txt")).write_text("a text")
     build(folder, tmp_path / "out", validation_share=0.0)
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         facts = tar.extractfile(tar.next() or "")
-        assert facts is not None and json.loads(facts.read())["source"] == "caf\\udce9.txt"
+        assert facts is not None and json.loads(facts.read())["source"] == "\\udce9t.txt"
 
 
 def test_rules_remove_and_replace_and_it_is_told(tmp_path: Path) -> None:
