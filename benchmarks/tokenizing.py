@@ -1,22 +1,37 @@
 """How near a whole build of a corpus comes to the bare speed of its tokenizer on all cores.
 
-python benchmarks/tokenizing.py --rounds 5
+The bare tokenizer is given all texts in one call, and in calls of 1 MiB; the faster of the two is what the others are
+compared with. All variants take turns, in the opposite order in every second round. Prints the table of the page in
+Markdown.
+
+    python benchmarks/tokenizing.py --rounds 6
 """
 
 import os
+import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fire
+import tokenizers
+from tokenizers import Tokenizer
 
 from scaletrain.corpus.build import BuildOptions, build_corpus, build_from_files
 from scaletrain.corpus.documents import find_corpus
+from scaletrain.corpus.report import read_report
+from scaletrain.corpus.rules import load_rules
 from scaletrain.data.tokenizer import load_tokenizer
 
+ROOT = Path(__file__).parents[1]
+CHUNK_CHARACTERS = 1 << 20
+ONE_CALL, IN_CHUNKS = "encode_batch_fast, one call", "encode_batch_fast, calls of 1 MiB"
+BARE = (ONE_CALL, IN_CHUNKS)
 _FOREIGN = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 _COPIES = 2  # of the standard library, each with a line of its own, so that none is an exact copy
 
@@ -35,14 +50,90 @@ def make_texts(folder: Path) -> int:
     return n_bytes
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
-    start_s = time.perf_counter()
-    work()
-    return time.perf_counter() - start_s
+def chunks(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in lists of about a MiB."""
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if sum(map(len, chunk)) >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
-def main(*, rounds: str = "5") -> None:
+def encode(tokenizer: Tokenizer, batches: list[list[str]]) -> None:
+    """Makes tokens and keeps none."""
+    for batch in batches:
+        tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+
+
+def make_variants(texts: Path, out: Path, path: Path, cores: int) -> dict[str, Callable[[], object]]:
+    """What is measured, by name; all of it makes tokens of the same texts by the same tokenizer."""
+    corpus = find_corpus(texts)
+    tokenizer = load_tokenizer(path)
+    contents = [document.text for document in corpus.documents()]
+    in_chunks = list(chunks(contents))
+    clean = load_rules(ROOT / "configs/corpus/clean.yaml")
+    command = [sys.executable, str(ROOT / "tools" / "make_shards.py"), "build", "--input", str(texts), "--out"]
+    command += [str(out), "--tokenizer", str(path), "--num_workers", str(cores)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return {
+        ONE_CALL: lambda: encode(tokenizer, [contents]),
+        IN_CHUNKS: lambda: encode(tokenizer, in_chunks),
+        "build_from_files": lambda: build_from_files(corpus, out, BuildOptions(path, "texts", num_workers=cores)),
+        "build_from_files, clean.yaml": lambda: build_from_files(
+            corpus, out, BuildOptions(path, "texts", rules=clean, num_workers=cores)
+        ),
+        "make_shards.py build, the whole command": lambda: subprocess.run(
+            command, check=True, capture_output=True, env=environment
+        ),
+    }
+
+
+def measure(variants: dict[str, Callable[[], object]], out: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each turn of each variant; the first round warms up and is left out."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name in list(variants)[:: -1 if number % 2 else 1]:
+            shutil.rmtree(out, ignore_errors=True)
+            start_s = time.perf_counter()
+            variants[name]()
+            seconds = time.perf_counter() - start_s
+            if number:
+                found[name].append(seconds)
+            if name.endswith("clean.yaml") and not number:
+                print(f"- Left by clean.yaml: {read_report(out).kept['train']['bytes'] / 1e6:.0f} MB of text\n")
+    return found
+
+
+def print_table(seconds: dict[str, list[float]], n_bytes: int) -> None:
+    """Shares are of the same round's seconds of the faster of the two bare variants."""
+    baseline = min(BARE, key=lambda name: statistics.median(seconds[name]))
+    print(f"| variant | s, median | smallest to largest | MB/s | speed of {baseline} |\n|---|---|---|---|---|")
+    for name, turns in seconds.items():
+        shares = [bare / turn for bare, turn in zip(seconds[baseline], turns, strict=True)]
+        middle = statistics.median(turns)
+        print(
+            f"| `{name}` | {middle:.1f} | {min(turns):.1f} to {max(turns):.1f} | {n_bytes / middle / 1e6:.1f} | "
+            f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%}) |"
+        )
+
+
+def print_conditions(n_bytes: int, cores: int, rounds: int) -> None:
+    """Date, commit, hardware, versions and load: what a page has to say besides its numbers."""
+    names = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(f"- Command: `python {' '.join(sys.argv)}`")
+    print(f"- Date: {time.strftime('%Y-%m-%d', time.gmtime())}, at commit {commit.stdout.strip()}")
+    print(f"- Hardware: {(names or ['?'])[0].strip()}, {os.cpu_count()} cores, {memory:.0f} GiB")
+    print(f"- Load before: {os.getloadavg()[0]:.2f}")
+    print(f"- Python {platform.python_version()}, tokenizers {tokenizers.__version__}; {cores} worker processes")
+    print(f"- {n_bytes / 1e6:.0f} MB of text, {rounds} rounds", flush=True)
+
+
+def main(*, rounds: str = "6") -> None:
     """Measures and prints a table.
 
     Args:
@@ -51,34 +142,14 @@ def main(*, rounds: str = "5") -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts, out = folder / "texts", folder / "out"
+        texts = folder / "texts"
         texts.mkdir()
         n_bytes = make_texts(texts)
-        corpus = find_corpus(texts)
-        build_corpus(corpus.documents, folder / "first", 8192, "texts")
-        path = folder / "first" / "tokenizer.json"
-        tokenizer = load_tokenizer(path)
-        contents = [document.text for document in corpus.documents()]
-
-        def whole_build() -> None:
-            shutil.rmtree(out, ignore_errors=True)
-            build_from_files(corpus, out, BuildOptions(path, source="texts", num_workers=cores))
-
-        variants: dict[str, Callable[[], object]] = {
-            "encode_batch_fast": lambda: tokenizer.encode_batch_fast(contents, add_special_tokens=False),
-            "make_shards build": whole_build,
-        }
-        found = [{name: timed(work) for name, work in variants.items()} for _ in range(int(rounds) + 1)][1:]
-    print(f"{n_bytes / 1e6:.0f} MB of text, {cores} cores, {rounds} rounds\n")
-    print("| variant | s, median | smallest to largest | MB/s | speed of encode_batch_fast |\n|---|---|---|---|---|")
-    for name in variants:
-        seconds = [turn[name] for turn in found]
-        shares = [turn["encode_batch_fast"] / turn[name] for turn in found]
-        middle = statistics.median(seconds)
-        print(
-            f"| `{name}` | {middle:.1f} | {min(seconds):.1f} to {max(seconds):.1f} | {n_bytes / middle / 1e6:.1f} | "
-            f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%}) |"
-        )
+        print_conditions(n_bytes, cores, int(rounds))
+        build_corpus(find_corpus(texts).documents, folder / "first", 8192, "texts")
+        out = folder / "out"
+        variants = make_variants(texts, out, folder / "first" / "tokenizer.json", cores)
+        print_table(measure(variants, out, int(rounds)), n_bytes)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def build(
     """Makes shards, their indexes and a manifest out of texts. Interrupted, the same command goes on where it was.
 
     Args:
-        input: Folder of texts (UTF-8), JSONL (plain, .gz, .zst), Parquet and WebDataset tar files, or one such file.
+        input: Folder of texts (UTF-8), JSON lines (plain, .gz, .zst), Parquet and WebDataset tar files, or one such
+            file.
         out: Folder to write the corpus to.
         tokenizer: A tokenizer.json to use; it must be byte-level.
         train_tokenizer: Or: train a byte-level BPE with this many tokens, for example 8192.
@@ -106,18 +107,26 @@ def run_build(flags: BuildFlags) -> None:
     named = flags.model_dump(include={"eos_token", "validation_share", "shard_tokens"}, exclude_none=True)
     options = BuildOptions(
         tokenizer,
-        source=str(flags.input),
+        source=str(flags.input).encode(errors="backslashreplace").decode(),
         rules=load_rules(flags.config),
         keep_text=flags.keep_text,
         num_workers=flags.num_workers,
         **named,
     )
-    suffixes = TEXT_SUFFIXES if flags.suffixes is None else tuple(flags.suffixes.lower().split(","))
-    corpus = find_corpus(flags.input, flags.text_field, suffixes, exclude=flags.out)
+    corpus = find_corpus(flags.input, flags.text_field, _suffixes(flags.suffixes), exclude=flags.out)
     path = build_from_files(corpus, flags.out, options)
     print("\n".join(read_report(flags.out).lines()))
-    print(f"skipped: {corpus.describe_skipped()}")
     _print_totals(path)
+
+
+def _suffixes(given: str | None) -> tuple[str, ...]:
+    if given is None:
+        return TEXT_SUFFIXES
+    suffixes = tuple(suffix.strip().lower() for suffix in given.split(","))
+    for suffix in suffixes:
+        if not suffix.startswith(".") or suffix == ".":
+            raise ConfigError(f"--suffixes is {given!r}: {suffix!r} must begin with a dot, as in .txt,.py.")
+    return suffixes
 
 
 class IndexFlags(Flags):

@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -15,9 +17,11 @@ from tokenizers import Tokenizer
 
 import scaletrain
 from scaletrain.config.fields import flatten
+from scaletrain.corpus.bands import load_datasketch
 from scaletrain.corpus.documents import Corpus, Document
-from scaletrain.corpus.journal import BuildIdentity, Journal, open_journal
+from scaletrain.corpus.journal import BuildIdentity, Journal, check_finished, open_journal
 from scaletrain.corpus.pipeline import keep_documents
+from scaletrain.corpus.processes import call_with_stream
 from scaletrain.corpus.progress import BuildProgress
 from scaletrain.corpus.report import Report
 from scaletrain.corpus.rules import CleaningRules
@@ -122,13 +126,13 @@ def build_from_files(corpus: Corpus, out: Path, options: BuildOptions) -> Path:
         options: What is made of them.
 
     Returns:
-        Path of the manifest. All files are the same, byte for byte, for the same input and options, whatever the number
-        of workers and interruptions.
+        Path of the manifest; at once where the same build is finished already. All files are the same, byte for byte,
+        for the same input and options, whatever the number of workers and interruptions.
 
     Raises:
-        DataError: There is a corpus already, ``out`` cannot be written, the input is damaged, or there is nothing to
-            train on.
-        ConfigError: A number is out of its range, or another build was interrupted in ``out``.
+        DataError: There is a corpus of somebody else already, ``out`` cannot be written, the input is damaged, or
+            there is nothing to train on.
+        ConfigError: A number is out of its range, or ``out`` holds another build, interrupted or finished.
     """
     return _Build(corpus.documents, corpus, out, options).run()
 
@@ -152,9 +156,9 @@ class _Build:
             self.out.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(self.out / ".lock", blocking=False):
                 if (self.out / FILE_NAME).exists():
-                    raise DataError(
-                        f"{self.out} holds a corpus already. Give another --out, or delete that folder first."
-                    )
+                    check_finished(self.out, self._identity())
+                    logger.info("the corpus in %s is complete; nothing is left to do", self.out)
+                    return self.out / FILE_NAME
                 journal = open_journal(self.out, self._identity())
                 tokenizer = self._tokenizer(journal)
                 path = self._write(journal, tokenizer)
@@ -174,9 +178,13 @@ class _Build:
         if self.corpus is None:
             return None
         given = self.options.tokenizer
+        rules = self.options.rules
+        versions = {"scaletrain": scaletrain.__version__, "tokenizers": tokenizers.__version__}
+        if rules.look_at_text:  # what a letter, a word and a lower case are stands in Python's tables
+            versions["Python"] = ".".join(map(str, sys.version_info[:2]))
+        if rules.duplicates.near:
+            versions["datasketch"] = load_datasketch().__version__
         options = {
-            "scaletrain": scaletrain.__version__,
-            "tokenizers": tokenizers.__version__,
             "the input": self.options.source,
             "--text_field": self.corpus.text_field,
             "the tokenizer": hashlib.sha256(_read_tokenizer(given)).hexdigest() if isinstance(given, Path) else given,
@@ -185,7 +193,7 @@ class _Build:
             "--shard_tokens": self.options.shard_tokens,
             "--keep_text": self.options.keep_text,
         }
-        return BuildIdentity(options | flatten(self.options.rules), self.corpus.files)
+        return BuildIdentity(versions | options | flatten(rules), self.corpus.files)
 
     def _tokenizer(self, journal: Journal) -> Tokenizer:
         """The tokenizer of the corpus, which lies in its folder from here on."""
@@ -201,19 +209,30 @@ class _Build:
         return tokenizer
 
     def _train(self, vocab_size: int) -> bytes:
-        texts = self._texts_to_learn_from()
+        report = Report()
+        texts = self._texts_to_learn_from(report)
         first = next(texts, None)
         if first is None:
-            raise DataError("The corpus is empty: no document is left to train a tokenizer on. Check the input.")
+            raise self._nothing_left(report)
         logger.info("training a tokenizer of %d tokens", vocab_size)
-        return train_byte_level_bpe(chain([first], texts), vocab_size).to_str().encode()
+        train = partial(_train_tokenizer, vocab_size=vocab_size)
+        if self.options.num_workers == 0:
+            return train(chain([first], texts))
+        return call_with_stream(train, chain([first], texts))  # the trainer does not listen to Ctrl-C
 
-    def _texts_to_learn_from(self) -> Iterator[str]:
+    def _nothing_left(self, report: Report) -> DataError:
+        report.skipped.update(self.corpus.skipped() if self.corpus else {})
+        return DataError(
+            f"The corpus is empty: {self.options.source} gave no document to train on; {'; '.join(report.lines())}. "
+            "Check the input, the rules and --validation_share."
+        )
+
+    def _texts_to_learn_from(self, report: Report) -> Iterator[str]:
         plan = WorkPlan(self.options.rules, self.options.validation_share, want_text=True)
         workers = self.options.num_workers if self.options.rules.look_at_text else 0
         characters = 0
         with BuildProgress("reading for the tokenizer", self._share_done()) as progress:
-            for kept in keep_documents(self.open_documents(), plan, workers, Report(), progress):
+            for kept in keep_documents(self.open_documents(), plan, workers, report, progress):
                 text = kept.worked.text
                 if kept.worked.split == VALIDATION or text is None:
                     continue
@@ -239,10 +258,14 @@ class _Build:
         )
         self._write_shards(journal, plan)
         if not journal.shards[TRAIN]:
-            raise DataError(f"The corpus is empty: {options.source} gave no document to train on. Check the input.")
+            raise self._nothing_left(self.report)
         if not journal.shards[VALIDATION] and options.validation_share > 0:
             logger.warning("no document was held out for validation: raise --validation_share or set it to 0")
-        self.report.write(self.out, self.corpus.skipped() if self.corpus else {})
+        if self.corpus:
+            self.report.skipped.update(self.corpus.skipped())
+            self.corpus.log_skipped_files()
+        self.report.write(self.out)
+        journal.keep_plan()
         entry = TokenizerEntry(
             file=_TOKENIZER_FILE,
             sha256=_sha256(self.out / _TOKENIZER_FILE),
@@ -264,8 +287,9 @@ class _Build:
     def _write_shards(self, journal: Journal, plan: WorkPlan) -> None:
         finished = dict(journal.until)
         if any(finished.values()):
-            shards = sum(map(len, journal.shards.values()))
-            logger.info("going on after %d shards, of which %s documents are passed by", shards, finished[TRAIN])
+            shards = [entry for entries in journal.shards.values() for entry in entries]
+            held = sum(entry.documents for entry in shards)
+            logger.info("going on after %d finished shards, which hold %s documents", len(shards), f"{held:,}")
 
         def sink(split: str) -> ShardSink:
             entries = journal.shards[split]
@@ -288,6 +312,10 @@ class _Build:
             return None
         size = max(1, corpus.size)
         return lambda: corpus.reading.bytes / size
+
+
+def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    return train_byte_level_bpe(texts, vocab_size).to_str().encode()
 
 
 def _read_tokenizer(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """Documents out of folders of text, JSONL, Parquet and WebDataset files."""
 
+import logging
 import os
 import stat
 from collections import Counter
@@ -7,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaletrain.corpus.journal import holds_corpus
 from scaletrain.corpus.jsonl import JSONL_SUFFIXES, read_jsonl
 from scaletrain.corpus.parquet import read_parquet
-from scaletrain.corpus.reading import LARGEST_DOCUMENT_BYTES, Reading
+from scaletrain.corpus.reading import LARGEST_DOCUMENT_BYTES, Reading, describe_skipped
 from scaletrain.corpus.tar import read_tar
 from scaletrain.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 # fmt: off
 TEXT_SUFFIXES = (
@@ -23,6 +27,7 @@ TEXT_SUFFIXES = (
 # fmt: on
 _READERS = {**dict.fromkeys(JSONL_SUFFIXES, read_jsonl), ".parquet": read_parquet, ".tar": read_tar}
 _MANY = tuple(_READERS)
+_FILES_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,14 @@ class Corpus:
         """What was not read: how many files and parts of files, by reason."""
         return dict(sorted((Counter(self.reading.skipped_files.values()) + self.reading.skipped_documents).items()))
 
-    def describe_skipped(self) -> str:
-        """What was not read, in one line: ``3 (2 not UTF-8, 1 of another suffix)``."""
-        reasons = Counter(self.skipped())
-        return (
-            f"{reasons.total()} ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common()) or 'none'})"
-        )
+    def log_skipped_files(self) -> None:
+        """Names the first files of each reason in the log."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.reading.skipped_files.items():
+            names.setdefault(reason, []).append(name)
+        for reason, found in sorted(names.items()):
+            more = f" and {len(found) - _FILES_TOLD} more" if len(found) > _FILES_TOLD else ""
+            logger.info("skipped, %s: %s%s", reason, ", ".join(found[:_FILES_TOLD]), more)
 
     def _read_text(self, name: str, size: int) -> str | None:
         skipped = self.reading.skipped_files
@@ -112,13 +119,15 @@ def find_corpus(
     """Finds the files of a corpus.
 
     Args:
-        path: A folder, or one file, which is read as text where its suffix says nothing else.
+        path: A folder, or one file, which is read as text where its suffix says nothing else. A folder may be a corpus
+            itself; corpora in it are passed by.
         text_field: Field of JSONL, JSON and Parquet that holds the text.
         suffixes: Of the files of a folder that are taken as text, besides JSONL, Parquet and tar.
         exclude: A folder that is passed by: what is built must not be read.
 
     Returns:
-        The corpus. Hidden files and folders are passed by; other files that are not read are counted.
+        The corpus. Hidden files and folders are passed by; other files that are not read are counted, and so are
+        folders that a build wrote.
 
     Raises:
         DataError: There is nothing at ``path``, or nothing to read in it.
@@ -135,7 +144,7 @@ def find_corpus(
     if not corpus.files:
         raise DataError(
             f"The input {path} is empty: no file ends in {', '.join(_MANY)} or one of the suffixes of text; "
-            f"skipped: {corpus.describe_skipped()}. Name the suffixes with --suffixes .abc,.def."
+            f"skipped: {describe_skipped(corpus.skipped())}. Name the suffixes with --suffixes .abc,.def."
         )
     return corpus
 
@@ -144,10 +153,15 @@ def _walk(path: Path, text_field: str, suffixes: tuple[str, ...], exclude: Path 
     found: dict[str, tuple[int, int]] = {}
     reading = Reading()
     for folder, inner, files in os.walk(path, onerror=_refuse):
-        inner[:] = [name for name in inner if not name.startswith(".") and Path(folder, name).resolve() != exclude]
-        for name in inner:
+        visible = [name for name in inner if not name.startswith(".") and Path(folder, name).resolve() != exclude]
+        inner.clear()
+        for name in visible:
             if Path(folder, name).is_symlink():  # not followed: it could lead round in a circle
                 reading.skipped_files[Path(folder, name).relative_to(path).as_posix()] = "link to a folder"
+            elif holds_corpus(Path(folder, name)):
+                reading.skipped_files[Path(folder, name).relative_to(path).as_posix()] = "a corpus"
+            else:
+                inner.append(name)
         for file in (name for name in files if not name.startswith(".")):
             name = Path(folder, file).relative_to(path).as_posix()
             reason, identity = _look_at(Path(folder, file), file.lower().endswith((*suffixes, *_MANY)))

@@ -7,11 +7,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from scaletrain.corpus.bands import choose_bands, load_datasketch
 from scaletrain.corpus.rules import DuplicateRules
-from scaletrain.errors import ConfigError
 
 # Fixed, so that the same corpus gives the same answers everywhere.
 _SEED = 1
+# For each the signature's every entry is computed at once, a kilobyte and more.
+_SHINGLES_AT_ONCE = 1 << 12
 
 
 class ExactDuplicates:
@@ -20,20 +22,24 @@ class ExactDuplicates:
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
-    def is_copy(self, content: bytes) -> bool:
-        """Whether the content was asked about before; remembers it.
+    def is_copy(self, digest: int) -> bool:
+        """Whether a document was asked about before; remembers it.
 
         Args:
-            content: The document in UTF-8.
+            digest: The document's, from ``digest_of``.
 
         Returns:
             True from the second time on.
         """
-        digest = xxhash.xxh3_128_intdigest(content)
         if digest in self._seen:
             return True
         self._seen.add(digest)
         return False
+
+
+def digest_of(content: bytes) -> int:
+    """The hash of a document in UTF-8 by which exact copies are known."""
+    return xxhash.xxh3_128_intdigest(content)
 
 
 class NearDuplicates:
@@ -84,39 +90,23 @@ def band_keys(text: str, rules: DuplicateRules) -> NDArray[np.uint64]:
     """
     words = text.lower().split()
     n = rules.near_shingle_words
-    shingles = {" ".join(words[start : start + n]) for start in range(max(1, len(words) - n + 1))}
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(shingle.encode()) for shingle in shingles), dtype=np.uint64)
+    shingles = (" ".join(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
+    hashes = np.unique(np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in shingles), dtype=np.uint64))
     signature = _empty_signature(rules.near_permutations).copy()
-    signature.update_batch(hashes)
+    for start in range(0, len(hashes), _SHINGLES_AT_ONCE):
+        signature.update_batch(hashes[start : start + _SHINGLES_AT_ONCE])
     values = np.ascontiguousarray(signature.hashvalues)
-    bands, rows = _bands(rules.near_threshold, rules.near_permutations)
+    bands, rows = choose_bands(rules.near_threshold, rules.near_permutations)
     keys = [xxhash.xxh3_64_intdigest(values[band * rows : (band + 1) * rows].tobytes()) for band in range(bands)]
     return np.array(keys, dtype=np.uint64)
 
 
 def bands_of(rules: DuplicateRules) -> tuple[int, int]:
     """Number of bands and entries in each, for the threshold: what makes wrong answers of both kinds rarest."""
-    return _bands(rules.near_threshold, rules.near_permutations)
-
-
-@cache
-def _bands(threshold: float, permutations: int) -> tuple[int, int]:
-    lsh = _datasketch().MinHashLSH(threshold=threshold, num_perm=permutations)
-    return int(lsh.b), int(lsh.r)
+    return choose_bands(rules.near_threshold, rules.near_permutations)
 
 
 @cache
 def _empty_signature(permutations: int) -> Any:
     # 64 bits, since with 32 a hundred thousand shingles of a long document begin to collide.
-    return _datasketch().MinHash(num_perm=permutations, seed=_SEED, scheme="affine64", hashfunc=lambda value: value)
-
-
-def _datasketch() -> Any:
-    try:
-        import datasketch
-    except ImportError:
-        raise ConfigError(
-            "duplicates.near is true, but datasketch is not installed. Install it with pip install "
-            "'scaletrain[corpus]', or set duplicates.near to false."
-        ) from None
-    return datasketch
+    return load_datasketch().MinHash(num_perm=permutations, seed=_SEED, scheme="affine64", hashfunc=lambda value: value)

@@ -1,7 +1,8 @@
 """What an interrupted build has finished, so that the same command goes on where it was.
 
 While a corpus is being built its folder holds ``.building/``: ``plan.json``, what the build was asked for and which
-files its input has, and ``journal.jsonl``, a line for each shard that is finished.
+files its input has, and ``journal.jsonl``, a line for each shard that is finished. Of a finished corpus the first stays
+as ``build.json``, so that it is known again.
 """
 
 import json
@@ -17,11 +18,13 @@ from pydantic import ValidationError
 
 from scaletrain.corpus.splits import SPLITS
 from scaletrain.data.atomic import whole_file
-from scaletrain.data.manifest import ShardEntry
+from scaletrain.data.manifest import FILE_NAME, NATIVE_FIELD, ShardEntry
 from scaletrain.data.shard_index import index_path
 from scaletrain.errors import ConfigError, DataError
 
 FOLDER = ".building"
+BUILT_FILE = "build.json"
+_PLAN_FILE = "plan.json"
 _OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.(tar|index\.npz)(\.tmp)?")
 
 
@@ -71,6 +74,13 @@ class Journal:
         self.tokenizer = sha256
         self._append({"tokenizer": sha256})
 
+    def keep_plan(self) -> None:
+        """Keeps what the build was asked for; called before the manifest says that it is finished."""
+        plan = self.folder / FOLDER / _PLAN_FILE
+        if plan.exists():
+            with whole_file(self.folder / BUILT_FILE) as stream:
+                stream.write(plan.read_bytes())
+
     def close(self) -> None:
         """Removes the record: the manifest says all from here on."""
         shutil.rmtree(self.folder / FOLDER)
@@ -109,6 +119,18 @@ class Journal:
                 path.unlink()
 
 
+def holds_corpus(folder: Path) -> bool:
+    """Whether a build wrote this folder, finished or not; not where a manifest lies beside tars made elsewhere."""
+    if (folder / FOLDER).is_dir():
+        return True
+    try:
+        manifest = json.loads((folder / FILE_NAME).read_bytes())
+        content = manifest.get("content", {}).get("field", NATIVE_FIELD)
+        return bool(content == NATIVE_FIELD and {"splits", "tokenizer", "totals"} <= manifest.keys())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
     """Begins a build, or goes on with one that was interrupted.
 
@@ -125,7 +147,7 @@ def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
     """
     journal = Journal(folder)
     record = folder / FOLDER
-    plan = record / "plan.json"
+    plan = record / _PLAN_FILE
     if not record.exists():
         strangers = sorted(path.name for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name))
         if strangers:
@@ -134,7 +156,7 @@ def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
                 "it away."
             )
     elif identity is not None and plan.exists():
-        _compare(json.loads(plan.read_bytes()), identity, folder)
+        _compare(json.loads(plan.read_bytes()), identity, f"The interrupted build in {folder}")
         try:
             journal._read()
         except (DataError, ValidationError, ValueError, KeyError) as error:
@@ -152,13 +174,30 @@ def open_journal(folder: Path, identity: BuildIdentity | None) -> Journal:
     return journal
 
 
-def _compare(found: dict[str, Any], wanted: BuildIdentity, folder: Path) -> None:
+def check_finished(folder: Path, identity: BuildIdentity | None) -> None:
+    """Raises unless the corpus in a folder is what is to be built.
+
+    Args:
+        folder: Holds a manifest.
+        identity: What is to be built; None where that cannot be compared.
+
+    Raises:
+        ConfigError: It was made with other options, or of another input.
+        DataError: Nobody knows how it was made.
+    """
+    built = folder / BUILT_FILE
+    if identity is None or not built.exists():
+        raise DataError(f"{folder} holds a corpus already. Give another --out, or delete that folder first.")
+    _compare(json.loads(built.read_bytes()), identity, f"The finished corpus in {folder}")
+
+
+def _compare(found: dict[str, Any], wanted: BuildIdentity, subject: str) -> None:
     for name, value in json.loads(json.dumps(wanted.options)).items():
         before = found["options"].get(name)
         if before != value:
             raise ConfigError(
-                f"The interrupted build in {folder} had {name} = {_short(before)}, now it is {_short(value)}. Give the "
-                "same again to go on, or another --out."
+                f"{subject} had {name} = {_short(before)}, now it is {_short(value)}. Give the same again, or another "
+                "--out."
             )
     before, now = found["files"], {name: list(facts) for name, facts in wanted.files.items()}
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -167,8 +206,7 @@ def _compare(found: dict[str, Any], wanted: BuildIdentity, folder: Path) -> None
         state = "is new" if name not in before else "is gone" if name not in now else "was changed"
         more = f" ({len(changed) - 1} more differ)" if len(changed) > 1 else ""
         raise ConfigError(
-            f"The input changed since the build in {folder} was interrupted: {name} {state}{more}. Restore the input "
-            "to go on, or give another --out."
+            f"{subject} had another input: {name} {state}{more}. Restore the input, or give another --out."
         )
 
 

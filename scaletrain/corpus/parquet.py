@@ -53,6 +53,8 @@ def _check_column(schema: Any, text_field: str, path: Path, pyarrow: Any) -> Non
             f"{path}: no column {text_field!r}; there are {', '.join(map(repr, schema.names)) or 'none'}. Name "
             "the column with --text_field."
         )
+    if schema.names.count(text_field) > 1:
+        raise DataError(f"{path}: several columns are named {text_field!r}. Rename all but one.")
     kind = schema.field(text_field).type
     plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if not any(getattr(pyarrow.types, f"is_{name}")(plain) for name in ("string", "large_string", "string_view")):

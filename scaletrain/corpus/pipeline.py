@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from scaletrain.corpus.documents import Document
-from scaletrain.corpus.duplicates import ExactDuplicates, NearDuplicates
+from scaletrain.corpus.duplicates import ExactDuplicates, NearDuplicates, digest_of
 from scaletrain.corpus.processes import run_in_order
 from scaletrain.corpus.progress import BuildProgress
 from scaletrain.corpus.report import Report
@@ -47,11 +47,14 @@ def keep_documents(
     """
     passed_on: dict[int, tuple[str, int]] = {}  # source and bytes of what is with the workers
     near = NearDuplicates()
+    replaced = ExactDuplicates()
     batches = _batches(documents, plan, report, passed_on, dict(finished or {}))
     for batch, results in run_in_order(partial(work, plan), batches, num_workers):
         for ordinal, worked in zip(batch.ordinals, results, strict=True):
             source, n_bytes = passed_on.pop(ordinal)
             rule = worked.removed_by
+            if rule is None and worked.digest is not None and replaced.is_copy(worked.digest):
+                rule = EXACT
             if rule is None and worked.bands is not None and near.is_copy(worked.bands):
                 rule = NEAR
             progress.advance(n_bytes, worked.n_tokens)
@@ -76,7 +79,7 @@ def _batches(
         content = document.text.encode()
         report.add_read(len(content))
         # Here rather than in a worker, so that no copy is tokenized only to be dropped.
-        if exact is not None and exact.is_copy(content):
+        if exact is not None and exact.is_copy(digest_of(content)):
             report.add_removed(EXACT, len(content))
             continue
         passed_on[ordinal] = document.source, len(content)

@@ -1,5 +1,6 @@
 """Worker processes that take tasks and give results back in the order in which the tasks came."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -8,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import chain, islice
-from typing import TypeVar
+from multiprocessing.connection import Connection
+from typing import TypeVar, cast
 
-from scaletrain.errors import DataError
+from scaletrain.errors import DataError, ScaletrainError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 # Enough that no worker waits while a slow result is waited for, and few enough that memory stays bounded.
 _TASKS_AHEAD_PER_WORKER = 3
+_ITEMS_AT_ONCE = 64
 
 
 def run_in_order(
@@ -65,21 +67,76 @@ def run_in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def call_with_stream(function: Callable[[Iterable[Task]], Result], items: Iterable[Task]) -> Result:
+    """Calls a function in a process of its own, which ends with whatever ends the waiting for it, such as Ctrl-C.
+
+    Args:
+        function: Takes the items; it travels to the other process, as items and result do.
+        items: Taken here, a pipe's length ahead.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        DataError: The process died.
+        ScaletrainError: The function raised it.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_consume, args=(os.getpid(), function, theirs), daemon=True)
+    with _interrupts_held_back():
+        process.start()
+    theirs.close()
+    try:
+        # It may be done, or have failed, before it took all.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            coming = iter(items)
+            while batch := list(islice(coming, _ITEMS_AT_ONCE)):
+                ours.send(batch)
+            ours.send([])
+        result, error = ours.recv()
+    except (EOFError, ConnectionResetError):
+        raise DataError(
+            "The process that trains the tokenizer died, perhaps for lack of memory. Give a smaller --train_tokenizer, "
+            "or a --tokenizer."
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if error is not None:
+        raise error
+    return cast(Result, result)
+
+
+def _consume(parent: int, function: Callable[[Iterable[Task]], Result], connection: Connection) -> None:
+    _end_with(parent)
+    try:
+        connection.send((function(chain.from_iterable(iter(connection.recv, []))), None))
+    except ScaletrainError as error:
+        connection.send((None, error))
+
+
 def _next(running: deque[tuple[Task, Future[Result]]]) -> tuple[Task, Result]:
     task, future = running.popleft()
     return task, future.result()
 
 
 def _begin(parent: int) -> None:
-    """Prepares a worker: it ends with its parent, leaves Ctrl-C to it, and works in one thread."""
+    """Prepares a worker, which works in one thread."""
+    _end_with(parent)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with(parent: int) -> None:
+    """Lets this process end with its parent, and leave Ctrl-C to it."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

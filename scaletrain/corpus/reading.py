@@ -3,14 +3,16 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from scaletrain.errors import DataError
 
-# Also of what a compressed member becomes: a few kilobytes can claim to be gigabytes.
-LARGEST_DOCUMENT_BYTES = 256 << 20
+# The tokenizer takes more than a hundred bytes of memory for each of a document, so that this is 8 GB and more in a
+# worker. Also of what a compressed member becomes: a few kilobytes can claim to be gigabytes.
+LARGEST_DOCUMENT_BYTES = 64 << 20
 _FOLD = "Split it into documents, or remove it."
 
 
@@ -58,7 +60,7 @@ class _CountedFile(io.RawIOBase):
         super().close()
 
 
-def text_of_record(content: bytes, place: str, text_field: str) -> str:
+def text_of_record(content: bytes, place: str, text_field: str) -> str | None:
     """Takes the text out of a JSON object.
 
     Args:
@@ -67,7 +69,7 @@ def text_of_record(content: bytes, place: str, text_field: str) -> str:
         text_field: Field that holds the text.
 
     Returns:
-        The text; empty where it is.
+        The text; empty where it is, None where the field is null.
 
     Raises:
         DataError: It is no object, or has no text in that field.
@@ -75,6 +77,8 @@ def text_of_record(content: bytes, place: str, text_field: str) -> str:
     try:
         record = json.loads(content)
         text = record.get(text_field) if isinstance(record, dict) else None
+        if isinstance(record, dict) and text_field in record and text is None:
+            return None
         if isinstance(text, str):
             text.encode()  # a lone surrogate is valid JSON and no valid text
             return text
@@ -85,6 +89,12 @@ def text_of_record(content: bytes, place: str, text_field: str) -> str:
         raise DataError(f"{place}: field {text_field!r} holds {kind}, not text. Correct or remove the line.")
     found = f"has the fields {', '.join(map(repr, record))}" if isinstance(record, dict) else "is not an object"
     raise DataError(f"{place}: no text in field {text_field!r}; the line {found}. Name the field with --text_field.")
+
+
+def describe_skipped(reasons: Mapping[str, int]) -> str:
+    """What was not read, in one line: ``3 (2 not UTF-8, 1 of another suffix)``."""
+    told = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
+    return f"{sum(reasons.values())} ({told or 'none'})"
 
 
 def too_large(place: str) -> DataError:

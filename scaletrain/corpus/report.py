@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaletrain.corpus.reading import describe_skipped
 from scaletrain.corpus.worker import Worked
 from scaletrain.data.atomic import whole_file
 
@@ -21,12 +22,14 @@ class Report:
         removed: Documents and bytes removed, by rule.
         kept: Documents and bytes that are in the corpus, by split, as the rules left them.
         replaced: Placeholders in what was kept.
+        skipped: What was not read as a document, files and parts of them, by reason.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     removed: dict[str, Counter[str]] = field(default_factory=dict)
     kept: dict[str, Counter[str]] = field(default_factory=dict)
     replaced: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def add_read(self, n_bytes: int) -> None:
         self.read.update(documents=1, bytes=n_bytes)
@@ -38,16 +41,11 @@ class Report:
         self.kept.setdefault(worked.split, Counter()).update(documents=1, bytes=worked.n_bytes)
         self.replaced.update(worked.replaced or {})
 
-    def write(self, folder: Path, skipped: Mapping[str, int]) -> None:
-        """Writes the report as JSON; equal builds make equal files.
-
-        Args:
-            folder: Of the corpus.
-            skipped: What was not read as a document, by reason.
-        """
+    def write(self, folder: Path) -> None:
+        """Writes the report as JSON into the folder of the corpus; equal builds make equal files."""
         content = {
             "read": dict(self.read),
-            "skipped": dict(skipped),
+            "skipped": dict(self.skipped),
             "removed": {rule: dict(counts) for rule, counts in self.removed.items()},
             "replaced": dict(self.replaced),
             "kept": {split: dict(counts) for split, counts in self.kept.items()},
@@ -62,17 +60,18 @@ class Report:
             found.append(f"removed by {rule}: {_amount(counts)}")
         if self.replaced:
             found.append(f"replaced: {', '.join(f'{count:,} {kind}' for kind, count in sorted(self.replaced.items()))}")
-        return found
+        return [*found, f"skipped: {describe_skipped(self.skipped)}"]
 
 
 def read_report(folder: Path) -> Report:
-    """Reads the report of a corpus, without what was skipped."""
+    """Reads the report of a corpus."""
     content = json.loads((folder / FILE_NAME).read_bytes())
     return Report(
         Counter(content["read"]),
         {rule: Counter(counts) for rule, counts in content["removed"].items()},
         {split: Counter(counts) for split, counts in content["kept"].items()},
         Counter(content["replaced"]),
+        Counter(content["skipped"]),
     )
 
 

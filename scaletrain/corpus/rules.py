@@ -10,6 +10,7 @@ from scaletrain.config.coercion import coerce
 from scaletrain.config.fields import limits, unknown_key
 from scaletrain.config.files import find_file, read_yaml
 from scaletrain.config.schema import Section
+from scaletrain.corpus.bands import choose_bands
 from scaletrain.errors import ConfigError
 
 
@@ -139,6 +140,11 @@ def _contradictions(rules: CleaningRules) -> Iterable[str]:
             most = getattr(section, name.replace("min_", "max_", 1), None)
             if name.startswith("min_") and None not in (least, most) and least > most:
                 yield f"{name} = {least} is more than {name.replace('min_', 'max_', 1)} = {most}: nothing would be left"
+    if rules.duplicates.near:
+        try:
+            choose_bands(rules.duplicates.near_threshold, rules.duplicates.near_permutations)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _section(annotation: Any) -> type[Section]:

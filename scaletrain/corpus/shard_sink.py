@@ -67,7 +67,9 @@ class ShardSink(contextlib.AbstractContextManager["ShardSink"]):
         if self._stream is None:
             self._stream = self._file.enter_context(whole_file(self._path))
         worked = kept.worked
-        facts = json.dumps({"source": kept.source, "bytes": worked.n_bytes}, ensure_ascii=False).encode()
+        # Linux lets a name be any bytes; what is no UTF-8 of it must not end the build.
+        source = kept.source.encode(errors="backslashreplace").decode()
+        facts = json.dumps({"source": source, "bytes": worked.n_bytes}, ensure_ascii=False).encode()
         key = f"{self._documents:010d}"
         self._stream.write(_member(f"{key}.{FACTS_FIELD}", facts))
         self._stream.write(_member(f"{key}.{TOKENS_FIELD}", worked.tokens))

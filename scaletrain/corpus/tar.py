@@ -6,31 +6,17 @@ claims is compared with the file, and nothing but text and JSON is decoded.
 
 import gzip
 import io
-import struct
-import tarfile
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
-from scaletrain.corpus.reading import LARGEST_DOCUMENT_BYTES, Reading, open_counted, text_of_record
+from scaletrain.corpus.reading import LARGEST_DOCUMENT_BYTES, Reading, text_of_record
+from scaletrain.data.tar_members import FOLDER, PLAIN_FILE, Member, split_name, walk_members
 from scaletrain.errors import DataError
 
 _FIELDS = ("txt", "txt.gz", "json", "json.gz")
-_LARGEST_EXTENSION = 1 << 20  # long names and the like, which tarfile reads at once
 _REMEDY = "Fetch or make the file again."
-
-
-class _CheckedHeader(tarfile.TarInfo):
-    """A header that claims nothing absurd."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        extends = header.type in (b"x", b"g", b"X", b"L", b"K", b"S")
-        if header.size < 0 or (extends and header.size > _LARGEST_EXTENSION):
-            raise tarfile.ReadError(f"a header claims {header.size} bytes")
-        return header
 
 
 def read_tar(path: Path, text_field: str, reading: Reading) -> Iterator[tuple[str, str]]:
@@ -51,10 +37,7 @@ def read_tar(path: Path, text_field: str, reading: Reading) -> Iterator[tuple[st
         DataError: The tar is damaged, or a sample has JSON without text in it.
     """
     key, fields = "", dict[str, bytes | None]()
-    for name, content in _members(path, reading):
-        folder, _, base = name.rpartition("/")
-        stem, _, field = base.partition(".")
-        member_key = f"{folder}/{stem}" if folder else stem
+    for member_key, field, content in _members(path, reading):
         if member_key != key or field in fields:
             yield from _document(path, key, fields, text_field, reading)
             key, fields = member_key, {}
@@ -66,67 +49,67 @@ def _document(
     path: Path, key: str, fields: dict[str, bytes | None], text_field: str, reading: Reading
 ) -> Iterator[tuple[str, str]]:
     """The text of a sample, or the reason why it has none."""
-    found = next((field for field in _FIELDS if field in fields), None)
-    content = fields.get(found or "")
-    reason = None
     if not fields:
         return
+    found = next((field for field in _FIELDS if field in fields), None)
+    content = fields.get(found or "")
+    text: str | None = ""
+    reason = "empty"
     if found is None:
         reason = "sample of a tar without txt or json"
     elif content is None:
         reason = f"larger than {LARGEST_DOCUMENT_BYTES >> 20} MiB"
     elif found.startswith("json"):
         text = text_of_record(content, f"{path}, sample {key!r}", text_field)
-        reason = None if text else "empty"
+        reason = "null" if text is None else "empty"
     else:
         try:
             text = content.decode("utf-8")
-            reason = None if text else "empty"
         except UnicodeDecodeError:
             reason = "not UTF-8"
-    if reason is None:
+    if text:
         yield key, text
     else:
         reading.skipped_documents[reason] += 1
 
 
-def _members(path: Path, reading: Reading) -> Iterator[tuple[str, bytes | None]]:
-    """Name and content of each plain file; None for one that is not read or is too large."""
-    size = path.stat().st_size
-    place = 0
+def _members(path: Path, reading: Reading) -> Iterator[tuple[str, str, bytes | None]]:
+    """Key, field and content of each file of a sample; no content where it is not read or is too large."""
+    before = reading.bytes
     try:
-        with (
-            open_counted(path, reading) as stream,
-            tarfile.open(fileobj=stream, mode="r|", tarinfo=_CheckedHeader, errorlevel=2) as tar,
-        ):
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else it grows with every member
-                place = member.offset
-                # Else tarfile reads on to where the next header would be, however far behind the end that is.
-                if tar.offset > size + tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError(f"{member.name!r} claims {member.size} bytes, the file has {size}")
-                if member.issparse() or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    if not member.isdir():
-                        reading.skipped_documents["link, device or sparse file in a tar"] += 1
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            for member in walk_members(file.fileno(), size, str(path)):
+                reading.bytes = before + member.offset + member.size
+                names = split_name(member.name)
+                if member.kind == FOLDER:
                     continue
-                yield member.name, _content(tar, member)
-    # tarfile lets through what its parsing stumbles over.
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, LookupError, struct.error) as error:
-        raise DataError(f"{path} cannot be read at byte {place}: {error}. {_REMEDY}") from None
+                if member.kind != PLAIN_FILE:
+                    reading.skipped_documents["link or device in a tar"] += 1
+                elif names is None:
+                    reading.skipped_documents["file of a tar that is in no sample"] += 1
+                else:
+                    yield *names, _content(file.fileno(), member, names[1], path)
+            reading.bytes = before + size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. {_REMEDY}") from None
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    field = member.name.rpartition("/")[2].partition(".")[2]
+def _content(descriptor: int, member: Member, field: str, path: Path) -> bytes | None:
     if field not in _FIELDS or member.size > LARGEST_DOCUMENT_BYTES:
         return None
-    file = tar.extractfile(member)
-    if file is None:
-        return None
-    content = file.read()
+    content = os.pread(descriptor, member.size, member.offset)
     if len(content) != member.size:
-        raise tarfile.ReadError(f"{member.name!r} is cut")
+        raise DataError(f"{path} became shorter while it was read. {_REMEDY}")
     if not field.endswith(".gz"):
         return content
-    with gzip.GzipFile(fileobj=io.BytesIO(content)) as unzipped:
-        content = unzipped.read(LARGEST_DOCUMENT_BYTES + 1)
-    return content if len(content) <= LARGEST_DOCUMENT_BYTES else None
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as unzipped:
+            text = unzipped.read(LARGEST_DOCUMENT_BYTES + 1)
+        if not content:
+            raise EOFError("it is empty")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: the member {member.name!r} at byte {member.offset} cannot be decompressed: {error}. {_REMEDY}"
+        ) from None
+    return text if len(text) <= LARGEST_DOCUMENT_BYTES else None

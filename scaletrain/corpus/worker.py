@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletrain.corpus.duplicates import band_keys
+from scaletrain.corpus.duplicates import band_keys, digest_of
 from scaletrain.corpus.filters import broken_rule
 from scaletrain.corpus.replacements import replace_private
 from scaletrain.corpus.rules import CleaningRules
@@ -66,6 +66,7 @@ class Worked(NamedTuple):
         text: The text, where it is wanted.
         bands: Keys by which near copies are found, where they are looked for.
         replaced: Placeholders put in, by placeholder; None where there are none.
+        digest: Of the text, where something was replaced in it and exact copies are looked for.
     """
 
     removed_by: str | None
@@ -76,6 +77,7 @@ class Worked(NamedTuple):
     text: str | None = None
     bands: NDArray[np.uint64] | None = None
     replaced: dict[str, int] | None = None
+    digest: int | None = None
 
 
 def work(plan: WorkPlan, batch: Batch) -> list[Worked]:
@@ -98,10 +100,17 @@ def work(plan: WorkPlan, batch: Batch) -> list[Worked]:
             results.append(Worked(rule))
             continue
         split = VALIDATION if is_validation(cleaned, plan.validation_share) else TRAIN
-        bands = band_keys(cleaned, plan.rules.duplicates) if plan.rules.duplicates.near else None
-        kept_text = cleaned if plan.want_text else None
+        content = cleaned.encode()
         results.append(
-            Worked(None, split, len(cleaned.encode()), text=kept_text, bands=bands, replaced=dict(replaced) or None)
+            Worked(
+                None,
+                split,
+                len(content),
+                text=cleaned if plan.want_text else None,
+                bands=band_keys(cleaned, plan.rules.duplicates) if plan.rules.duplicates.near else None,
+                replaced=dict(replaced) or None,
+                digest=digest_of(content) if replaced and plan.rules.duplicates.exact else None,
+            )
         )
     if plan.tokenizer is not None:
         wanted = [

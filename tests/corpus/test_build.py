@@ -211,6 +211,25 @@ def test_the_tool_builds_a_corpus_of_a_folder(tmp_path: Path) -> None:
         (("--input", "IN", "--out", "OUT", "--train_tokenizer", "300", "--num_workers", "-1"), "must be at least 0"),
         (("--input", "IN", "--out", "IN", "--train_tokenizer", "300"), "is the input"),
         (("--input", "IN", "--out", "OUT", "--train_tokenizer", "300", "--config", "no.yaml"), "does not exist"),
+        (
+            ("--input", "IN", "--out", "OUT", "--train_tokenizer", "300", "--suffixes", ".txt,md"),
+            "'md' must begin with",
+        ),
+        (
+            (
+                "--input",
+                "IN",
+                "--out",
+                "OUT",
+                "--train_tokenizer",
+                "300",
+                "--suffixes",
+                " .TXT, .x",
+                "--config",
+                "RULES",
+            ),
+            "1 documents, 0.0 MB; removed by length.min_words: 1 documents, 0.0 MB; skipped: 1 (1 of another suffix)",
+        ),
         (("--input", "IN", "--out", "OUT", "--tokenizer", "missing.json"), "missing.json cannot be read"),
     ],
 )
@@ -224,7 +243,9 @@ def test_mistakes_end_the_tool_with_a_message(
     (tmp_path / "IN").mkdir()
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "IN" / "a.txt").write_text("hello")
-    places = {"IN": tmp_path / "IN", "OUT": tmp_path / "OUT", "EMPTY": tmp_path / "EMPTY"}
+    (tmp_path / "IN" / "b.jpg").write_text("")
+    (tmp_path / "RULES").write_text("length: {min_words: 9}")
+    places = {name: tmp_path / name for name in ("IN", "OUT", "EMPTY", "RULES")}
     given = [str(places.get(argument, argument)) for argument in arguments]
     monkeypatch.setattr(sys, "argv", [str(TOOL), "build", *given])
     monkeypatch.setattr(logging.getLogger(), "handlers", [])

@@ -10,6 +10,7 @@ import zstandard
 from pyarrow import parquet
 
 from scaletrain.corpus.documents import Document, find_corpus
+from scaletrain.corpus.reading import describe_skipped
 from scaletrain.errors import ConfigError, DataError
 
 
@@ -42,7 +43,26 @@ def test_a_folder_of_all_kinds_in_an_order_of_its_own(tmp_path: Path) -> None:
     ]
     assert list(corpus.documents()) == list(corpus.documents())
     assert corpus.skipped() == {"empty": 2, "not UTF-8": 1, "of another suffix": 1}
-    assert corpus.describe_skipped().startswith("4 (2 empty, ")
+    assert describe_skipped(corpus.skipped()).startswith("4 (2 empty, ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["A.JSONL.GZ", "a.ndjson", "a.ndjson.gz", "a.ndjson.zst", "c4-train.00000.json.gz", "a.json.zst", "a.Jsonl.Zst"],
+)
+def test_json_lines_are_known_by_all_their_names(tmp_path: Path, name: str) -> None:
+    compress = {"gz": gzip.compress, "st": zstandard.compress}.get(name.lower()[-2:], bytes)
+    (tmp_path / name).write_bytes(compress(lines("one", "two") + b'{"text": null}\n'))
+    corpus = find_corpus(tmp_path)
+    assert [document.text for document in corpus.documents()] == ["one", "two"]
+    assert corpus.skipped() == {"null": 1}
+
+
+def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28, enable_ldm=False)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # which knows no size
+    (tmp_path / "a.jsonl.zst").write_bytes(compressor.compress(lines("one")) + compressor.flush())
+    assert [document.text for document in find_corpus(tmp_path).documents()] == ["one"]
 
 
 def test_one_file_is_read_whatever_its_name(tmp_path: Path) -> None:
@@ -74,11 +94,17 @@ def test_parquet_and_tars_are_read_beside_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
-    [({"body": ["a"]}, "no column 'text'; there are 'body'.*--text_field"), ({"text": [1]}, "holds int64, not text")],
+    ("names", "column", "message"),
+    [
+        (["body"], ["a"], "no column 'text'; there are 'body'.*--text_field"),
+        (["text"], [1], "holds int64, not text"),
+        (["text", "text"], ["a"], "several columns are named 'text'"),
+    ],
 )
-def test_a_parquet_file_without_text_is_refused(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
-    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+def test_a_parquet_file_without_one_text_is_refused(
+    tmp_path: Path, names: list[str], column: list[object], message: str
+) -> None:
+    parquet.write_table(pa.Table.from_arrays([pa.array(column)] * len(names), names), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=message):
         list(find_corpus(tmp_path).documents())
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing PAR1")
@@ -110,6 +136,38 @@ def test_what_is_built_is_not_read(tmp_path: Path) -> None:
         find_corpus(tmp_path / "out", exclude=tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "is_corpus"),
+    [
+        (".building/plan.json", "{}", True),
+        ("manifest.json", '{"splits": {}, "tokenizer": {}, "totals": {}, "content": {"field": "tokens.npy"}}', True),
+        ("manifest.json", '{"splits": {}, "tokenizer": {}, "totals": {}, "content": {"field": "txt"}}', False),
+        ("manifest.json", '["of something else"]', False),
+    ],
+)
+def test_an_older_corpus_in_the_input_is_passed_by(tmp_path: Path, name: str, content: str, is_corpus: bool) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "old" / name).parent.mkdir(parents=True)
+    (tmp_path / "old" / name).write_text(content)
+    (tmp_path / "old" / "b.txt").write_text("inside")
+    corpus = find_corpus(tmp_path)
+    assert ("old/b.txt" in corpus.files) == (not is_corpus)
+    assert corpus.skipped() == ({"a corpus": 1} if is_corpus else {})
+
+
+def test_the_first_files_of_each_reason_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")
+    (tmp_path / "a.txt").write_bytes(b"\xe9")
+    caplog.set_level("INFO")
+    corpus = find_corpus(tmp_path)
+    assert list(corpus.documents()) == []
+    corpus.log_skipped_files()
+    told = sorted(message for message in caplog.messages if message.startswith("skipped"))
+    assert told[0] == "skipped, not UTF-8: a.txt"
+    assert told[1].startswith("skipped, of another suffix: ") and told[1].endswith(" and 2 more")
+
+
 def test_suffixes_and_the_field_of_the_text_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "a.foo").write_text("foo")
     (tmp_path / "b.txt").write_text("txt")
@@ -126,6 +184,16 @@ def test_an_empty_or_missing_input_is_refused(tmp_path: Path) -> None:
         find_corpus(tmp_path)
 
 
+def blocks_of_zstd(*parts: bytes) -> tuple[bytes, int]:
+    """A frame with a block for each part, and where its first block ends."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    blocks = [compressor.compress(part) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for part in parts]
+    return b"".join(blocks) + compressor.flush(), len(blocks[0])
+
+
+ZSTD, AT_A_LINE = blocks_of_zstd(lines("one"), lines("two"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -134,9 +202,14 @@ def test_an_empty_or_missing_input_is_refused(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", "is not an object"),
         ("a.jsonl", b'{"text": 3}\n', "field 'text' holds int, not text"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "not a line of JSON"),
-        ("a.jsonl.gz", gzip.compress(lines(*map(str, range(9999))))[:-20], r"a\.jsonl\.gz cannot be read after line"),
+        ("a.jsonl.gz", gzip.compress(lines(*map(str, range(9999))))[:-20], "is truncated behind line 99"),
         ("a.jsonl.gz", b"not gzip", "cannot be read after line 0"),
+        ("a.jsonl.gz", b"", "a.jsonl.gz is truncated behind line 0"),
         ("a.jsonl.zst", b"not zstd at all", "cannot be read after line 0"),
+        ("a.jsonl.zst", b"", "is truncated behind line 0"),
+        ("a.jsonl.zst", ZSTD[:-1], "is truncated behind line 2"),
+        ("a.jsonl.zst", ZSTD[:AT_A_LINE], "is truncated behind line 1"),
+        ("a.jsonl.zst", ZSTD + ZSTD[:9], "is truncated behind line 2"),
     ],
 )
 def test_damaged_lines_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

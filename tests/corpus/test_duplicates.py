@@ -1,8 +1,9 @@
 import random
+import tracemalloc
 
 import numpy as np
 
-from scaletrain.corpus.duplicates import ExactDuplicates, NearDuplicates, band_keys, bands_of
+from scaletrain.corpus.duplicates import ExactDuplicates, NearDuplicates, band_keys, bands_of, digest_of
 from scaletrain.corpus.rules import DuplicateRules
 
 RULES = DuplicateRules(near=True)
@@ -15,7 +16,7 @@ def words(seed: int, count: int = 400) -> list[str]:
 
 def test_exact_copies_are_known_from_the_second_on() -> None:
     seen = ExactDuplicates()
-    assert [seen.is_copy(content) for content in (b"a", b"b", b"a", b"", b"b", b"")] == [
+    assert [seen.is_copy(digest_of(content)) for content in (b"a", b"b", b"a", b"", b"b", b"")] == [
         False,
         False,
         True,
@@ -55,3 +56,13 @@ def test_signatures_are_the_same_on_every_machine() -> None:
     assert keys.dtype == np.uint64 and keys.shape == bands_of(RULES)[:1]
     assert int(keys[0]) == 10621541183613844769
     assert (band_keys("word", RULES) == band_keys(" Word\n", RULES)).all()
+
+
+def test_a_long_document_is_signed_in_bounded_memory() -> None:
+    text = " ".join(map(str, range(300_000)))
+    tracemalloc.start()
+    keys = band_keys(text, RULES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * len(text)  # all at once it is 350 times as much
+    assert keys.tolist()[:2] == [981100560343489876, 5067754997615268098]

@@ -17,7 +17,10 @@ KEYS = [
     "sk" + "_live_" + "aB3d" * 6,
     "sk" + "-proj-" + "aB3d" * 12,
     "hf" + "_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH",
+    "hf" + "_" + "aB3" * 11 + "c",
     "glpat" + "-" + "aB3d" * 5,
+    "glpat" + "-" + "aB3d" * 7 + ".01.1a2b3c4d5",
+    "xox" + "p-" + "123-456-789-abc",
     "ey" + "J" + "hbGciOiJI" * 3 + ".ey" + "J" + "zdWIiOiIx" * 3 + "." + "dBjftJeZ4CVP",
     "-----BEGIN RSA PRIVATE" + f" KEY-----\n{BASE64}-----END RSA PRIVATE" + " KEY-----",
     "-----BEGIN PGP PRIVATE" + f" KEY BLOCK-----\nVersion: 1-2\n\n{BASE64}-----END PGP PRIVATE" + " KEY BLOCK-----",
@@ -37,8 +40,27 @@ def test_keys_of_known_shapes_are_replaced(key: str) -> None:
         ("write to Bob.x+y@a-b.example.org, or a@b.co.", f"write to {EMAIL}, or {EMAIL}."),
         ("<a@b.com>;c_d@e.io", f"<{EMAIL}>;{EMAIL}"),
         ("@decorator a@b x@y.1 git@host:path " + "a" * 65 + "@b.com", None),
-        ("from 8.8.8.8. or 93.184.216.34:80", f"from {IP_ADDRESS}. or {IP_ADDRESS}:80"),
+        (
+            "from 45.33.32.156. or 93.184.216.34:80, http://93.184.216.34/ host=93.184.216.34",
+            f"from {IP_ADDRESS}. or {IP_ADDRESS}:80, http://{IP_ADDRESS}/ host={IP_ADDRESS}",
+        ),
         ("127.0.0.1 192.168.1.1 10.0.0.1 0.0.0.0 224.0.0.1 1.2.3.4.5 v8.8.8.8 999.1.1.1 3.11.7", None),
+        (
+            "jörg@example.de, 联系bob@example.com或 иван@почта.example.ru",
+            f"{EMAIL}, 联系{EMAIL}或 иван@почта.example.ru",
+        ),
+        (r"'hello\nbob@example.com\n' {a@b.com}", rf"'hello\n{EMAIL}\n' {{{EMAIL}}}"),
+        (r"'import triton\n@triton.jit\n\t@app.route' and \n@x.com", None),
+        ("a@b.transpose() x@self.weight x@self.name h@w.to(y) x@y.is_cuda q@k.co.view a@b.mT", None),
+        ("logo@2x.png getty@tty1.service vue@2.js git@github.com:user/repo.git", None),
+        ("ssh://git@github.com/user/repo deploy@host.example.com:srv/www/", None),
+        ("mail bob@example.com: hello, bob@example.com/al@b.io", f"mail {EMAIL}: hello, {EMAIL}/{EMAIL}"),
+        ('pkg==4.0.3.1 AssemblyVersion("1.0.0.0") <Version>1.0.0.0</Version> section 8.1.2.2 2.5.29.15', None),
+        ('pkg==91.0.44.124 Chrome/91.0.44.124 AssemblyVersion("4.120.7.255") version: 91.0.44.124', None),
+        ("64 bytes from 2607:f8b0:4005:805::200e: icmp_seq=1", f"64 bytes from {IP_ADDRESS}: icmp_seq=1"),
+        ("2607:f8b0::/32 and 2607:f8b0::1:", f"{IP_ADDRESS}/32 and {IP_ADDRESS}:"),
+        ("xoxb-style-selector-class xoxo-abcdefghijkl", None),
+        ("my_AK" + "IA" + "Q" * 16 + "_OLD", f"my_{KEY}_OLD"),
         ("at 2001:4860:4860::8888, [2606:4700::1111]", f"at {IP_ADDRESS}, [{IP_ADDRESS}]"),
         ("::1 2001:db8::1 fe80::1 std::de::ad 2026:11:23 2001:::1", None),
         ("sk-learn sk_live AKIA ghp_short eyJhbGci BEGIN PRIVATE KEY", None),
@@ -49,7 +71,7 @@ def test_addresses_are_replaced_and_lookalikes_are_not(text: str, expected: str 
 
 
 def test_nothing_is_done_without_being_asked() -> None:
-    text = f"a@b.com 8.8.8.8 {KEYS[0]}"
+    text = f"a@b.com 93.184.216.34 {KEYS[0]}"
     assert replace_private(text, ReplacementRules()) == (text, {})
 
 
@@ -61,6 +83,11 @@ def test_nothing_is_done_without_being_asked() -> None:
         "a.",
         "a@b.",
         "@a.bb",
+        "@a.com:a",
+        "\\a@b.com",
+        "==1.2.3.44 ",
+        "glpat-aaaaaaaaaaaaaaaaaaaaaaaaaaaa.01.aaaaaaa",
+        "AKIA",
         "1.",
         "2001:",
         "-----BEGIN PRIVATE" + " KEY-----",

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,9 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scaletrain.corpus import build as build_module
 from scaletrain.corpus.build import BuildOptions, build_from_files
 from scaletrain.corpus.documents import Corpus, Document, find_corpus
+from scaletrain.corpus.processes import call_with_stream
 from scaletrain.corpus.rules import CleaningRules, load_rules
+from scaletrain.data.tokenizer import train_byte_level_bpe
 from scaletrain.errors import ConfigError, DataError
 from tests.processes import eventually, living
 
@@ -105,7 +110,9 @@ def test_a_build_killed_again_and_again_gives_what_an_uncut_one_gives(texts: Pat
     with (out / ".building" / "journal.jsonl").open("a") as stream:
         stream.write('{"split": "tra')  # as if killed within a line
     assert start(texts, out, "--num_workers", 0).wait(60) == 0, out.with_suffix(".log").read_text()
-    assert "going on after" in out.with_suffix(".log").read_text()
+    assert re.search(
+        r"going on after \d+ finished shards, which hold \d+ documents", out.with_suffix(".log").read_text()
+    )
     assert content(out) == content(whole)
     assert {name: (out / name).stat().st_ino for name in finished} == finished, "finished shards were written again"
 
@@ -134,6 +141,23 @@ def test_copies_are_told_across_an_interruption(texts: Path, whole: Path, tmp_pa
     assert removed["duplicates.near"]["documents"] >= 1
 
 
+def test_a_finished_build_is_known_again(
+    texts: Path, whole: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    before = content(whole)
+    corpus = find_corpus(texts, suffixes=(".txt",))
+    assert build_from_files(corpus, whole, options(texts)) == whole / "manifest.json"
+    assert any("is complete" in message for message in caplog.messages) and content(whole) == before
+    with pytest.raises(ConfigError, match=r"finished corpus in .* had --keep_text = false, now it is true"):
+        build_from_files(corpus, whole, options(texts, keep_text=True))
+    with pytest.raises(ConfigError, match=r"finished corpus in .* had another input: b\.txt is gone"):
+        build_from_files(replace(corpus, files={"a.jsonl": corpus.files["a.jsonl"]}), whole, options(texts))
+    monkeypatch.setattr(build_module.sys, "version_info", (3, 99, 0))  # whose letters may be others
+    with pytest.raises(ConfigError, match=r'had Python = "3\.\d+", now it is "3\.99"'):
+        build_from_files(corpus, whole, options(texts))
+
+
 def test_an_interrupted_build_refuses_another_input_or_option(texts: Path, tmp_path: Path) -> None:
     out, copy = tmp_path / "out", tmp_path / "copy"
     copy.mkdir()
@@ -157,7 +181,7 @@ def test_an_interrupted_build_refuses_another_input_or_option(texts: Path, tmp_p
         with pytest.raises(ConfigError, match=message):
             build(**changes)
     (copy / "c.jsonl").write_text('{"text": "fine"}')
-    with pytest.raises(ConfigError, match=r"The input changed.*c\.jsonl was changed"):
+    with pytest.raises(ConfigError, match=r"another input: c\.jsonl was changed"):
         build()
     (copy / "c.jsonl").rename(copy / "d.jsonl")
     with pytest.raises(ConfigError, match=r"c\.jsonl is gone \(1 more differ\)"):
@@ -187,6 +211,34 @@ def test_a_worker_that_dies_ends_the_build_and_nothing_is_lost(texts: Path, whol
     assert not list(out.glob("*.tmp"))
     assert start(texts, out, "--num_workers", 0).wait(60) == 0
     assert content(out) == content(whole)
+
+
+def test_ctrl_c_ends_the_training_of_a_tokenizer(tmp_path: Path, out: Path) -> None:
+    source, inputs = random.Random(1), tmp_path / "in"
+    inputs.mkdir()
+    words = ["".join(source.choices("abcdefghijklmnop", k=60)) for _ in range(60_000)]
+    (inputs / "a.txt").write_text(" ".join(words))
+    command = [sys.executable, TOOL, "build", "--input", inputs, "--out", out, "--train_tokenizer", 60_000]
+    with out.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
+    eventually(lambda: "training a tokenizer" in out.with_suffix(".log").read_text(), 30, "the training")
+    time.sleep(1.5)
+    assert process.poll() is None
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130 and time.monotonic() - started < 3
+    assert "Traceback" not in out.with_suffix(".log").read_text() and not living(out)
+
+
+def die(items: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_trainer_that_fails_or_dies_is_told() -> None:
+    with pytest.raises(ConfigError, match="256 bytes"):
+        call_with_stream(partial(train_byte_level_bpe, vocab_size=12), ["text"] * 1000)
+    with pytest.raises(DataError, match="trains the tokenizer died"):
+        call_with_stream(die, ["text"])
 
 
 def test_shards_that_nobody_knows_are_left_alone(texts: Path, tmp_path: Path) -> None:

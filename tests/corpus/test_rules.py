@@ -54,6 +54,9 @@ def test_all_mistakes_are_told_with_place_and_remedy(tmp_path: Path) -> None:
         assert part in str(refused.value)
     with pytest.raises(ConfigError, match="min_words = 9 is more than max_words = 3"):
         load_rules(written(tmp_path, "length: {min_words: 9, max_words: 3}"))
+    text = "duplicates: {near: true, near_threshold: 0.999, near_permutations: 16}"
+    with pytest.raises(ConfigError, match=r"near_threshold = 0\.999 .*near_permutations = 16: lower"):
+        load_rules(written(tmp_path, text))
     with pytest.raises(ConfigError, match="does not exist"):
         load_rules(tmp_path / "none.yaml")
 

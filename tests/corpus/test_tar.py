@@ -51,6 +51,8 @@ def test_names_are_labels_and_links_are_passed_by(tmp_path: Path) -> None:
             member("key.txt", b"three"),
             member("key.txt", b"four, under a key that was there"),
             member("latin.txt", b"\xe9t\xe9"),
+            member("._key.txt", b"of a Macintosh"),
+            member("null.json", b'{"text": null}'),
         )
     )
     documents, reading = read(tmp_path, content + END)
@@ -60,7 +62,9 @@ def test_names_are_labels_and_links_are_passed_by(tmp_path: Path) -> None:
         ("key", "three"),
         ("key", "four, under a key that was there"),
     ]
-    assert reading.skipped_documents == {"link, device or sparse file in a tar": 3, "not UTF-8": 1}
+    assert reading.skipped_documents == {"link or device in a tar": 3, "not UTF-8": 1, "null": 1} | {
+        "file of a tar that is in no sample": 1
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"] and not Path("pwned").exists()
 
 
@@ -72,7 +76,7 @@ NEGATIVE = b"\xff" * 12
 @pytest.mark.parametrize("size", [HUGE, BEYOND, NEGATIVE], ids=["huge", "beyond", "negative"])
 @pytest.mark.parametrize("kind", [b"0", b"S", b"x", b"g", b"L", b"7", b"Q"])
 def test_false_sizes_are_refused_at_once(tmp_path: Path, size: bytes, kind: bytes) -> None:
-    with pytest.raises(DataError, match=r"a\.tar cannot be read at byte \d+: .*Fetch or make"):
+    with pytest.raises(DataError, match=r"a\.tar.* at byte 1024[ .]"):
         read(tmp_path, member("a.txt") + member("b.txt", kind=kind, size=size) + member("c.txt") + END)
 
 
@@ -82,14 +86,36 @@ def test_extended_headers_that_lie_do_no_harm(tmp_path: Path, record: bytes) -> 
     try:
         documents, _ = read(tmp_path, content)
     except DataError as error:
-        assert "a.tar cannot be read" in str(error)
+        assert "a.tar" in str(error)
     else:
         assert documents[0] == ("a", "text") and len(documents) <= 2
 
 
-@pytest.mark.parametrize("content", [b"", b"not a tar" * 200, member("a.txt")[:700], member("a.json", b"[1]") + END])
-def test_damage_is_named(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(DataError, match=r"a\.tar"):
+TWELVE = b"".join(member(f"{number}.txt") for number in range(12))
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "ends at byte 0 without"),
+        (b"not a tar" * 200, "no valid tar header at byte 0"),
+        (member("a.txt")[:700], "ends at byte 700 without a tar's end mark"),
+        (member("a.json", b"[1]") + END, "is not an object"),
+        (member("a.txt.gz", b"") + END, r"member 'a\.txt\.gz' at byte 512 cannot be decompressed: it is empty"),
+        (member("a.txt.gz", gzip.compress(b"text")[:-4]) + END, "at byte 512 cannot be decompressed"),
+        (flipped(TWELVE, 10 * 1024) + END, "no valid tar header at byte 10240"),
+        (TWELVE[:6144] + bytes(4096) + TWELVE[10240:] + END, "behind the end mark at byte 6144"),
+        (TWELVE[: 5 * 1024], "ends at byte 5120 without a tar's end mark"),
+        (TWELVE + END + TWELVE + END, "behind the end mark at byte 12288"),
+    ],
+    ids=["nothing", "junk", "cut", "json", "empty gz", "cut gz", "flipped bit", "zeros", "cut at a member", "joined"],
+)
+def test_damage_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.tar.*{message}"):
         read(tmp_path, content)
 
 
@@ -109,7 +135,7 @@ def test_a_compressed_bomb_is_left_out_in_bounded_memory(tmp_path: Path) -> None
     limit = 4 * LARGEST_DOCUMENT_BYTES
     command = [sys.executable, "-c", program, str(tmp_path / "a.tar"), str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "[('b', 'text')] {'larger than 256 MiB': 1}\n", done.stderr
+    assert done.stdout == "[('b', 'text')] {'larger than 64 MiB': 1}\n", done.stderr
     assert resource.getrlimit(resource.RLIMIT_AS)[0] != limit
 
 

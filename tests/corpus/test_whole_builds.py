@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -71,20 +72,33 @@ def test_the_number_of_processes_changes_no_byte(texts: Path, alone: Path, tmp_p
     }
 
 
+def test_a_name_that_is_not_utf8_is_written_down(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xe9t.txt")).write_text("a text")
+    build(folder, tmp_path / "out", validation_share=0.0)
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        facts = tar.extractfile(tar.next() or "")
+        assert facts is not None and json.loads(facts.read())["source"] == "\\udce9t.txt"
+
+
 def test_rules_remove_and_replace_and_it_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     good = " ".join(SENTENCE.format(number, number) for number in range(20))
     nearly = good.replace("number 3 ", "number three ")
-    private = good.replace("fox", "cat").replace("lazy", "sleepy") + " write to jane.doe@mail.example.com or 8.8.8.8"
+    private = (
+        good.replace("fox", "cat").replace("lazy", "sleepy") + " write to jane.doe@mail.example.com or 93.184.216.34"
+    )
     contents = {"a": good, "b": good, "c": nearly, "d": "too short", "e": "#### ... " * 200, "f": private}
+    contents["g"] = private.replace("jane", "john")  # the same once both are replaced
     for name, text in contents.items():
         (folder / f"{name}.txt").write_text(text)
     rules = load_rules(ROOT / "configs/corpus/clean.yaml")
     manifest = build(folder, tmp_path / "out", rules=rules, validation_share=0.0, num_workers=0)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     removed = {rule: counts["documents"] for rule, counts in report["removed"].items()}
-    assert removed.pop("duplicates.exact") == 1 and removed.pop("duplicates.near") == 1
+    assert removed.pop("duplicates.exact") == 2 and removed.pop("duplicates.near") == 1
     assert removed.pop("length.min_words") == 1 and sum(removed.values()) == 1
     assert report["replaced"] == {"<EMAIL>": 1, "<IP_ADDRESS>": 1}
     reader = ShardReader(manifest, "train")
