@@ -47,7 +47,7 @@ def test_a_run_cut_by_a_signal_and_by_kill_goes_on_bit_for_bit(new_run: NewRun) 
     assert second_cut >= first_cut + 3
 
     to_the_end = (*WITH_DROPOUT, "--train.max_steps", second_cut + 2)
-    assert cut.start_deepspeed(*to_the_end).wait(timeout=90) == 0
+    assert [rank.wait(timeout=90) for rank in cut.start_ranks(2, *to_the_end)] == [0, 0]
     assert cut.verdicts(3) == [Verdict.COMPLETE, Verdict.COMPLETE]
     assert not (cut.run_dir / "lease.json").exists()
     reference = new_run("uncut")

@@ -1,9 +1,10 @@
 """tools/generate.py as a user meets it: text on standard output, or a message and exit code 2."""
 
 import json
-import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,20 +21,24 @@ from scaletrain.model.transformer import Transformer
 from scaletrain.protocols import Fragment
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
+Tool = Callable[..., tuple[int, str, str]]
 ODD_PROMPTS = ["1e5", "[1,2]", "naïve 😀 <|endoftext|>"]
 
 
-def run(*arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, str(TOOL), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == check, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """Calls the tool in this process, which has imported torch already."""
+    main = runpy.run_path(str(TOOL))["main"]
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+        try:
+            code = main()
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def save(run_dir: Path, step: int, model: Transformer) -> None:
@@ -68,12 +73,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("prompt", ODD_PROMPTS)
-def test_any_prompt_is_text_and_is_continued(run_dir: Path, prompt: str) -> None:
-    text = run("--run_dir", str(run_dir), "--prompt", prompt, "--max_new_tokens", "8").stdout
-    assert text.startswith(prompt) and len(text) > len(prompt) + 1
+def test_any_prompt_is_text_and_is_continued(run_dir: Path, tool: Tool, prompt: str) -> None:
+    code, text, _ = tool("--run_dir", str(run_dir), "--prompt", prompt, "--max_new_tokens", "8")
+    assert code == 0 and text.startswith(prompt) and len(text) > len(prompt) + 1
 
 
-def test_it_prints_what_the_model_of_that_step_says(run_dir: Path) -> None:
+def test_it_prints_what_the_model_of_that_step_says(run_dir: Path, tool: Tool) -> None:
     tokenizer = load_tokenizer(run_dir / "tokenizer.json")
     config = load_config(run_dir / "config.yaml", {}).model
     printed = {}
@@ -89,9 +94,8 @@ def test_it_prints_what_the_model_of_that_step_says(run_dir: Path) -> None:
             max_context=16,
         )
         arguments = ["--step", str(step)] if step == 5 else []  # 10 is the newest
-        printed[step] = run(
-            f"--run_dir={run_dir}", "--prompt=def ", "--temperature=0", "--max_new_tokens=12", *arguments
-        ).stdout
+        options = (f"--run_dir={run_dir}", "--prompt=def ", "--temperature=0", "--max_new_tokens=12")
+        printed[step] = tool(*options, *arguments)[1]
         assert printed[step] == "def " + tokenizer.decode(list(tokens)) + "\n"
     assert printed[5] != printed[10]
 
@@ -109,12 +113,12 @@ def test_it_prints_what_the_model_of_that_step_says(run_dir: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_done_is_said(run_dir: Path, wrong: list[str], message: str) -> None:
-    result = run("--run_dir", str(run_dir), "--prompt", "a", *wrong, check=2)
-    assert message in result.stderr
-    assert result.stdout == ""
+def test_what_cannot_be_done_is_said(run_dir: Path, tool: Tool, wrong: list[str], message: str) -> None:
+    code, out, err = tool("--run_dir", str(run_dir), "--prompt", "a", *wrong)
+    assert (code, out) == (2, "") and message in err
 
 
 def test_help_names_the_options() -> None:
-    result = run("--help")
+    result = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
     assert all(option in result.stdout + result.stderr for option in ("--run_dir", "--prompt", "--top_p", "--step"))
