@@ -26,4 +26,14 @@ codespell
 if command -v shellcheck >/dev/null; then
     shellcheck tools/*.sh .ci/run
 fi
-"$python" -m pytest
+# Tests of whole runs wait for processes most of their time: they run beside all others, and print when these are done.
+beside=(tests/integration tests/test_readme.py)
+log=$(mktemp)
+"$python" -m pytest "${beside[@]}" >"$log" 2>&1 &
+runs=$!
+trap 'kill $runs 2>/dev/null; rm -f "$log"' EXIT
+status=0
+"$python" -m pytest "${beside[@]/#/--ignore=}" || status=$?
+wait "$runs" || status=$?
+cat "$log"
+exit "$status"

@@ -23,10 +23,10 @@ def nothing_lives(run: TinyRun) -> bool:
 def test_a_run_cut_by_a_signal_and_by_kill_goes_on_bit_for_bit(new_run: NewRun) -> None:
     cut = new_run("cut")
     # A scheduler's SIGTERM to one rank ends all of them at the same step.
-    launcher = cut.start_deepspeed(*WITH_DROPOUT, *FOREVER)
+    ranks = cut.start_ranks(2, *WITH_DROPOUT, *FOREVER)
     cut.wait_for_step(3, attempt=1)
     os.kill(cut.pid_of(1, rank=1), signal.SIGTERM)
-    assert launcher.wait(timeout=60) != 0
+    assert [rank.wait(timeout=60) for rank in ranks] == [75, 75]
     assert cut.verdicts(1) == [Verdict.REQUEUE, Verdict.REQUEUE]
     first_cut = cut.curve()[-1][0]
     assert cut.events(1)[0] == "start" and cut.events(1)[-1] == "exit" and "signal" in cut.events(1)

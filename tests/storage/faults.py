@@ -20,7 +20,7 @@ Kind = Literal["reset", "unavailable", "truncate", "shorten", "flip", "stall", "
 """``reset``: half of the body, then the connection is reset. ``unavailable``: status 503 instead of the answer.
 ``truncate``: half of the body, then the connection is closed. ``shorten``: half of the body, which the header calls all
 of it. ``flip``: one bit of the body is another. ``stall``: half of the body, then nothing more, until the client goes.
-``slow``: the body in ten parts with pauses of 0.2 s. ``whole``: the request's range is ignored, as some servers do."""
+``slow``: the body in five parts with pauses of 0.2 s. ``whole``: the request's range is ignored, as some servers do."""
 
 
 @dataclass
@@ -160,7 +160,7 @@ class FaultProxy:
             writer.write(head + body[:half])
         elif fault == "slow":
             writer.write(head)
-            part = len(body) // 10 + 1
+            part = len(body) // 5 + 1
             for start in range(0, len(body), part):
                 await asyncio.sleep(0.2)
                 writer.write(body[start : start + part])
