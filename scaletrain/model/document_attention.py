@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Under it a call for each row costs about what the mask costs: benchmarks/attention_borders_2026-11.md.
-MIN_SEQ_LEN = 256
+# Under it the calls of the kernel cost more than the mask, in bf16: benchmarks/attention_borders_2026-11.md.
+MIN_SEQ_LEN = 512
 
 # The kernel's operators are private to torch, and before 2.9 do not take fewer key/value heads; tried from this one on.
 _IS_TRIED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
