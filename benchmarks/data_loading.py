@@ -8,9 +8,7 @@ first batch, from zero and far into a run. Prints the tables of the page in Mark
 
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ import fire
 import numpy as np
 import torch
 import webdataset
+from conditions import print_conditions
 from numpy.typing import NDArray
 
 from scaletrain.data.dataset import SequenceDataset
@@ -300,19 +299,6 @@ def print_first_batches(folder: Path, kind: str, repeats: int) -> None:
         print(f"| {label} | {' | '.join(shown)} |", flush=True)
 
 
-def print_conditions() -> None:
-    """Date, commit, hardware, versions and load: what a page has to say besides its numbers."""
-    names = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    print(f"- Command: `python {' '.join(sys.argv)}`")
-    print(f"- Date: {time.strftime('%Y-%m-%d', time.gmtime())}, at commit {commit.stdout.strip()}")
-    print(f"- Hardware: {(names or ['?'])[0].strip()}, {os.cpu_count()} cores, {memory:.0f} GiB")
-    print(f"- Load before: {os.getloadavg()[0]:.2f}")
-    versions = f"torch {torch.__version__}, numpy {np.__version__}, webdataset {webdataset.__version__}"
-    print(f"- Python {platform.python_version()}, {versions}; one thread", flush=True)
-
-
 def main(*, rounds: str = "7", repeats: str = "9", out: str = "") -> None:
     """Measures and prints the tables.
 
@@ -322,7 +308,7 @@ def main(*, rounds: str = "7", repeats: str = "9", out: str = "") -> None:
         out: JSON file to write.
     """
     torch.set_num_threads(1)  # as in a worker of torch's DataLoader
-    print_conditions()
+    print_conditions("torch", "numpy", "webdataset")
     kinds = ["4,096 tokens", f"lognormal, {MEAN_TOKENS} on average"]
     with tempfile.TemporaryDirectory() as folder:
         rates = measure(make_turns(Path(folder), kinds), int(rounds))

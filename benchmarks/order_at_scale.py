@@ -15,7 +15,8 @@ from pathlib import Path
 import fire
 import numpy as np
 import psutil
-from data_loading import EOS, MEAN_TOKENS, SEQ_LEN, VOCAB_SIZE, print_conditions
+from conditions import print_conditions
+from data_loading import EOS, MEAN_TOKENS, SEQ_LEN, VOCAB_SIZE
 from numpy.typing import NDArray
 
 from scaletrain.data.manifest import FILE_NAME, Manifest, ShardEntry, TokenizerEntry, totals_of
@@ -115,7 +116,7 @@ def main(*, rounds: str = "5", n_shards: str = "100000", lanes: str = "1,64,512"
         n_shards: Shards of the manifest.
         lanes: Numbers of lanes.
     """
-    print_conditions()
+    print_conditions("numpy")
     lane_numbers = [int(item) for item in str(lanes).strip("()").split(",") if item.strip()]
     found: dict[int, list[dict[str, float]]] = {num_lanes: [] for num_lanes in lane_numbers}
     with tempfile.TemporaryDirectory() as name:

@@ -8,7 +8,6 @@ Markdown.
 """
 
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fire
-import tokenizers
+from conditions import print_conditions
 from tokenizers import Tokenizer
 
 from scaletrain.corpus.build import BuildOptions, build_corpus, build_from_files
@@ -120,19 +119,6 @@ def print_table(seconds: dict[str, list[float]], n_bytes: int) -> None:
         )
 
 
-def print_conditions(n_bytes: int, cores: int, rounds: int) -> None:
-    """Date, commit, hardware, versions and load: what a page has to say besides its numbers."""
-    names = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    print(f"- Command: `python {' '.join(sys.argv)}`")
-    print(f"- Date: {time.strftime('%Y-%m-%d', time.gmtime())}, at commit {commit.stdout.strip()}")
-    print(f"- Hardware: {(names or ['?'])[0].strip()}, {os.cpu_count()} cores, {memory:.0f} GiB")
-    print(f"- Load before: {os.getloadavg()[0]:.2f}")
-    print(f"- Python {platform.python_version()}, tokenizers {tokenizers.__version__}; {cores} worker processes")
-    print(f"- {n_bytes / 1e6:.0f} MB of text, {rounds} rounds", flush=True)
-
-
 def main(*, rounds: str = "6") -> None:
     """Measures and prints a table.
 
@@ -145,7 +131,8 @@ def main(*, rounds: str = "6") -> None:
         texts = folder / "texts"
         texts.mkdir()
         n_bytes = make_texts(texts)
-        print_conditions(n_bytes, cores, int(rounds))
+        print_conditions("tokenizers")
+        print(f"- {n_bytes / 1e6:.0f} MB of text, {rounds} rounds, {cores} worker processes", flush=True)
         build_corpus(find_corpus(texts).documents, folder / "first", 8192, "texts")
         out = folder / "out"
         variants = make_variants(texts, out, folder / "first" / "tokenizer.json", cores)

@@ -229,9 +229,11 @@ time.sleep(float(sys.argv[2]))
 
 
 @pytest.mark.parametrize("kill", [True, False])
-def test_workers_end_with_the_rank(corpus: Manifest, kill: bool) -> None:
+def test_workers_end_with_the_rank(corpus: Manifest, tmp_path: Path, kill: bool) -> None:
     command = [sys.executable, "-c", PROGRAM, corpus.location, "60" if kill else "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # Who is killed leaves his sockets' folders behind.
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()] if kill else []
