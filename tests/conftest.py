@@ -9,7 +9,7 @@ from scaletrain.hardware.host import describe_host
 
 # Without a time limit for an example: what it takes depends on what else the machine does.
 hypothesis.settings.register_profile("usual", deadline=None)
-# Many more examples, for a night: HYPOTHESIS_PROFILE=thorough python -m pytest tests/data/test_exact_stream.py
+# Many more examples, for ten minutes: HYPOTHESIS_PROFILE=thorough python -m pytest tests/data/test_exact_stream.py
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
