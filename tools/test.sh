@@ -31,9 +31,11 @@ beside=(tests/integration tests/test_readme.py)
 log=$(mktemp)
 "$python" -m pytest "${beside[@]}" >"$log" 2>&1 &
 runs=$!
-trap 'kill $runs 2>/dev/null; rm -f "$log"' EXIT
+trap 'kill $runs 2>/dev/null || true; rm -f "$log"' EXIT
 status=0
 "$python" -m pytest "${beside[@]/#/--ignore=}" || status=$?
 wait "$runs" || status=$?
 cat "$log"
+trap - EXIT
+rm -f "$log"
 exit "$status"
