@@ -7,10 +7,14 @@ import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fire
 
 from scaletrain.errors import ConfigError, ScaletrainError
+
+if TYPE_CHECKING:
+    from scaletrain.training.data_history import DataHistory
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def run(request: Request) -> int:
     return 0
 
 
-def print_step(history: "DataHistory", step: int, characters: int) -> None:  # type: ignore[name-defined]  # noqa: F821
+def print_step(history: "DataHistory", step: int, characters: int) -> None:
     sequences = history.sequences(step)
     done = "" if step <= len(history.ends) else ", to come"
     print(f"step {step}{done}: sequences {sequences.start} to {sequences.stop - 1}, of {history.world_size} ranks")
@@ -112,7 +116,7 @@ def print_step(history: "DataHistory", step: int, characters: int) -> None:  # t
                 print(f"    {piece.text[:characters]!r}")
 
 
-def verify(history: "DataHistory", steps: range) -> int:  # type: ignore[name-defined]  # noqa: F821
+def verify(history: "DataHistory", steps: range) -> int:
     wrong = 0
     for found in history.verify(steps):
         if found.recorded != found.computed:

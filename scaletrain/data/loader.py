@@ -224,6 +224,9 @@ def evaluation_batches(
     plan = BatchPlan(len(sequences), min(micro_batch_size, share), world_size)
     for places in plan.micro_batches(rank, first_sequence=0):
         yield dataset.micro_batch([FILLING if place == FILLING else sequences[place] for place in places])
+    # They are read once, and what a cache deletes keeps its place on the disk for as long as it is open here.
+    for reader in dataset.readers:
+        reader.release()
 
 
 def _unchanged(made: Any) -> Any:

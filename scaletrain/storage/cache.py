@@ -11,7 +11,7 @@ from scaletrain.errors import CacheError, DataError
 from scaletrain.storage.cache_folder import CacheFolder, Part
 from scaletrain.storage.failures import is_disk_full
 from scaletrain.storage.fetch import Fetcher, FetchPolicy, Report
-from scaletrain.storage.urls import is_remote, local_path, printable
+from scaletrain.storage.urls import printable
 
 _PREFETCH_THREADS = 4
 _FetchAhead = Callable[[str, int, str], bool]
@@ -50,7 +50,7 @@ class ShardCache:
         """Opens a shard, fetched first where it is not here yet.
 
         Args:
-            url: Its URL; a local file is opened where it lies, and only its size is compared.
+            url: Its URL.
             size: Bytes that it has.
             checksum: Its xxh3-128, in hexadecimal. Equal content is stored once, whatever its URLs.
 
@@ -62,8 +62,6 @@ class ShardCache:
             DataError: It cannot be had; see ``Fetcher.fetch``.
             CacheError: It is larger than the cache, the disk is full, or another process that fetches it hangs.
         """
-        if not is_remote(url):
-            return _open_local(Path(local_path(url)), size)
         try:
             while True:
                 stream = self._files.find(checksum, size) or self._bring(url, size, checksum)
@@ -94,16 +92,12 @@ class ShardCache:
         room = self.capacity // self._sharers
         chosen = []
         for url, size, checksum in wanted:
-            room -= size if is_remote(url) else 0
+            room -= size
             if room < 0:
                 break
-            if is_remote(url) and not self._files.has(checksum):
+            if not self._files.has(checksum):
                 chosen.append((url, size, checksum))
         self._ahead.here().start(chosen, self._fetch_ahead)
-
-    def close(self) -> None:
-        """Forgets what was to be prefetched and has not begun."""
-        self._ahead.here().start([], self._fetch_ahead)
 
     def _bring(self, url: str, size: int, checksum: str) -> io.FileIO | None:
         """Fetches a file, or waits for whoever does; None when it is to be looked for again."""
@@ -183,20 +177,3 @@ class _Prefetching:
             entry = self._waiting.popleft()
             self._running.add(entry[2])
             return entry
-
-
-def _open_local(path: Path, size: int) -> io.FileIO:
-    try:
-        stream = io.FileIO(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be opened: {error.strerror}. Compare the manifest with what lies there."
-        ) from None
-    found = os.fstat(stream.fileno()).st_size
-    if found != size:
-        stream.close()
-        raise DataError(
-            f"{path} has {found} bytes, the manifest says {size}. Restore the file, or index the corpus again with "
-            "tools/make_shards.py."
-        )
-    return stream

@@ -98,7 +98,7 @@ class Fetcher:
             DataError: It may not be opened, cannot be read, or is larger.
         """
         check_url(url, self.policy.allow_pipe)
-        tries = _Tries(self.policy, self._report, url)
+        tries = Tries(self.policy, self._report, url)
         while True:
             try:
                 content = self._read_once(url, largest)
@@ -136,7 +136,7 @@ class Fetcher:
             OSError: The stream cannot be written.
         """
         check_url(url, self.policy.allow_pipe)
-        tries = _Tries(self.policy, self._report, url)
+        tries = Tries(self.policy, self._report, url)
         transfer = self._transfer_command if scheme_of(url) == PIPE else self._transfer
         before = None
         while (found := transfer(url, stream, size)) != checksum:
@@ -166,7 +166,7 @@ class Fetcher:
             raise
 
     def _transfer_command(self, url: str, stream: BinaryIO, size: int) -> str:
-        tries = _Tries(self.policy, self._report, url)
+        tries = Tries(self.policy, self._report, url)
         while True:
             content, position = xxhash.xxh3_128(), 0
             stream.seek(0)
@@ -191,7 +191,7 @@ class Fetcher:
         content, position, chunk = xxhash.xxh3_128(), 0, _CHUNK
         stream.seek(0)
         while position < size:
-            tries = _Tries(self.policy, self._report, url)
+            tries = Tries(self.policy, self._report, url)
             while True:
                 end = min(position + chunk, size)
                 try:
@@ -236,7 +236,7 @@ class Fetcher:
             raise _wrong_size(url, str(found), size)
 
     def _ask_patiently(self, method: str, url: str, **arguments: Any) -> Any:
-        tries = _Tries(self.policy, self._report, url)
+        tries = Tries(self.policy, self._report, url)
         while True:
             try:
                 return self._ask(method, url, **arguments)
@@ -265,17 +265,7 @@ class Fetcher:
                 connection.abandon()
 
 
-def read_bytes(url: str, policy: FetchPolicy, report: Report, largest: int) -> bytes:
-    """Reads a small file whole. See ``Fetcher.read``."""
-    return Fetcher(policy, report).read(url, largest)
-
-
-def fetch(url: str, stream: BinaryIO, size: int, checksum: str, policy: FetchPolicy, report: Report) -> None:
-    """Brings a file here, whole and verified. See ``Fetcher.fetch``."""
-    Fetcher(policy, report).fetch(url, stream, size, checksum)
-
-
-class _Tries:
+class Tries:
     """Counts the failures of one thing, and waits between them."""
 
     def __init__(self, policy: FetchPolicy, report: Report, url: str) -> None:

@@ -7,7 +7,7 @@ import xxhash
 from scaletrain.errors import DataError
 from scaletrain.storage.command import output_of
 from scaletrain.storage.failures import TransferError
-from scaletrain.storage.fetch import Fetcher, _Tries
+from scaletrain.storage.fetch import Fetcher, Tries
 from scaletrain.storage.urls import PIPE, check_url, printable, scheme_of
 
 
@@ -75,7 +75,7 @@ class Surveyor(Fetcher):
         return size, checksum
 
     def _download_output(self, url: str, stream: BinaryIO) -> tuple[int, str]:
-        tries = _Tries(self.policy, self._report, url)
+        tries = Tries(self.policy, self._report, url)
         while True:
             content = xxhash.xxh3_128()
             stream.seek(0)

@@ -222,7 +222,7 @@ def test_ctrl_c_ends_the_training_of_a_tokenizer(tmp_path: Path, out: Path) -> N
     with out.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
     eventually(lambda: "training a tokenizer" in out.with_suffix(".log").read_text(), 30, "the training")
-    time.sleep(1.5)
+    time.sleep(1.5)  # into the training itself, of which nothing is told
     assert process.poll() is None
     started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)

@@ -2,6 +2,7 @@ import cProfile
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,20 @@ def test_the_evaluation_set_is_the_same_for_all_ranks(corpus: Manifest, wanted: 
         assert len({len(batches) for batches in ranks}) == 1
         assert len({batch["tokens"].shape for batches in ranks for batch in batches}) == 1
         assert sorted(row for batches in ranks for row in rows_of(batches)) == sorted(rows_of([whole]))
+
+
+def open_files_in(folder: Path) -> list[str]:
+    links = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return [target for link in links if link.is_symlink() and (target := os.readlink(link)).startswith(str(folder))]
+
+
+def test_the_evaluation_set_leaves_no_shard_open(corpus: Manifest, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(Path(corpus.location).parent, tmp_path / "corpus"))
+    dataset = SequenceDataset([ShardReader(Manifest.open(own), "validation")], DatasetOptions(T))
+    batches = evaluation_batches(dataset, evaluation_sequences(dataset, 10), 4, 0, 1)
+    next(batches)
+    assert open_files_in(own)
+    assert list(batches) and not open_files_in(own)
 
 
 @pytest.mark.parametrize(("most", "share"), [(1, 1), (5, 2), (31, 11)])

@@ -98,17 +98,6 @@ def test_a_failed_fetch_leaves_nothing(http_store: Store, folder_of_cache: Path,
     assert names_in(folder_of_cache) == {".lock"}
 
 
-def test_a_local_shard_is_opened_where_it_lies(folder: Path, folder_of_cache: Path, events: Events) -> None:
-    cache = ShardCache(folder_of_cache, ROOM, POLICY, events)
-    with cache.open(str(folder / "a.tar"), SIZE, "0" * 32) as stream:
-        assert stream.name == folder / "a.tar"
-    with pytest.raises(DataError, match="has 300000 bytes, the manifest says 5"):
-        cache.open(f"file://{folder}/a.tar", 5, "0" * 32)
-    with pytest.raises(DataError, match="cannot be opened"):
-        cache.open(str(folder / "absent.tar"), 5, "0" * 32)
-    assert names_in(folder_of_cache) == set()
-
-
 def test_what_was_used_longest_ago_goes_first_and_stays_readable(
     http_store: Store, folder_of_cache: Path, events: Events
 ) -> None:

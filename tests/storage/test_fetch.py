@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pytest
@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletrain.errors import DataError
-from scaletrain.storage.fetch import Fetcher, FetchPolicy, fetch, read_bytes
+from scaletrain.storage.fetch import Fetcher, FetchPolicy
 from tests.processes import eventually, living
 from tests.storage.conftest import POLICY, Events, Store, answer_from
 from tests.storage.faults import Kind
@@ -27,6 +27,14 @@ from tests.storage.servers import make_certificate, nginx
 
 IMPATIENT = dataclasses.replace(POLICY, stall_s=0.5)
 COMMANDS = dataclasses.replace(IMPATIENT, attempts=2, allow_pipe=True)
+
+
+def fetch(url: str, stream: BinaryIO, size: int, checksum: str, policy: FetchPolicy, events: Events) -> None:
+    Fetcher(policy, events).fetch(url, stream, size, checksum)
+
+
+def read_bytes(url: str, policy: FetchPolicy, events: Events, largest: int) -> bytes:
+    return Fetcher(policy, events).read(url, largest)
 
 
 def fetched(store: Store, name: str, policy: FetchPolicy, events: Events) -> bytes:
@@ -61,10 +69,10 @@ def test_what_breaks_on_the_way_is_fetched_again(store: Store, kind: Kind, event
 _OVER_TLS = """
 import io, sys
 from scaletrain.errors import DataError
-from scaletrain.storage.fetch import FetchPolicy, fetch
+from scaletrain.storage.fetch import Fetcher, FetchPolicy
 url, size, checksum = sys.argv[1:]
 try:
-    fetch(url, io.BytesIO(), int(size), checksum, FetchPolicy(), print)
+    Fetcher(FetchPolicy(), print).fetch(url, io.BytesIO(), int(size), checksum)
     print("whole")
 except DataError as error:
     print(error)
