@@ -49,9 +49,9 @@ class CheckpointError(ScaletrainError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
-class DivergenceError(ScaletrainError):
-    """The training itself has come to nothing: going on would waste GPU hours."""
-
-
 class HealthError(ScaletrainError):
     """The hardware is sick; going on would waste GPU hours."""
+
+
+class DivergenceError(HealthError):
+    """The training itself has come to nothing, on whatever hardware: no other node would help."""

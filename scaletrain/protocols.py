@@ -25,6 +25,19 @@ class SkippedShard:
     of_index: bool = False
 
 
+@dataclass(frozen=True)
+class SequenceRange:
+    """Sequences in a row that a run leaves out: a step that would begin inside begins behind them.
+
+    Attributes:
+        first: The first.
+        stop: The one behind the last.
+    """
+
+    first: int
+    stop: int
+
+
 @dataclass
 class TrainingState:
     """Where a run stands: all that must survive besides DeepSpeed's tensors.
@@ -32,9 +45,10 @@ class TrainingState:
     Attributes:
         step: Global batches consumed.
         optimizer_steps: Global batches applied; a skipped one counts in ``step`` only.
-        sequences: Sequences consumed.
+        sequences: Sequences consumed, or left out before one that was.
         target_tokens: Tokens that were predicted and learnt from.
         skipped: Shards that are masked.
+        skipped_sequences: Ranges that rollbacks have left out, one for each, in the order of the rollbacks.
     """
 
     step: int = 0
@@ -42,16 +56,63 @@ class TrainingState:
     sequences: int = 0
     target_tokens: int = 0
     skipped: tuple[SkippedShard, ...] = ()
+    skipped_sequences: tuple[SequenceRange, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The state as plain data."""
-        return {**asdict(self), "skipped": [asdict(shard) for shard in self.skipped]}
+        return {
+            **asdict(self),
+            "skipped": [asdict(shard) for shard in self.skipped],
+            "skipped_sequences": [asdict(left_out) for left_out in self.skipped_sequences],
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrainingState":
         """Takes back what ``to_json`` gave."""
         skipped = tuple(SkippedShard(**shard) for shard in content.get("skipped", ()))
-        return cls(**{**content, "skipped": skipped})
+        ranges = tuple(SequenceRange(**left_out) for left_out in content.get("skipped_sequences", ()))
+        return cls(**{**content, "skipped": skipped, "skipped_sequences": ranges})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A rank whose own numbers were not finite, before any other rank had a part in them.
+
+    Attributes:
+        rank: Which rank.
+        host: Its node.
+        local_rank: Its place on the node, which is that of its device.
+        reason: ``loss`` or ``gradient``.
+    """
+
+    rank: int
+    host: str
+    local_rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did; the same on all ranks.
+
+    Attributes:
+        loss: Cross-entropy per target token over the global batch, in nats.
+        grad_norm: Norm of the gradient before clipping; NaN or infinite for a step that was not applied.
+        applied: Whether the weights were changed.
+        source_nll: Sum of the cross-entropy by source over the global batch, in nats; 0 where it has no target.
+        recomputed: Whether the first computation was not finite, so that the step was computed again.
+        overflow: Whether it was not applied because the loss scale of fp16 was too high.
+        faults: Of a step that was recomputed, the ranks whose own numbers were not finite in the first computation;
+            none where they came to be so between the ranks.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    source_nll: tuple[float, ...]
+    recomputed: bool = False
+    overflow: bool = False
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +189,10 @@ class Run(Protocol):
     @property
     def batch_hash(self) -> str:
         """Checksum of the last global batch, as hexadecimal digits; empty before the first."""
+
+    @property
+    def last_step(self) -> StepResult | None:
+        """What the last step did; None before the first."""
 
     @property
     def callbacks(self) -> Sequence["Callback"]:

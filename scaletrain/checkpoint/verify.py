@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from scaletrain.checkpoint.commit import FileRecord, checksum
-from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints
+from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints, step_of
 from scaletrain.errors import CheckpointError
 
 Level = Literal["full", "sizes", "off"]
@@ -56,18 +56,21 @@ def find_damage(folder: Path, level: Level) -> str | None:
     return None
 
 
-def newest_intact(checkpoints: Path, level: Level) -> Choice:
+def newest_intact(checkpoints: Path, level: Level, newest_step: int | None = None) -> Choice:
     """Finds the checkpoint that a run goes on from.
 
     Args:
         checkpoints: The run's ``checkpoints`` folder.
         level: How much of each is checked.
+        newest_step: Later ones are passed over without a look; None for none.
 
     Returns:
         The newest that is intact, and those passed over.
     """
     refused: list[tuple[Path, str]] = []
     for folder in list_checkpoints(checkpoints):
+        if newest_step is not None and (step_of(folder) or 0) > newest_step:
+            continue
         damage = find_damage(folder, level)
         if damage is None:
             return Choice(folder, tuple(refused))

@@ -1,9 +1,11 @@
 """Which sequences of a step belong to which rank and micro step: arithmetic on three sizes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scaletrain.config.schema import TrainConfig
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import SequenceRange
 
 FILLING = -1
 """In place of a sequence's index: a masked row that carries no target and weighs nothing."""
@@ -89,18 +91,30 @@ class BatchSchedule:
     Attributes:
         phases: (sequence, global batch size): the size of the steps that begin before that sequence; ascending.
         last: Global batch size behind the last phase.
+        left_out: Ranges of sequences that are passed over, ascending and without overlap: a step that would begin
+            inside one begins behind it.
     """
 
     phases: tuple[tuple[int, int], ...]
     last: int
+    left_out: tuple[SequenceRange, ...] = ()
 
     @classmethod
-    def of(cls, train: TrainConfig) -> "BatchSchedule":
-        """The schedule of a configuration, whose phases end at the first sequence at or after their tokens."""
+    def of(cls, train: TrainConfig, left_out: Iterable[SequenceRange] = ()) -> "BatchSchedule":
+        """The schedule of a configuration, whose phases end at the first sequence at or after their tokens.
+
+        Args:
+            train: Gives the sizes.
+            left_out: Ranges that are passed over, in any order; they may overlap.
+        """
         phases = tuple(
             (-(-phase.until_tokens // train.max_seq_len), phase.global_batch_size) for phase in train.batch_schedule
         )
-        return cls(phases, train.global_batch_size)
+        return cls(phases, train.global_batch_size, _joined(left_out))
+
+    def first_of(self, sequence: int) -> int:
+        """The first sequence of the step that follows when so many sequences are consumed or left out."""
+        return next((one.stop for one in self.left_out if one.first <= sequence < one.stop), sequence)
 
     def size_at(self, sequence: int) -> int:
         """Sequences in the step that begins with a sequence."""
@@ -114,16 +128,34 @@ class BatchSchedule:
             steps: How many steps are taken.
 
         Returns:
-            The first sequence of the step after them; the time it takes grows with the phases, not with the steps.
+            The first sequence of the step after them; the time it takes grows with the phases and the ranges, not with
+            the steps.
         """
+        sequence = self.first_of(sequence)
+        for one in self.left_out:
+            taken = min(steps, self._steps_within(sequence, one.first))
+            sequence, steps = self.first_of(self._sequence_within(sequence, taken)), steps - taken
+        return self.first_of(self._sequence_within(sequence, steps))
+
+    def steps_between(self, sequence: int, other: int) -> int:
+        """Steps that begin at or after a sequence, at which a step begins, and before another."""
+        sequence, steps = self.first_of(sequence), 0
+        for one in self.left_out:
+            if one.first < other:
+                taken = self._steps_within(sequence, one.first)
+                sequence, steps = self.first_of(self._sequence_within(sequence, taken)), steps + taken
+        return steps + self._steps_within(sequence, other)
+
+    def _sequence_within(self, sequence: int, steps: int) -> int:
+        """The sequence that follows some steps where nothing is left out."""
         for until, size in self.phases:
             if steps and sequence < until:
                 taken = min(steps, -(-(until - sequence) // size))
                 sequence, steps = sequence + taken * size, steps - taken
         return sequence + steps * self.last
 
-    def steps_between(self, sequence: int, other: int) -> int:
-        """Steps that begin at or after a sequence, a step's first, and before another."""
+    def _steps_within(self, sequence: int, other: int) -> int:
+        """Steps that begin at or after a sequence and before another where nothing is left out between them."""
         steps = 0
         for until, size in self.phases:
             end = min(until, other)
@@ -135,3 +167,14 @@ class BatchSchedule:
     def plan_at(self, sequence: int, micro_batch_size: int, world_size: int) -> BatchPlan:
         """How the step that begins with a sequence is cut."""
         return BatchPlan(self.size_at(sequence), micro_batch_size, world_size)
+
+
+def _joined(ranges: Iterable[SequenceRange]) -> tuple[SequenceRange, ...]:
+    """The same sequences in ranges that ascend and do not touch."""
+    joined: list[SequenceRange] = []
+    for one in sorted(ranges, key=lambda one: one.first):
+        if joined and one.first <= joined[-1].stop:
+            joined[-1] = SequenceRange(joined[-1].first, max(joined[-1].stop, one.stop))
+        else:
+            joined.append(one)
+    return tuple(joined)

@@ -191,6 +191,21 @@ class CheckpointConfig(Section):
     verify: Literal["full", "sizes", "off"] = Field("full", description="what is checked before a checkpoint is loaded")
 
 
+class StabilityConfig(Section):
+    """What is done about steps that went wrong, and about ranks that differ."""
+
+    spike_zscore: float = Field(
+        20.0, ge=0, description="robust z-score of the loss from which the run goes back before it; 0 switches off"
+    )
+    window_steps: int = Field(128, ge=8, description="steps that a loss is compared with")
+    skip_steps: int = Field(2, ge=1, description="steps, up to the spike's, whose sequences are then left out")
+    bad_steps: int = Field(10, ge=1, description="steps in a row without a finite result after which the run goes back")
+    max_rollbacks: int = Field(3, ge=0, description="times that the run goes back before it gives up")
+    check_every_steps: int = Field(
+        500, ge=0, description="interval at which ranks compare their weights and states; 0 switches off"
+    )
+
+
 class LogConfig(Section):
     """What is printed and drawn; metrics.jsonl gets every step whatever stands here."""
 
@@ -213,4 +228,5 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stability: StabilityConfig = StabilityConfig()
     log: LogConfig = LogConfig()

@@ -84,6 +84,7 @@ class _PlannedSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         sequence = self.first_sequence
         while True:
+            sequence = self.share.schedule.first_of(sequence)
             plan = self.share.plan(sequence)
             yield from plan.micro_batches(self.share.rank, sequence)
             sequence += plan.global_batch_size
@@ -101,7 +102,7 @@ class StepStream(Iterator[StepBatch]):
             loader: Gives the micro batches of all steps in a row.
             share: Which part of each step they are.
             first_step: Number of the first step.
-            first_sequence: Its first sequence.
+            first_sequence: Sequences consumed or left out before it.
         """
         self._micro_batches: Iterator[MicroBatch | DataError] | None = iter(loader)
         self._share = share
@@ -117,6 +118,7 @@ class StepStream(Iterator[StepBatch]):
         Raises:
             DataError: What a worker met; the step cannot be fetched again from this stream.
         """
+        self._sequence = self._share.schedule.first_of(self._sequence)
         plan = self._share.plan(self._sequence)
         micro_batches: list[MicroBatch] = []
         for _ in range(plan.micro_steps):
@@ -154,7 +156,8 @@ def iterate_steps(
         dataset: The sequences.
         share: Which part of each step is fetched.
         first_step: The step to begin with.
-        first_sequence: Its first sequence: as many as were consumed before.
+        first_sequence: Its first sequence, if the schedule does not leave it out: as many as were consumed or left
+            out before.
         num_workers: Processes that fetch; 0 fetches in this one.
         prefetch: Micro batches that each worker holds ready.
 

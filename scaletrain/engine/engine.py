@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,15 @@ from torch import Tensor, nn
 from scaletrain.config.derive import zero_stage
 from scaletrain.data.dataset import MicroBatch
 from scaletrain.engine import state as engine_state
-from scaletrain.engine.randomness import derive_seed, seed_dropout
+from scaletrain.engine.batches import add_by_source, to_device
+from scaletrain.engine.equality import Difference, find_differences
+from scaletrain.engine.partitions import base_optimizer
+from scaletrain.engine.randomness import derive_seed
+from scaletrain.engine.stepping import Stepping
 from scaletrain.errors import ConfigError
 from scaletrain.model.losses import LossTerms
 from scaletrain.model.transformer import Block, Transformer
-from scaletrain.protocols import FragmentSource, SavedPart
+from scaletrain.protocols import FragmentSource, SavedPart, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -46,23 +49,6 @@ class Agreement:
     requests: tuple[int, ...]
     source_targets: tuple[int, ...]
     checksum: int
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did.
-
-    Attributes:
-        loss: Cross-entropy per target token over the global batch, in nats.
-        grad_norm: Norm of the gradient before clipping; NaN or infinite for a step that was not applied.
-        applied: Whether the weights were changed.
-        source_nll: Sum of the cross-entropy by source over the global batch, in nats; 0 where it has no target.
-    """
-
-    loss: float
-    grad_norm: float
-    applied: bool
-    source_nll: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +97,6 @@ class Engine:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = torch.device(get_accelerator().current_device_name())
-        self._seed = seed
         self._n_sources = n_sources
         self._applied_steps = 0
         if self.device.type == "cpu":
@@ -133,6 +118,7 @@ class Engine:
             self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
         if compile_module:
             self.ds.compile()
+        self._stepping = Stepping(self.ds, self.stage, seed, n_sources, self.device)
 
     @contextlib.contextmanager
     def _sharded_construction(self, ds_config: dict[str, Any]) -> Iterator[None]:
@@ -177,64 +163,11 @@ class Engine:
             lr: Learning rate of this step.
 
         Returns:
-            The step's loss and gradient norm.
+            The step's loss and gradient norm, and what went wrong: see ``Stepping.step``.
         """
-        for group in self.ds.optimizer.param_groups:
-            group["lr"] = lr
-        self._expect(len(micro_batches))
-        # DeepSpeed averages gradients over ranks; undo it and divide by the targets.
-        scale = self.world_size / max(1, targets)
-        source_nll = self._zeros_by_source()
-        applied, norm = True, 0.0
-        for index, micro in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1
-            self.ds.set_gradient_accumulation_boundary(is_last)
-            seed_dropout(self._seed, step, index, self.rank)
-            terms: LossTerms = self.ds(**self._to_device(micro))
-            self.ds.backward(terms.loss_sum * scale, scale_wrt_gas=False)
-            self._add_by_source(source_nll, micro, terms.nll_B)
-            if is_last and self.stage == 0:
-                norm, applied = self._inspect_whole_gradients()
-            self._update(applied)
-        if self.stage > 0:
-            norm = float(self.ds.get_global_grad_norm())
-            applied = bool(self.ds.was_step_applied())
-        self._applied_steps += applied
-        dist.all_reduce(source_nll)
-        by_source = source_nll.tolist()
-        return StepResult(sum(by_source) / max(1, targets), norm, applied, tuple(by_source))
-
-    def _expect(self, micro_steps: int) -> None:
-        """Tells DeepSpeed's own reports how large this step is.
-
-        Its training must not go by that number: it takes a step to end where its count of all micro steps so far is
-        a multiple of it, which fails once it changes. So each micro step is told whether it is the last.
-        """
-        if micro_steps != self.ds.gradient_accumulation_steps():
-            rows = self.ds.train_micro_batch_size_per_gpu() * self.ds.dp_world_size
-            self.ds.set_train_batch_size(rows * micro_steps)
-
-    def _zeros_by_source(self) -> Tensor:
-        return torch.zeros(self._n_sources, dtype=torch.float64, device=self.device)
-
-    def _add_by_source(self, sums: Tensor, micro: MicroBatch, values_B: Tensor) -> None:
-        sources_B = micro["sources"].to(self.device, non_blocking=True)
-        sums.index_add_(0, sources_B, values_B.detach().to(sums.dtype))
-
-    def _inspect_whole_gradients(self) -> tuple[float, bool]:
-        """Norm of the reduced gradients of stage 0, whose plain optimizer neither reports nor checks it."""
-        gradients = [p.grad for p in self.ds.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        scaler = self.ds.torch_autocast_z0_gradscaler
-        return norm if scaler is None else norm / float(scaler.get_scale()), math.isfinite(norm)
-
-    def _update(self, finite: bool) -> None:
-        if finite or self.ds.torch_autocast_z0_gradscaler is not None:
-            self.ds.step()  # the scaler itself skips a step that is not finite, and lowers its scale
-            return
-        self.ds.zero_grad()
-        self.ds.micro_steps += 1
-        self.ds.global_steps += 1
+        result = self._stepping.step(micro_batches, targets, step, lr)
+        self._applied_steps += result.applied
+        return result
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterator[MicroBatch], weigh: Callable[[Tensor], Tensor]) -> EvaluationSums:
@@ -247,13 +180,13 @@ class Engine:
         Returns:
             The sums over all ranks.
         """
-        nll, targets = self._zeros_by_source(), self._zeros_by_source()
+        nll, targets = (torch.zeros(self._n_sources, dtype=torch.float64, device=self.device) for _ in range(2))
         weight = torch.zeros(1, dtype=torch.float64, device=self.device)
         with self._evaluating():
             for micro in micro_batches:
-                terms: LossTerms = self.ds(**self._to_device(micro))
-                self._add_by_source(nll, micro, terms.nll_B)
-                self._add_by_source(targets, micro, terms.targets_B)
+                terms: LossTerms = self.ds(**to_device(micro, self.device))
+                add_by_source(nll, micro, terms.nll_B)
+                add_by_source(targets, micro, terms.targets_B)
                 weight += weigh(micro["targets"]).to(self.device)
         sums = torch.cat([weight, nll, targets])
         dist.all_reduce(sums)
@@ -287,6 +220,17 @@ class Engine:
         texts = [""] * self.world_size
         dist.all_gather_object(texts, text)
         return list(dict.fromkeys(filter(None, texts)))
+
+    def find_differences(self, state: str) -> tuple[Difference, ...]:
+        """Compares what must be equal on all ranks: the replicated numbers, and a state; every rank calls it.
+
+        Args:
+            state: Of this rank, as text.
+
+        Returns:
+            The same on all ranks; nothing where all is equal.
+        """
+        return find_differences(self.ds, self.stage, state)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast that DeepSpeed applies around its own forward pass."""
@@ -326,13 +270,11 @@ class Engine:
         Raises:
             CheckpointError: The checkpoint does not hold what this model needs.
         """
+        if state["applied_steps"] == 0:
+            # A live optimizer that goes back to before its first update must know nothing of those it made.
+            base_optimizer(self.ds, self.stage).state.clear()
         engine_state.load(self.ds, self.stage, source, state)
         self._applied_steps = state["applied_steps"]
-
-    def _to_device(self, micro: MicroBatch) -> dict[str, Any]:
-        moved = {"tokens": micro["tokens"], "targets": micro["targets"]}
-        moved |= {key: value for key in ("documents", "positions") if (value := micro[key]) is not None}
-        return {key: value.to(self.device, non_blocking=True) for key, value in moved.items()}
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         One dictionary for each step, ascending: ``step``, the highest ``attempt`` that wrote it, ``time_s`` of the last
         write, and all metrics of the step. Where a step was done again, a metric has the value of the highest attempt.
         Steps that lie behind where a later attempt has begun and that it has not come to are no part of the run any
-        more, and are left out like torn lines.
+        more, and are left out like torn lines; so are those that an attempt went back behind, by a rollback.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -101,8 +101,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         written = list(own)
         begin = min(record["step"] for record in written)
         merged = {step: record for step, record in merged.items() if step <= begin}
+        last = begin
         for record in written:
-            merged.setdefault(record["step"], {}).update(record)
+            if record["step"] < last:  # gone back: nothing of this step and of those behind it counts any more
+                merged = {step: other for step, other in merged.items() if step < record["step"]}
+            last = record["step"]
+            merged.setdefault(last, {}).update(record)
     return [merged[step] for step in sorted(merged)]
 
 

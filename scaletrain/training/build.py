@@ -26,7 +26,7 @@ from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
 from scaletrain.planning.flops import flops_per_token
 from scaletrain.planning.parameters import count_parameters
-from scaletrain.protocols import TrainingState
+from scaletrain.protocols import Run, SequenceRange, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.causal_lm import CausalLM
 from scaletrain.training.checkpointing import Checkpointing, resume
@@ -34,12 +34,14 @@ from scaletrain.training.corpus import Corpora, phases_of
 from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
+from scaletrain.training.health import Health
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak
 from scaletrain.training.reporting import Reporting
+from scaletrain.training.rollback import RollBack, can_go_back, documents_of, restore_skipped, settle_rollback
 from scaletrain.training.signals import StopRequests
-from scaletrain.training.skipped import restore_skipped
+from scaletrain.training.stability import Stability
 
 logger = logging.getLogger(__name__)
 
@@ -57,24 +59,105 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     Returns:
         How the run ended.
     """
-    train, data = config.train, config.data
-    share = Share(BatchSchedule.of(train), train.micro_batch_size, ranks.rank, ranks.world_size)
-    engine = build_engine(config, share.plan(0), len(corpora.manifests))
+    train = config.train
+    first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
+    engine = build_engine(config, first_plan, len(corpora.manifests))
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, ranks)
     checkpointing = Checkpointing(engine, config.checkpoint, dump_yaml(config))
     dataset = training_dataset(config, corpora)
-    mixing = Mixing(dataset.order, phases_of(data, train.max_seq_len), dataset.names)
-    state = resume(engine, folder.checkpoints, config.checkpoint.verify, (mixing, evaluating, checkpointing))
+    mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
+    stability = build_stability(config, engine, checkpointing, dataset)
+    identity = f"{config.seed} {corpora.fingerprint}"
+    health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
+    stateful = (mixing, health, stability, evaluating, checkpointing)
+    state = resume(engine, folder.checkpoints, config.checkpoint.verify, stateful)
     restore_skipped(folder.path, state)
+    share = share_of(config, ranks, state)
     _announce(config, share, engine, dataset, state)
     if state.step >= train.max_steps:
         beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
         logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
         return Ending(Verdict.COMPLETE, "all steps were done before")
-    target = WriterTarget(folder.path, attempt, state.step + 1)
-    reporting = Reporting(
-        (JsonlWriter(folder.path / "metrics.jsonl", attempt),) if ranks.is_main else (),
+    stop = StopRequests(folder.path, watch_file=ranks.is_main)
+    kind = "resume" if state.step else "start"
+    while True:
+        target = WriterTarget(folder.path, attempt, state.step + 1)
+        reporting = build_reporting(config, target, timing, mixing, evaluating, ranks)
+        callbacks = (mixing, reporting, *stateful[1:])
+        run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
+        if kind:
+            run.record_event(kind, world_size=ranks.world_size, zero_stage=engine.stage)
+        try:
+            ending = _fit(config, corpora, run, engine, share_of(config, ranks, state), timing, stop)
+        except RollBack as back:
+            checkpointing.settle(run)
+            state = resume(engine, folder.checkpoints, config.checkpoint.verify, stateful, back.newest_step)
+            settle_rollback(run, back, state, documents_of(dataset, back.left_out) if ranks.is_main else ())
+            kind = ""
+            continue
+        _conclude(ending, run, evaluating)
+        return ending
+
+
+def _fit(
+    config: RunConfig,
+    corpora: Corpora,
+    run: TrainingRun,
+    engine: Engine,
+    share: Share,
+    timing: Throughput,
+    stop: StopRequests,
+) -> Ending:
+    """Trains from the state of a run, with data fetched from there on."""
+    train, data = config.train, config.data
+    rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
+
+    def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:
+        return iterate_steps(dataset, share, state.step, state.sequences, data.num_workers, data.prefetch)
+
+    feed = Feed(partial(training_dataset, config, corpora), open_stream, engine, data.on_bad_shard == "skip")
+    feed.start(run.state)
+    told_apart = tuple(corpora.manifests) if len(corpora.manifests) > 1 else ()
+    try:
+        return fit(run, engine, feed, rates, timing, stop, train.max_seq_len, told_apart)
+    finally:
+        feed.close()
+
+
+def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
+    """Which part of each step this rank fetches, without what rollbacks have left out.
+
+    Args:
+        config: The run's configuration.
+        ranks: The place of this process.
+        state: Where the run stands.
+
+    Returns:
+        The share.
+    """
+    schedule = BatchSchedule.of(config.train, state.skipped_sequences)
+    return Share(schedule, config.train.micro_batch_size, ranks.rank, ranks.world_size)
+
+
+def build_reporting(
+    config: RunConfig, target: WriterTarget, timing: Throughput, mixing: Mixing, evaluating: Evaluating, ranks: Ranks
+) -> Reporting:
+    """The callback that writes metrics, from the target's first step on.
+
+    Args:
+        config: The run's configuration.
+        target: Where to write.
+        timing: Gives the time left.
+        mixing: Gives the passes over each source.
+        evaluating: Gives the samples.
+        ranks: The place of this process; only rank 0 writes.
+
+    Returns:
+        The callback.
+    """
+    return Reporting(
+        (JsonlWriter(target.run_dir / "metrics.jsonl", target.attempt),) if ranks.is_main else (),
         open_writers(config.log.writers, target) if ranks.is_main else (),
         config.log.every_steps,
         timing,
@@ -82,24 +165,32 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
         dump_yaml(config),
         evaluating,
     )
-    callbacks = (mixing, reporting, evaluating, checkpointing)
-    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
-    run.record_event("resume" if state.step else "start", world_size=ranks.world_size, zero_stage=engine.stage)
-    stop = StopRequests(folder.path, watch_file=ranks.is_main)
-    rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
 
-    def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:
-        return iterate_steps(dataset, share, state.step, state.sequences, data.num_workers, data.prefetch)
 
-    feed = Feed(partial(training_dataset, config, corpora), open_stream, engine, data.on_bad_shard == "skip")
-    feed.start(state)
-    told_apart = dataset.names if len(dataset.names) > 1 else ()
-    try:
-        ending = fit(run, engine, feed, rates, timing, stop, train.max_seq_len, told_apart)
-    finally:
-        feed.close()
-    _conclude(ending, run, evaluating)
-    return ending
+def build_stability(
+    config: RunConfig, engine: Engine, checkpointing: Checkpointing, dataset: SequenceDataset
+) -> Stability:
+    """The callback that has the run go back.
+
+    Args:
+        config: The run's configuration.
+        engine: Lets the ranks tell each other.
+        checkpointing: Is waited for before anybody looks for an older checkpoint.
+        dataset: Names documents.
+
+    Returns:
+        The callback.
+    """
+
+    def may_go_back(run: Run, newest_step: int) -> bool:
+        checkpointing.settle(run)
+        return can_go_back(run.folder / "checkpoints", config.checkpoint.verify, newest_step)
+
+    def shared_documents(sequences: SequenceRange) -> list[str]:
+        own = documents_of(dataset, sequences) if engine.rank == 0 else []
+        return engine.collect_texts(", ".join(own))
+
+    return Stability(config.stability, may_go_back, shared_documents)
 
 
 def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:
@@ -178,6 +269,9 @@ def _announce(config: RunConfig, share: Share, engine: Engine, dataset: Sequence
         rows.append(("sources", ", ".join(dataset.names)))
     if state.skipped:
         rows.append(("left out", ", ".join(sorted({skipped.path for skipped in state.skipped}))))
+    if state.skipped_sequences:
+        ranges = ", ".join(f"{one.first} to {one.stop - 1}" for one in share.schedule.left_out)
+        rows.append(("passed over", f"sequences {ranges}"))
     start = f"goes on at step {state.step}" if state.step else "starts"
     logger.info("%s", start_banner(f"{config.run_dir} {start}", rows))
 

@@ -59,6 +59,9 @@ class Checkpointing(Callback):
         if self._saved_at != run.state.step:
             self._save(run)
 
+    def settle(self, run: Run) -> None:
+        """Waits until nothing is being saved any more; every rank calls it. Here each save is over when it returns."""
+
     def _save(self, run: Run) -> None:
         start_s = time.perf_counter()
         checkpoints = run.folder / "checkpoints"
@@ -107,7 +110,13 @@ def _state_of(run: Run, engine_state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence[Callback]) -> TrainingState:
+def resume(
+    engine: Engine,
+    checkpoints: Path,
+    verify: Level,
+    callbacks: Sequence[Callback],
+    newest_step: int | None = None,
+) -> TrainingState:
     """Loads the newest intact checkpoint on all ranks, if there is one.
 
     Rank 0 chooses; all ranks load the same folder or none does.
@@ -117,6 +126,7 @@ def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence
         checkpoints: The run's ``checkpoints`` folder.
         verify: How much of a checkpoint is checked before it is trusted.
         callbacks: Get their states back.
+        newest_step: The newest that will do, for a run that goes back; then there must be one.
 
     Returns:
         Where the run goes on; step 0 without a checkpoint.
@@ -126,7 +136,7 @@ def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence
     """
     chosen: list[str | None] = [None, None]
     if dist.get_rank() == 0:
-        chosen = _choose(checkpoints, verify)
+        chosen = _choose(checkpoints, verify, newest_step)
     dist.broadcast_object_list(chosen, src=0)
     name, problem = chosen
     if problem is not None:
@@ -141,8 +151,8 @@ def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence
     return TrainingState.from_json(state["training"])
 
 
-def _choose(checkpoints: Path, verify: Level) -> list[str | None]:
-    choice = newest_intact(checkpoints, verify)
+def _choose(checkpoints: Path, verify: Level, newest_step: int | None) -> list[str | None]:
+    choice = newest_intact(checkpoints, verify, newest_step)
     for folder, reason in choice.refused:
         logger.warning("refused checkpoint %s: %s", folder.name, reason)
     if choice.folder is None and choice.refused:
@@ -152,4 +162,6 @@ def _choose(checkpoints: Path, verify: Level) -> list[str | None]:
             "them to start from step 0."
         )
         return [None, problem]
+    if choice.folder is None and newest_step is not None:
+        return [None, f"{checkpoints} holds no checkpoint of step {newest_step} or before. Start the run anew."]
     return [None if choice.folder is None else choice.folder.name, None]

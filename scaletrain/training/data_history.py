@@ -22,7 +22,7 @@ from scaletrain.monitors import names
 from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.training.corpus import ONLY_SOURCE, open_corpora
 from scaletrain.training.datasets import training_dataset
-from scaletrain.training.skipped import recorded_skips
+from scaletrain.training.skipped import recorded_ranges, recorded_skips
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class DataHistory:
     Attributes:
         dataset: The run's sequences, without the shards that it left out.
         tokenizer: Turns tokens into text.
-        schedule: Sizes of the steps to come.
+        schedule: Sizes of the steps to come, and the sequences that rollbacks have left out.
         max_steps: Of the run.
         world_size: Ranks of the last start.
         ends: For each recorded step, ascending from 1, the sequences consumed after it.
@@ -127,7 +127,7 @@ class DataHistory:
         return cls(
             training_dataset(config, corpora, recorded_skips(run_dir)),
             load_tokenizer(run_dir / "tokenizer.json"),
-            BatchSchedule.of(config.train),
+            BatchSchedule.of(config.train, recorded_ranges(run_dir)),
             config.train.max_steps,
             world_sizes[-1] if world_sizes else 1,
             [int(row[names.DATA_SEQUENCES]) for row in recorded],
@@ -143,7 +143,7 @@ class DataHistory:
         if not 1 <= step <= max(self.max_steps, len(self.ends)):
             raise ConfigError(f"--step {step} is not in this run, which has the steps 1 to {self.max_steps}.")
         if step <= len(self.ends):
-            return range(self.ends[step - 2] if step > 1 else 0, self.ends[step - 1])
+            return range(self.schedule.first_of(self.ends[step - 2] if step > 1 else 0), self.ends[step - 1])
         first = self.schedule.sequence_after(self._consumed, step - 1 - len(self.ends))
         return range(first, first + self.schedule.size_at(first))
 
@@ -196,6 +196,8 @@ class DataHistory:
                     for sequence, piece in self.dataset.order.occurrences(source, shard, document, last):
                         if not self.dataset.is_masked(sequence, source, shard):
                             step = self._step_of(sequence)
+                            if sequence not in self.sequences(step):
+                                continue  # left out by a rollback
                             place = (reader.name, reader.describe(shard), piece.start, piece.stop)
                             yield Use(step, step <= len(self.ends), sequence, *place)
         if not found:

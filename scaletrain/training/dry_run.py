@@ -12,6 +12,7 @@ from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
+from scaletrain.training.skipped import recorded_ranges
 
 _GIB = 2**30
 
@@ -60,7 +61,8 @@ def _corpus_lines(config: RunConfig) -> list[str]:
         lines.append(f"{name:<14} {manifest.shown}: {manifest.source}")
         for split, total in manifest.totals.items():
             lines.append(f"{'':<14} {split}: {total.documents:,} documents, {total.tokens:,} tokens")
-    sequences = BatchSchedule.of(config.train).sequence_after(0, config.train.max_steps)
+    schedule = BatchSchedule.of(config.train, recorded_ranges(config.run_dir))
+    sequences = schedule.sequence_after(0, config.train.max_steps)
     order = order_of(
         training_readers(corpora), dataset_options(config), phases_of(config.data, config.train.max_seq_len)
     )

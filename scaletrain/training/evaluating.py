@@ -61,6 +61,10 @@ class Evaluating(Callback):
         self._samples: list[tuple[str, str]] = []
         self._fetched: list[MicroBatch] | None = None
 
+    def on_start(self, run: Run) -> None:
+        """Forgets what a run that went back had evaluated."""
+        self._evaluated_at = None
+
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Evaluates when it is time."""
         if self._config.every_steps and run.state.step % self._config.every_steps == 0:

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.engine.engine import Engine, StepResult
-from scaletrain.errors import DataError, DivergenceError
+from scaletrain.engine.engine import Engine
+from scaletrain.errors import DataError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
 from scaletrain.monitors.throughput import Throughput
-from scaletrain.protocols import Callback, TrainingState
+from scaletrain.protocols import Callback, StepResult, TrainingState
 from scaletrain.training.feed import Feed
 from scaletrain.training.signals import KINDS, StopRequests
 
 logger = logging.getLogger(__name__)
-
-MOST_SKIPPED_STEPS = 50
-"""Steps in a row that may be left out; fp16 leaves out a few dozen at most while it looks for its loss scale."""
 
 
 @dataclass
@@ -34,6 +31,7 @@ class TrainingRun:
     is_main: bool
     callbacks: Sequence[Callback]
     batch_hash: str = ""
+    last_step: StepResult | None = None
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
@@ -74,11 +72,11 @@ def fit(
 
     Raises:
         DataError: The next step's data cannot be had; the steps before it are saved.
-        DivergenceError: Too many steps in a row were not applied.
+        RollBack: A callback wants the run to go on from an older checkpoint.
+        HealthError: A callback found a sick device, or that the training has come to nothing.
     """
     ending = Ending(Verdict.COMPLETE, "all steps are done")
     unreadable: DataError | None = None
-    skipped_in_a_row = 0
     try:
         run.notify("on_start")
         while run.state.step < run.max_steps:
@@ -104,13 +102,11 @@ def fit(
             timing.end_step(batch.global_batch_size * max_seq_len)
             state = run.state
             state.step += 1
-            state.sequences += batch.global_batch_size
+            state.sequences = batch.first_sequence + batch.global_batch_size
             state.optimizer_steps += result.applied
             state.target_tokens += agreed.targets * result.applied
             run.batch_hash = f"{agreed.checksum:016x}"
-            skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
-            if skipped_in_a_row:
-                _report_skipped(run, result, skipped_in_a_row)
+            run.last_step = result
             metrics = {
                 names.TRAIN_LOSS: result.loss,
                 names.TRAIN_GRAD_NORM: result.grad_norm if math.isfinite(result.grad_norm) else math.nan,
@@ -136,14 +132,3 @@ def _by_source(source_names: Sequence[str], nll: Sequence[float], targets: Seque
         if source_targets:
             metrics[names.of_source(names.TRAIN_LOSS, name)] = source_nll / source_targets
     return metrics
-
-
-def _report_skipped(run: TrainingRun, result: StepResult, in_a_row: int) -> None:
-    run.record_event("skipped_step", grad_norm=str(result.grad_norm))
-    logger.warning("step %d was not applied: gradient norm %s", run.state.step, result.grad_norm)
-    if in_a_row >= MOST_SKIPPED_STEPS:
-        raise DivergenceError(
-            f"{in_a_row} steps in a row had no finite gradient, the last with loss {result.loss}: the training has "
-            "diverged. Lower optim.lr or set optim.grad_clip, and go on from a checkpoint before it: delete the "
-            "later ones in the run's folder checkpoints/."
-        )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from scaletrain.config.batch_plan import FILLING, BatchPlan, BatchSchedule
 from scaletrain.config.schema import TrainConfig
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import SequenceRange
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9)).filter(lambda size: size[1] <= size[0])
 
@@ -66,6 +69,28 @@ def test_a_schedule_in_closed_form_is_the_walk_through_it(
     assert schedule.steps_between(firsts[done], firsts[-1]) == more
     for first in firsts:
         assert schedule.size_at(first) == next((size for until, size in phases if first < until), last)
+
+
+ranges = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60)), max_size=4)
+
+
+@given(phases.map(sorted), st.integers(1, 20), ranges, st.integers(0, 40), st.integers(0, 40))
+def test_what_is_left_out_is_passed_over_at_the_border_of_a_step(
+    phases: list[tuple[int, int]], last: int, ranges: list[tuple[int, int]], done: int, more: int
+) -> None:
+    left_out = [SequenceRange(first, first + length) for first, length in ranges]
+    schedule = BatchSchedule.of(TrainConfig(global_batch_size=last, micro_batch_size=1), left_out)
+    schedule = replace(schedule, phases=tuple(phases))
+    firsts, border = [], 0
+    for _ in range(done + more + 1):
+        while any(one.first <= border < one.stop for one in left_out):
+            border += 1
+        firsts.append(border)
+        border += schedule.size_at(border)
+    assert schedule.sequence_after(0, done + more) == firsts[-1]
+    assert schedule.sequence_after(firsts[done], more) == firsts[-1]
+    assert schedule.steps_between(0, firsts[done]) == done
+    assert schedule.steps_between(firsts[done], firsts[-1]) == more
 
 
 def test_a_schedule_ends_its_phases_at_tokens() -> None:

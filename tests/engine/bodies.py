@@ -15,10 +15,11 @@ from scaletrain.config.batch_plan import FILLING, BatchPlan
 from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from scaletrain.data.dataset import MicroBatch
 from scaletrain.engine.ds_config import merge
-from scaletrain.engine.engine import Agreement, Engine, EvaluationSums, StepResult
+from scaletrain.engine.engine import Agreement, Engine, EvaluationSums
 from scaletrain.model.transformer import Transformer
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
+from scaletrain.protocols import StepResult
 from scaletrain.tasks.causal_lm import CausalLM
 
 GLOBAL_BATCH, MAX_SEQ_LEN, VOCAB = 8, 32, 101
@@ -42,7 +43,6 @@ class Case:
     optim: dict[str, Any] = field(default_factory=dict)
     save: str | None = None
     load: str | None = None
-    nan_at: int | None = None
     generate_after: int | None = None
     n_sources: int = 1
 
@@ -121,8 +121,6 @@ def train(case: Case) -> list[tuple[float, float, bool]]:
     for step in range(*case.steps):
         batch = micro_batches(plan, dist.get_rank(), step)
         agreed = engine.agree(batch, (False,))
-        if step == case.nan_at and dist.get_rank() == 0:
-            poison(engine)
         result = engine.train_step(batch, agreed.targets, step, learning_rate(optim, step, 20))
         results.append((result.loss, result.grad_norm, result.applied))
         if step == case.generate_after:
@@ -157,9 +155,8 @@ def evaluate(case: Case, indices: Sequence[int]) -> EvaluationSums:
 
 
 def poison(engine: Engine) -> None:
-    """Makes one gradient of this rank's next backward pass NaN."""
-    parameter = next(engine.ds.module.parameters())
-    handle = parameter.register_hook(lambda grad: (handle.remove(), grad * float("nan"))[1])
+    """Makes one gradient of all backward passes of this rank NaN from now on."""
+    next(engine.ds.module.parameters()).register_hook(lambda grad: grad * float("nan"))
 
 
 def generate_and_evaluate(engine: Engine, plan: BatchPlan) -> None:

@@ -71,6 +71,21 @@ def test_a_step_done_again_counts_as_the_highest_attempt_did_it(tmp_path: Path) 
     assert [(r["step"], r["attempt"]) for r in read_metrics(path)] == [(1, 1), (2, 1), (3, 4)]
 
 
+def test_what_a_rollback_went_back_from_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, attempt=1)
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"train/loss": 10.0 + step})
+        writer.write(step, {"eval/loss": 10.0 + step})
+    writer.write(3, {"train/loss": 23.0})
+    writer.close()
+    records = read_metrics(path)
+    assert [(r["step"], r["train/loss"], r.get("eval/loss")) for r in records] == [
+        *((1, 11.0, 11.0), (2, 12.0, 12.0)),
+        (3, 23.0, None),  # evaluated were weights that are no part of the run any more
+    ]
+
+
 @pytest.mark.parametrize(
     "torn", [b'{"step": 3, "attempt": 1, "train/lo', b'{"step": 3, "attempt": 1, "x": 1}', b"\x00\xff"]
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from scaletrain.checkpoint.layout import STATE
 from scaletrain.checkpoint.weights import load_weights
 from scaletrain.config.batch_plan import BatchPlan
-from scaletrain.config.schema import CheckpointConfig
+from scaletrain.config.schema import CheckpointConfig, StabilityConfig
 from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError, ScaletrainError
@@ -27,6 +27,7 @@ from scaletrain.training.checkpointing import Checkpointing, resume
 from scaletrain.training.feed import Feed
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.signals import StopRequests
+from scaletrain.training.stability import Stability
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, MAX_SEQ_LEN, Case
 
@@ -122,7 +123,7 @@ def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Itera
             os.kill(os.getpid(), job.signal_at[2])
         if job.bad_data_at == (rank, step):
             raise DataError(f"shard of rank {rank} is damaged")
-        if job.nan_from is not None and rank == 0 and step >= job.nan_from:
+        if job.nan_from is not None and rank == 0 and step == job.nan_from:
             engine_bodies.poison(engine)
         first, size = step * plan.global_batch_size, plan.global_batch_size
         yield StepBatch(step, first, size, engine_bodies.micro_batches(plan, rank, step))
@@ -143,7 +144,8 @@ def start(job: Job) -> dict[str, Any]:
     notes: list[str] = []
     first, second = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None), Recorder("second", notes)
     config = CheckpointConfig(every_steps=job.every_steps, keep_last=job.keep_last)
-    callbacks = (first, second, Checkpointing(engine, config, "resolved: true\n"))
+    stability = Stability(StabilityConfig(bad_steps=5), lambda run, step: False, lambda sequences: [])
+    callbacks = (first, second, stability, Checkpointing(engine, config, "resolved: true\n"))
     folder = Path(job.folder)
     state = resume(engine, folder / "checkpoints", "full", callbacks)
     begun_at = state.step

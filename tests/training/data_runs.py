@@ -31,6 +31,7 @@ from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 from scaletrain.training.datasets import training_dataset
 from tests.distributed import run_on_ranks
 from tests.training.bodies import keep_signal_handlers
+from tests.training.mishaps import Mishap, mishaps
 
 T = 16
 STEPS = 12
@@ -93,13 +94,18 @@ class DataRun:
         )
 
     def start(
-        self, world_size: int, damages: Sequence[tuple[str, Damage]] = (), **overrides: object
+        self,
+        world_size: int,
+        damages: Sequence[tuple[str, Damage]] = (),
+        mishap: Mishap | None = None,
+        **overrides: object,
     ) -> tuple[str, ...]:
         """Starts the run, or goes on with it.
 
         Args:
             world_size: Number of ranks.
             damages: Shards that are damaged once the start has checked them, before anything is read.
+            mishap: What goes wrong with sequences.
             **overrides: Values by key, with two underscores for the point.
 
         Returns:
@@ -107,11 +113,17 @@ class DataRun:
         """
         given = {**self.overrides, **{key.replace("__", "."): value for key, value in overrides.items()}}
         texts = {key: str(value) for key, value in given.items()}
-        return tuple(run_on_ranks(world_size, _start, str(self.yaml), texts, dict(self.environment), damages))
+        return tuple(run_on_ranks(world_size, _start, str(self.yaml), texts, dict(self.environment), damages, mishap))
 
-    def complete(self, world_size: int, damages: Sequence[tuple[str, Damage]] = (), **overrides: object) -> None:
+    def complete(
+        self,
+        world_size: int,
+        damages: Sequence[tuple[str, Damage]] = (),
+        mishap: Mishap | None = None,
+        **overrides: object,
+    ) -> None:
         """Starts the run, or goes on with it, to its end."""
-        assert self.start(world_size, damages, **overrides) == ("complete",) * world_size
+        assert self.start(world_size, damages, mishap, **overrides) == ("complete",) * world_size
 
     def forget_checkpoints_behind(self, step: int) -> None:
         """Makes the next start go on at that step, or at the last one saved before."""
@@ -206,7 +218,9 @@ def first_touched(dataset: SequenceDataset, source: str, shard: int, how: Damage
     raise AssertionError("no sequence has it")
 
 
-def _start(yaml: str, overrides: dict[str, str], environment: dict[str, str], damages: Sequence[Any]) -> str:
+def _start(
+    yaml: str, overrides: dict[str, str], environment: dict[str, str], damages: Sequence[Any], mishap: Mishap | None
+) -> str:
     """The body of a rank: what train.py does between its command line and its verdict."""
     ranks = from_environment()
     with (
@@ -233,7 +247,8 @@ def _start(yaml: str, overrides: dict[str, str], environment: dict[str, str], da
                 damage(Path(path), how)
             dist.barrier()
             # What a rank can compute is measured for a second, for a metric that nobody looks at here.
-            with patch.object(build, "find_peak", lambda train: None):
+            dataset = training_dataset(config, corpora)
+            with patch.object(build, "find_peak", lambda train: None), mishaps(mishap, dataset):
                 return build.train(config, corpora, folder, attempt[0], ranks).verdict.value
         except ScaletrainError as error:
             return _told(error)

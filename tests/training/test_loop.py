@@ -64,7 +64,8 @@ def test_a_training_that_has_diverged_is_given_up(tmp_path: Path) -> None:
     job = Job(str(tmp_path), max_steps=1000, nan_from=2, every_steps=2, keep_last=1)
     results = run_on_ranks(2, bodies.start, job)
     for result in results:
-        assert result["error"].startswith("DivergenceError: 50 steps in a row") and "optim.lr" in result["error"]
+        assert result["error"].startswith("DivergenceError: 5 steps in a row") and "optim.lr" in result["error"]
+        assert "no rank alone" in result["error"]  # the NaN comes behind where each rank looks at its own
         assert result["state"] == results[0]["state"] and result["state"]["optimizer_steps"] == 2
     # Of all that was saved since, nothing took the place of what was saved before.
     assert (tmp_path / "checkpoints" / "step_00000002" / "COMPLETE").exists()
