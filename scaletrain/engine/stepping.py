@@ -40,6 +40,9 @@ class Stepping:
         self._device = device
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._scales_loss = (stage > 0 and ds.fp16_enabled()) or ds.torch_autocast_z0_gradscaler is not None
+        scaler: Any = getattr(ds.optimizer, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False  # who counts the steps left out gives up with a word of explanation
         self._watch = GradientWatch(ds.module.parameters())
         self._own_sums = self._zeros()
 
@@ -69,6 +72,8 @@ class Stepping:
                 setattr(self._ds, name, value)
             self._restore_loss_scale(scale)
             applied, norm, by_source = self._attempt(micro_batches, targets, step, lr)
+            if not applied and not self._is_overflow(by_source):
+                self._restore_loss_scale(scale)  # which has no part in a loss that is not finite
         loss = sum(by_source) / max(1, targets)
         overflow = not applied and self._is_overflow(by_source)
         return StepResult(loss, norm, applied, tuple(by_source), recomputed, overflow, faults)
