@@ -16,6 +16,7 @@ from tests.training.mishaps import Mishap
 SPIKE = Mishap(sequences=(48,))
 GOES_BACK = {
     "optim.lr": 3e-3,
+    "data.num_workers": 1,
     "stability.window_steps": 8,
     "checkpoint.every_steps": 3,
     "checkpoint.keep_last": 9,
