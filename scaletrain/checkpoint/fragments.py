@@ -50,17 +50,19 @@ class Placeholder:
         return super().__new__(cls)
 
 
-def write_fragments(folder: Path, rank: int, file: str, fragments: Sequence[Fragment]) -> None:
-    """Writes one rank's description of its file.
+def describe_fragments(rank: int, file: str, fragments: Sequence[Fragment]) -> tuple[str, str]:
+    """One rank's description of its file.
 
     Args:
-        folder: The checkpoint.
         rank: The rank that owns the file.
         file: Name of DeepSpeed's file in the folder.
         fragments: What stands in it.
+
+    Returns:
+        Name and content of the file to put beside it.
     """
     content = {"file": file, "fragments": [asdict(fragment) for fragment in fragments]}
-    (folder / f"fragments_{rank:05d}.json").write_text(json.dumps(content))
+    return f"fragments_{rank:05d}.json", json.dumps(content)
 
 
 class FragmentReader:

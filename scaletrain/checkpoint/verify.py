@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaletrain.checkpoint.commit import FileRecord, checksum
+import xxhash
+
 from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints
+from scaletrain.checkpoint.writing import FileRecord
 from scaletrain.errors import CheckpointError
 
 Level = Literal["full", "sizes", "off"]
+
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,25 @@ class Choice:
     refused: tuple[tuple[Path, str], ...]
 
 
-def find_damage(folder: Path, level: Level) -> str | None:
+def checksum(path: Path) -> FileRecord:
+    """Size and checksum of a file's content."""
+    digest = xxhash.xxh3_128()
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileRecord(size, digest.hexdigest())
+
+
+def find_damage(folder: Path, level: Level, part: int = 0, parts: int = 1) -> str | None:
     """Compares a checkpoint's files with its files.json.
 
     Args:
         folder: A folder that holds COMPLETE.
         level: ``full`` reads every byte, ``sizes`` looks at the sizes only, ``off`` at nothing.
+        part: Which part of the files is read, where several processes share the reading.
+        parts: How many processes do.
 
     Returns:
         What is wrong, or None.
@@ -45,14 +62,17 @@ def find_damage(folder: Path, level: Level) -> str | None:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{FILES} cannot be read: {error}"
-    for name, record in records.items():
-        path = folder / name
-        if not path.is_file():
+    for position, (name, record) in enumerate(sorted(records.items())):
+        try:
+            size = (folder / name).stat().st_size
+            if size != record.size:
+                return f"{name} has {size} bytes instead of {record.size}"
+            if level == "full" and position % parts == part and checksum(folder / name) != record:
+                return f"{name} has another checksum than when it was saved"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if path.stat().st_size != record.size:
-            return f"{name} has {path.stat().st_size} bytes instead of {record.size}"
-        if level == "full" and checksum(path) != record:
-            return f"{name} has another checksum than when it was saved"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

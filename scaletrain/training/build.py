@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 
+from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
 from scaletrain.config.load import dump_yaml
-from scaletrain.config.schema import RunConfig
+from scaletrain.config.schema import CheckpointConfig, RunConfig
 from scaletrain.data.dataset import MicroBatch, SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
@@ -29,7 +30,7 @@ from scaletrain.planning.parameters import count_parameters
 from scaletrain.protocols import TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.causal_lm import CausalLM
-from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.corpus import Corpora, phases_of
 from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
@@ -38,6 +39,8 @@ from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak
 from scaletrain.training.reporting import Reporting
+from scaletrain.training.resuming import resume
+from scaletrain.training.saving import Saver, Tier
 from scaletrain.training.signals import StopRequests
 from scaletrain.training.skipped import restore_skipped
 
@@ -62,20 +65,23 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     engine = build_engine(config, share.plan(0), len(corpora.manifests))
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, ranks)
-    checkpointing = Checkpointing(engine, config.checkpoint, dump_yaml(config))
+    records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
+    tiers = tiers_of(config.checkpoint, folder, ranks)
+    saver = Saver(engine, config.checkpoint.background, records)
+    checkpointing = Checkpointing(saver, tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(data, train.max_seq_len), dataset.names)
-    state = resume(engine, folder.checkpoints, config.checkpoint.verify, (mixing, evaluating, checkpointing))
+    resumed = resume(engine, tiers, config.checkpoint.verify, (mixing, evaluating, checkpointing), ranks)
+    state = resumed.state
     restore_skipped(folder.path, state)
     _announce(config, share, engine, dataset, state)
     if state.step >= train.max_steps:
         beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
         logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
         return Ending(Verdict.COMPLETE, "all steps were done before")
-    target = WriterTarget(folder.path, attempt, state.step + 1)
     reporting = Reporting(
-        (JsonlWriter(folder.path / "metrics.jsonl", attempt),) if ranks.is_main else (),
-        open_writers(config.log.writers, target) if ranks.is_main else (),
+        records,
+        open_writers(config.log.writers, WriterTarget(folder.path, attempt, state.step + 1)) if ranks.is_main else (),
         config.log.every_steps,
         timing,
         mixing.epochs,
@@ -85,6 +91,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     callbacks = (mixing, reporting, evaluating, checkpointing)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
     run.record_event("resume" if state.step else "start", world_size=ranks.world_size, zero_stage=engine.stage)
+    resumed.record_refused(run)
     stop = StopRequests(folder.path, watch_file=ranks.is_main)
     rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
 
@@ -100,6 +107,27 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
         feed.close()
     _conclude(ending, run, evaluating)
     return ending
+
+
+def tiers_of(checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks) -> list[Tier]:
+    """The places for checkpoints: the shared one, and each node's own where the run has one.
+
+    Args:
+        checkpoint: When and where the run saves.
+        folder: The run's folder.
+        ranks: The place of this process.
+
+    Returns:
+        One or two places.
+    """
+    retention = Retention(checkpoint.keep_last, checkpoint.keep_every_steps, checkpoint.keep_best)
+    tiers = [Tier("shared", folder.checkpoints, checkpoint.every_steps, retention)]
+    if checkpoint.local_dir is not None:
+        # Two, since the newest may be complete on some of the nodes only.
+        place = checkpoint.local_dir.absolute() / f"{folder.path.name}-{folder.run_id[:12]}"
+        committer = ranks.rank - ranks.local_rank
+        tiers.append(Tier("local", place, checkpoint.local_every_steps, Retention(2), committer))
+    return tiers
 
 
 def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:

@@ -2,8 +2,9 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class TrainingRun:
     is_main: bool
     callbacks: Sequence[Callback]
     batch_hash: str = ""
+    save_requested: bool = False
+    save_s: float = 0.0
+    _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
@@ -42,9 +46,17 @@ class TrainingRun:
             getattr(callback, hook)(self, *args)
 
     def record_event(self, kind: str, **fields: Any) -> None:
-        """Appends to events.jsonl; only rank 0 writes."""
+        """Appends to events.jsonl; only rank 0 writes. What the file system refuses goes with the next one."""
         if self.is_main:
-            append_event(self.folder / "events.jsonl", kind, step=self.state.step, attempt=self.attempt, **fields)
+            event = {"time_s": time.time(), "step": self.state.step, "attempt": self.attempt, **fields}
+            self._unwritten_events.append((kind, event))
+            try:
+                while self._unwritten_events:
+                    kind, event = self._unwritten_events[0]
+                    append_event(self.folder / "events.jsonl", kind, **event)
+                    del self._unwritten_events[0]
+            except OSError as error:
+                logger.error("the event %s cannot be written to events.jsonl: %s", kind, error.strerror)
 
 
 def fit(

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaletrain.checkpoint.commit import commit, list_files, make_durable
-from scaletrain.checkpoint.fragments import write_fragments
+from scaletrain.checkpoint.commit import commit
 from scaletrain.checkpoint.layout import STATE, folder_name, partial_name
+from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig
 from scaletrain.data.tokenizer import find_borders, load_tokenizer, train_byte_level_bpe
 from scaletrain.evaluation.generation import generate
 from scaletrain.model.transformer import Transformer
-from scaletrain.protocols import Fragment
+from scaletrain.protocols import Fragment, SavedPart
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 Tool = Callable[..., tuple[int, str, str]]
@@ -46,13 +46,12 @@ def save(run_dir: Path, step: int, model: Transformer) -> None:
     partial, name = run_dir / "checkpoints" / partial_name(step), "mp_rank_00_model_states.pt"
     partial.mkdir(parents=True)
     weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
-    torch.save({"module": weights}, partial / name)
     fragments = [Fragment(key, 0, weight.numel(), 0, 0) for key, weight in weights.items()]
-    write_fragments(partial, 0, name, fragments)
     shapes = {key: list(weight.shape) for key, weight in weights.items()}
     tied = {"model.output.weight": "model.embedding.weight"}
-    (partial / STATE).write_text(json.dumps({"engine": {"zero_stage": 0, "shapes": shapes, "tied": tied}}))
-    commit(partial, run_dir / "checkpoints" / folder_name(step), make_durable(partial, list_files(partial)))
+    part = SavedPart({name: {"module": weights}}, name, fragments, {"zero_stage": 0, "shapes": shapes, "tied": tied})
+    records = write_part(partial, 0, part, {STATE: json.dumps({"engine": part.state})})
+    commit(partial, run_dir / "checkpoints" / folder_name(step), records)
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scaletrain.checkpoint.layout import STATE
+from scaletrain.checkpoint.retention import Retention
 from scaletrain.checkpoint.weights import load_weights
 from scaletrain.config.batch_plan import BatchPlan
-from scaletrain.config.schema import CheckpointConfig
 from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError, ScaletrainError
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import Callback, Run, TrainingState
-from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.ranks import Ranks
+from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.feed import Feed
 from scaletrain.training.loop import TrainingRun, fit
+from scaletrain.training.resuming import resume
+from scaletrain.training.saving import Saver, Tier
 from scaletrain.training.signals import StopRequests
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, MAX_SEQ_LEN, Case
@@ -53,6 +56,7 @@ class Job:
     max_steps: int = 6
     every_steps: int = 2
     keep_last: int = 2
+    background: bool = True
     signal_at: tuple[int, int, int] | None = None
     bad_data_at: tuple[int, int] | None = None
     raise_at: int | None = None
@@ -129,6 +133,12 @@ def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Itera
         step += 1
 
 
+def this_place() -> Ranks:
+    """The place of this rank, all of them on one node."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return Ranks(rank, rank, world_size, world_size, "node")
+
+
 def feed_of(stream: Iterator[StepBatch], engine: Engine, state: TrainingState) -> Feed:
     """Feeds the loop from a stream that needs no dataset."""
     feed = Feed(lambda skipped: None, lambda dataset, state: stream, engine, may_skip=False)  # type: ignore[arg-type, return-value]
@@ -142,10 +152,11 @@ def start(job: Job) -> dict[str, Any]:
     engine = engine_bodies.build_engine(job.case, plan)
     notes: list[str] = []
     first, second = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None), Recorder("second", notes)
-    config = CheckpointConfig(every_steps=job.every_steps, keep_last=job.keep_last)
-    callbacks = (first, second, Checkpointing(engine, config, "resolved: true\n"))
     folder = Path(job.folder)
-    state = resume(engine, folder / "checkpoints", "full", callbacks)
+    tier = Tier("shared", folder / "checkpoints", job.every_steps, Retention(job.keep_last))
+    saver = Saver(engine, job.background, [])
+    callbacks = (first, second, Checkpointing(saver, [tier], "resolved: true\n"))
+    state = resume(engine, [tier], "full", callbacks, this_place()).state
     begun_at = state.step
     run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
     timing = Throughput(1.0, None, dist.get_world_size())
@@ -174,8 +185,9 @@ def train_and_compare_weights(job: Job) -> list[str]:
     """Trains, saves, and returns the names of weights that the checkpoint holds otherwise than the live model."""
     plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
     engine = engine_bodies.build_engine(job.case, plan)
-    checkpointing = Checkpointing(engine, CheckpointConfig(), "")
-    run = TrainingRun(resume(engine, Path(job.folder), "full", ()), 9, Path(job.folder), 1, dist.get_rank() == 0, ())
+    tier = Tier("shared", Path(job.folder) / "checkpoints", 0, Retention(2))
+    checkpointing = Checkpointing(Saver(engine, job.background, []), [tier], "")
+    run = TrainingRun(TrainingState(), 9, Path(job.folder), 1, dist.get_rank() == 0, ())
     for step in range(2):
         batch = engine_bodies.micro_batches(plan, dist.get_rank(), step)
         engine.train_step(batch, engine.agree(batch, ()).targets, step, 3e-3)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ def events_of(folder: Path) -> list[tuple[str, int]]:
 
 
 def test_hooks_come_in_order_and_in_reverse_at_the_end(tmp_path: Path) -> None:
-    (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), max_steps=3))
+    (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), max_steps=3, background=False))
     assert result["verdict"] == "complete" and result["seen_steps"] == 3
     assert result["notes"] == [
         *("first start 0", "second start 0"),
@@ -45,7 +45,7 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(tmp_path: Path, number: 
 
 
 def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) -> None:
-    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), bad_data_at=(1, 3)))
+    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), background=False, bad_data_at=(1, 3)))
     assert [result["error"] for result in results] == ["DataError: shard of rank 1 is damaged"] * 2
     for result in results:
         assert result["notes"][-2:] == ["second end 3", "first end 3"]
@@ -54,7 +54,7 @@ def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) 
 
 
 def test_whoever_is_asked_to_stop_heeds_it_before_data_that_cannot_be_read(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), bad_data_at=(1, 3), signal_at=(0, 3, signal.SIGTERM))
+    job = Job(str(tmp_path), background=False, bad_data_at=(1, 3), signal_at=(0, 3, signal.SIGTERM))
     results = run_on_ranks(2, bodies.start, job)
     assert [result["verdict"] for result in results] == ["requeue", "requeue"]
     assert events_of(tmp_path)[-2:] == [("signal", 3), ("save", 3)]
