@@ -100,11 +100,12 @@ def account(records: RunRecords) -> Account:
         attempts.pop()
     usual_us = _usual_training_us([own.lines for own in owned])
     segments: list[Segment] = []
-    for own, attempt in zip(owned, attempts, strict=False):
-        if segments:
-            segments.append(Segment(Spent.DOWN, segments[-1].end_us, attempt.begin_us))
+    for index, (own, attempt) in enumerate(zip(owned, attempts, strict=False)):
+        before_us = attempts[index - 1].end_us if index else attempt.begin_us
+        if before_us < attempt.begin_us:
+            segments.append(Segment(Spent.DOWN, before_us, attempt.begin_us))
         segments += _cut(own, attempt, usual_us)
-    return Account(tuple(attempts), tuple(segment for segment in segments if segment.begin_us < segment.end_us))
+    return Account(tuple(attempts), tuple(segments))
 
 
 def _usual_training_us(attempts: Sequence[Sequence[Record]]) -> int | None:
@@ -153,10 +154,11 @@ def _claim(own: OwnRecords, marks: Sequence[int], gaps: Sequence[dict[Spent, int
     for event in own.events:
         if event.get("event") in ("save", "save_failed"):
             told = _gap_of(event, marks)
-            # A save in the background stops training where it begins, and is told where it ends.
-            began = [index for index in after_step[saved_step(event) or 0] if index <= told]
+            # A save in the background stops training where it begins, and is told where it ends. A failure is told
+            # later than it happened: what finds no room there was before.
+            began = [index for index in after_step[saved_step(event) or 0] if index <= told][-1:]
             rest = microseconds(stall_s(event))
-            for index in range(began[-1] if began else told, 0, -1):
+            for index in (*began, *range(told, 0, -1)):
                 rest -= _take(gaps, index, Spent.CHECKPOINT, rest)
                 if not rest:
                     break
@@ -187,7 +189,7 @@ def _in_order(begin_us: int, gaps: Sequence[Mapping[Spent, int]]) -> list[Segmen
     segments: list[Segment] = []
     for gap in gaps:
         for spent in order:
-            end_us = begin_us + gap[spent]
-            segments.append(Segment(spent, begin_us, end_us))
-            begin_us = end_us
+            if gap[spent]:
+                segments.append(Segment(spent, begin_us, begin_us + gap[spent]))
+                begin_us += gap[spent]
     return segments

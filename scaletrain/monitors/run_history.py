@@ -5,6 +5,7 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from scaletrain.monitors import names
 from scaletrain.monitors.run_records import Record, RunRecords, number
@@ -70,7 +71,7 @@ class OwnRecords:
     verdicts: list[Record]
     claim_s: float | None
 
-    @property
+    @cached_property
     def times_s(self) -> list[float]:
         found = [number(record.get("time_s")) for record in (*self.events, *self.lines, *self.verdicts)]
         return [value for value in (*found, self.claim_s) if value is not None]
