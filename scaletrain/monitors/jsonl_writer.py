@@ -120,12 +120,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    records = []
-    with path.open("rb") as file:
-        for line in file:
-            record = _parse(line)
-            if record is not None:
-                records.append(record)
+    records = read_records(path)
     # Sorting is stable: within one attempt a later line counts.
     records.sort(key=lambda record: record["attempt"])
     merged: dict[int, dict[str, Any]] = {}
@@ -136,6 +131,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         for record in written:
             merged.setdefault(record["step"], {}).update(record)
     return [merged[step] for step in sorted(merged)]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a metrics file as they were written, those of steps that were done again included.
+
+    Args:
+        path: A file that JsonlWriter wrote, also one that is being written.
+
+    Returns:
+        One dictionary for each whole line, in the order of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    with path.open("rb") as file:
+        return [record for line in file if (record := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

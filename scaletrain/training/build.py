@@ -16,6 +16,7 @@ from scaletrain.data.loader import Share, StepStream, evaluation_batches, evalua
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
+from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.transformer import Transformer
@@ -90,8 +91,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     )
     callbacks = (mixing, reporting, evaluating, checkpointing)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
-    run.record_event("resume" if state.step else "start", world_size=ranks.world_size, zero_stage=engine.stage)
-    resumed.record_refused(run)
+    resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     stop = StopRequests(folder.path, watch_file=ranks.is_main)
     rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
 

@@ -35,8 +35,17 @@ class Resumed:
     folder: Path | None
     refused: tuple[tuple[Path, str], ...]
 
-    def record_refused(self, run: Run) -> None:
-        """Writes into the run's diary what was not loaded."""
+    def record(self, run: Run, **fields: Any) -> None:
+        """Writes into the run's diary that it starts or goes on, and what was not loaded.
+
+        Args:
+            run: The run.
+            **fields: What else belongs to its start.
+        """
+        if self.folder is None:
+            run.record_event("start", **fields)
+        else:
+            run.record_event("resume", folder=str(self.folder), **fields)
         for folder, reason in self.refused:
             run.record_event("refused_checkpoint", folder=str(folder), reason=reason)
 
