@@ -129,6 +129,12 @@ class Run(Protocol):
     def batch_hash(self) -> str:
         """Checksum of the last global batch, as hexadecimal digits; empty before the first."""
 
+    save_requested: bool
+    """Whether somebody asked for a checkpoint after this step; who saves clears it."""
+
+    save_s: float
+    """Seconds that the last save held the run up; 0 before the first."""
+
     @property
     def callbacks(self) -> Sequence["Callback"]:
         """All callbacks of the run, in their order."""

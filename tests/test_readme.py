@@ -62,6 +62,7 @@ RUN_HERE = {
 # or why none does.
 RUN_ELSEWHERE = {
     "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
+    "touch runs/mine/save": ("tests/integration/test_stopping.py", "save"),
     "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),
     "SCALETRAIN_PYTHON=/opt/env/bin/python bash tools/setup.sh": ("tests/tools/test_setup.py", "SCALETRAIN_PYTHON"),
     "SCALETRAIN_TORCH_INDEX=$MY_TORCH_INDEX bash tools/setup.sh": (

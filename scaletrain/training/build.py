@@ -15,6 +15,7 @@ from scaletrain.data.loader import Share, StepStream, evaluation_batches, evalua
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
+from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.transformer import Transformer
@@ -44,7 +45,9 @@ from scaletrain.training.skipped import restore_skipped
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: int, ranks: Ranks) -> Ending:
+def train(
+    config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: int, ranks: Ranks, end_s: float | None = None
+) -> Ending:
     """Starts a run or goes on with it; every rank calls it, connected to the others.
 
     Args:
@@ -53,6 +56,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
         folder: The run's folder, claimed by rank 0.
         attempt: Number of this start.
         ranks: The place of this process.
+        end_s: When this process will be ended, in Unix seconds; None for never.
 
     Returns:
         How the run ended.
@@ -85,7 +89,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     callbacks = (mixing, reporting, evaluating, checkpointing)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
     run.record_event("resume" if state.step else "start", world_size=ranks.world_size, zero_stage=engine.stage)
-    stop = StopRequests(folder.path, watch_file=ranks.is_main)
+    stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), end_s)
     rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
 
     def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:

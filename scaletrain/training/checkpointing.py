@@ -51,7 +51,8 @@ class Checkpointing(Callback):
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Saves when it is time."""
         self._last_step_applied = math.isfinite(metrics[names.TRAIN_GRAD_NORM])
-        if self._config.every_steps and run.state.step % self._config.every_steps == 0:
+        is_requested, run.save_requested = run.save_requested, False
+        if is_requested or (self._config.every_steps and run.state.step % self._config.every_steps == 0):
             self._save(run)
 
     def on_end(self, run: Run) -> None:
@@ -81,7 +82,7 @@ class Checkpointing(Callback):
                 prune(checkpoints, self._config.keep_last, run.state.step)
         dist.barrier()
         self._saved_at = run.state.step
-        seconds = time.perf_counter() - start_s
+        seconds = run.save_s = time.perf_counter() - start_s
         run.record_event("save", folder=final.name, seconds=round(seconds, 3))
         if run.is_main:
             logger.info("saved %s in %.1f s", final.name, seconds)
