@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
             record_ending(RunDirectory(Path(overrides["run_dir"])), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
         return EXIT_CODES[Verdict.USER_ERROR]
-    return _run(config, ranks)
+    return _run(config, ranks, command.trust_checkpoint)
 
 
 def _dry_run(config: RunConfig, ranks: Ranks) -> int:
@@ -72,7 +72,7 @@ def _dry_run(config: RunConfig, ranks: Ranks) -> int:
     return 0
 
 
-def _run(config: RunConfig, ranks: Ranks) -> int:
+def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
     folder = RunDirectory(config.run_dir)
     attempt: int | None = None
     failed = True
@@ -104,9 +104,9 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
         connect(ranks, config.train.deterministic)
         attempt = share_attempt(attempt)
         folder.join(attempt, ranks.rank)
-        from scaletrain.training.build import train
+        from scaletrain.training.build import Start, train
 
-        ending = train(config, corpora, folder, attempt, ranks, end_s)
+        ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
         failed = False
     except BaseException as error:
         said = getattr(error, "__notes__", None) if isinstance(error, SystemExit) else None

@@ -11,12 +11,13 @@ from scaletrain.checkpoint.layout import STATE
 from scaletrain.checkpoint.verify import require_checkpoint
 
 
-def load_weights(checkpoints: Path, step: int | None = None) -> dict[str, Tensor]:
+def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = False) -> dict[str, Tensor]:
     """Reads a model's weights from a run's checkpoint of any ZeRO stage and number of ranks.
 
     Args:
         checkpoints: The run's ``checkpoints`` folder.
         step: A certain checkpoint; the newest intact one by default.
+        trusted: Whether objects of any class may be unpickled, which runs what the files say.
 
     Returns:
         fp32 tensors by their names in ``Transformer.state_dict()``; tied names share one tensor.
@@ -24,13 +25,13 @@ def load_weights(checkpoints: Path, step: int | None = None) -> dict[str, Tensor
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    return read_weights(require_checkpoint(checkpoints, step, "sizes"))
+    return read_weights(require_checkpoint(checkpoints, step, "sizes"), trusted)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, trusted: bool = False) -> dict[str, Tensor]:
     """Reads the weights of one checkpoint folder; see ``load_weights``."""
     state = json.loads((folder / STATE).read_text())["engine"]
-    reader = FragmentReader(folder, state["zero_stage"])
+    reader = FragmentReader(folder, state["zero_stage"], trusted)
     weights: dict[str, Tensor] = {}
     for name, shape in state["shapes"].items():
         flat = reader.read(name, WEIGHT, 0, math.prod(shape))

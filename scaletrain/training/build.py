@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -45,23 +46,35 @@ from scaletrain.training.skipped import restore_skipped
 logger = logging.getLogger(__name__)
 
 
-def train(
-    config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: int, ranks: Ranks, end_s: float | None = None
-) -> Ending:
+@dataclass(frozen=True)
+class Start:
+    """What is so in this start of a run only.
+
+    Attributes:
+        attempt: Its number.
+        end_s: When this process will be ended, in Unix seconds; None for never.
+        trust_checkpoint: Whether objects of any class in a checkpoint may be unpickled, which runs what it says.
+    """
+
+    attempt: int
+    end_s: float | None
+    trust_checkpoint: bool
+
+
+def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Start, ranks: Ranks) -> Ending:
     """Starts a run or goes on with it; every rank calls it, connected to the others.
 
     Args:
         config: The run's configuration, checked.
         corpora: What it reads.
         folder: The run's folder, claimed by rank 0.
-        attempt: Number of this start.
+        start: What is so this time only.
         ranks: The place of this process.
-        end_s: When this process will be ended, in Unix seconds; None for never.
 
     Returns:
         How the run ended.
     """
-    train, data = config.train, config.data
+    train, data, attempt = config.train, config.data, start.attempt
     share = Share(BatchSchedule.of(train), train.micro_batch_size, ranks.rank, ranks.world_size)
     engine = build_engine(config, share.plan(0), len(corpora.manifests))
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
@@ -69,7 +82,8 @@ def train(
     checkpointing = Checkpointing(engine, config.checkpoint, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(data, train.max_seq_len), dataset.names)
-    state = resume(engine, folder.checkpoints, config.checkpoint.verify, (mixing, evaluating, checkpointing))
+    stateful = (mixing, evaluating, checkpointing)
+    state = resume(engine, folder.checkpoints, config.checkpoint.verify, stateful, start.trust_checkpoint)
     restore_skipped(folder.path, state)
     _announce(config, share, engine, dataset, state)
     if state.step >= train.max_steps:
@@ -89,7 +103,7 @@ def train(
     callbacks = (mixing, reporting, evaluating, checkpointing)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
     run.record_event("resume" if state.step else "start", world_size=ranks.world_size, zero_stage=engine.stage)
-    stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), end_s)
+    stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
 
     def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:

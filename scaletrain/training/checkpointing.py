@@ -108,7 +108,9 @@ def _state_of(run: Run, engine_state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence[Callback]) -> TrainingState:
+def resume(
+    engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence[Callback], trusted: bool = False
+) -> TrainingState:
     """Loads the newest intact checkpoint on all ranks, if there is one.
 
     Rank 0 chooses; all ranks load the same folder or none does.
@@ -118,6 +120,7 @@ def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence
         checkpoints: The run's ``checkpoints`` folder.
         verify: How much of a checkpoint is checked before it is trusted.
         callbacks: Get their states back.
+        trusted: Whether objects of any class may be unpickled, which runs what the files say.
 
     Returns:
         Where the run goes on; step 0 without a checkpoint.
@@ -136,7 +139,7 @@ def resume(engine: Engine, checkpoints: Path, verify: Level, callbacks: Sequence
         return TrainingState()
     folder = checkpoints / name
     state = json.loads((folder / STATE).read_text())
-    engine.load(FragmentReader(folder, state["engine"]["zero_stage"]), state["engine"])
+    engine.load(FragmentReader(folder, state["engine"]["zero_stage"], trusted), state["engine"])
     for callback in callbacks:
         callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
     return TrainingState.from_json(state["training"])
