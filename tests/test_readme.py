@@ -53,6 +53,8 @@ RUN_HERE = {
     "python tools/inspect_data.py --run_dir runs/mine --step 2": "",
     "python tools/inspect_data.py --run_dir runs/mine --key 0000000012": "",
     "python tools/inspect_data.py --run_dir runs/mine --verify 1:3": "",
+    "python tools/inspect_checkpoint.py --run_dir runs/mine": "",
+    "python tools/inspect_checkpoint.py --run_dir runs/mine --step newest --verify": "",
     'python tools/generate.py --run_dir runs/mine --prompt "Once upon a time" --temperature 0.7 --top_p 0.95': (
         "--max_new_tokens 4"
     ),

@@ -40,3 +40,26 @@ def read_weights(folder: Path, trusted: bool = False) -> dict[str, Tensor]:
     for name, saved_as in state["tied"].items():
         weights[name] = weights[saved_as]
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
+def weight_norms(folder: Path) -> dict[str, float]:
+    """Reads every weight of a checkpoint, one after the other.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        Euclidean norm of each parameter's fp32 weights, by its name in ``state.json``; NaN or infinity where it holds
+        such a value.
+
+    Raises:
+        CheckpointError: A weight cannot be read.
+    """
+    state = json.loads((folder / STATE).read_text())["engine"]
+    reader = FragmentReader(folder, state["zero_stage"])
+    norms = {}
+    for name, shape in state["shapes"].items():
+        flat = reader.read(name, WEIGHT, 0, math.prod(shape))
+        assert flat is not None  # weights, unlike moments, are always there
+        norms[name] = float(flat.double().norm())
+    return norms
