@@ -98,14 +98,19 @@ class TinyRun:
         return self._start("launch", command, ENVIRONMENT)
 
     def start_ranks(
-        self, world_size: int, *flags: object, only: int | None = None, environment: Mapping[str, str] | None = None
+        self,
+        world_size: int,
+        *flags: object,
+        only: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        name: str = "rank",
     ) -> "list[subprocess.Popen[str]]":
         """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once."""
         port = str(free_port())
         shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
         return [
             self._start(
-                f"rank-{rank}",
+                f"{name}-{rank}",
                 [sys.executable, TRAIN, "--config", self.config, *flags],
                 ENVIRONMENT
                 | shared
