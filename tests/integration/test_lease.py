@@ -63,15 +63,19 @@ def test_an_owner_on_another_host_is_respected_until_its_heart_has_stopped(new_r
 
 
 def test_nothing_of_a_killed_launch_lives_on_to_hold_the_run(new_run: NewRun) -> None:
-    """Kills the launcher beside the ranks, then rank 0 below a living launcher."""
+    """Kills the launcher while its ranks start, then rank 0 below a living launcher, in the middle of the training."""
     run = new_run("killed")
-    for attempt, whom in enumerate(("launcher", "rank 0"), start=1):
-        command = run.start_deepspeed(*FOREVER)
-        run.wait_for_step(2, attempt, within_s=90)
-        rank = run.pid_of(attempt, rank=0)
-        os.kill(parent_of(rank) if whom == "launcher" else rank, signal.SIGKILL)
-        nothing_lives(run)
-        command.wait(timeout=10)
+    command = run.start_deepspeed(*FOREVER)
+    eventually((run.run_dir / "exit" / "1" / "launch.json").exists, 60, "rank 0 has the lease and its attempt")
+    os.kill(parent_of(read_lease(run.run_dir).pid), signal.SIGKILL)  # type: ignore[union-attr]
+    nothing_lives(run)
+    command.wait(timeout=10)
+    command = run.start_deepspeed(*FOREVER)
+    run.wait_for_step(2, attempt=2, within_s=90)
+    os.kill(run.pid_of(2, rank=0), signal.SIGKILL)
+    nothing_lives(run)
+    command.wait(timeout=10)
+    assert run.verdicts(2) == ["crash", "crash"]
 
 
 def parent_of(pid: int) -> int:
