@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from scaletrain.data.loader import Share, StepStream, evaluation_batches, evalua
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
+from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
@@ -48,20 +50,35 @@ from scaletrain.training.skipped import restore_skipped
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: int, ranks: Ranks) -> Ending:
+@dataclass(frozen=True)
+class Start:
+    """What is so in this start of a run only.
+
+    Attributes:
+        attempt: Its number.
+        end_s: When this process will be ended, in Unix seconds; None for never.
+        trust_checkpoint: Whether objects of any class in a checkpoint may be unpickled, which runs what it says.
+    """
+
+    attempt: int
+    end_s: float | None
+    trust_checkpoint: bool
+
+
+def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Start, ranks: Ranks) -> Ending:
     """Starts a run or goes on with it; every rank calls it, connected to the others.
 
     Args:
         config: The run's configuration, checked.
         corpora: What it reads.
         folder: The run's folder, claimed by rank 0.
-        attempt: Number of this start.
+        start: What is so this time only.
         ranks: The place of this process.
 
     Returns:
         How the run ended.
     """
-    train, data = config.train, config.data
+    train, data, attempt = config.train, config.data, start.attempt
     share = Share(BatchSchedule.of(train), train.micro_batch_size, ranks.rank, ranks.world_size)
     engine = build_engine(config, share.plan(0), len(corpora.manifests))
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
@@ -72,7 +89,8 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     checkpointing = Checkpointing(saver, tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(data, train.max_seq_len), dataset.names)
-    resumed = resume(engine, tiers, config.checkpoint.verify, (mixing, evaluating, checkpointing), ranks)
+    stateful = (mixing, evaluating, checkpointing)
+    resumed = resume(engine, tiers, config.checkpoint.verify, stateful, ranks, start.trust_checkpoint)
     state = resumed.state
     restore_skipped(folder.path, state)
     _announce(config, share, engine, dataset, state)
@@ -92,7 +110,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: in
     callbacks = (mixing, reporting, evaluating, checkpointing)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
-    stop = StopRequests(folder.path, watch_file=ranks.is_main)
+    stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     rates = partial(learning_rate, config.optim, decay_steps=effective_decay_steps(config.optim, train.max_steps))
 
     def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:

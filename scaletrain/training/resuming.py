@@ -60,7 +60,12 @@ class _Candidate:
 
 
 def resume(
-    engine: Engine, tiers: Sequence[Tier], verify: Level, callbacks: Sequence[Callback], ranks: Ranks
+    engine: Engine,
+    tiers: Sequence[Tier],
+    verify: Level,
+    callbacks: Sequence[Callback],
+    ranks: Ranks,
+    trusted: bool = False,
 ) -> Resumed:
     """Loads the newest intact checkpoint on all ranks, if there is one; every rank calls it.
 
@@ -73,6 +78,7 @@ def resume(
         verify: How much of a checkpoint is checked before it is trusted; the ranks share the reading.
         callbacks: Get their states back.
         ranks: The place of this process.
+        trusted: Whether objects of any class may be unpickled, which runs what the files say.
 
     Returns:
         Where the run goes on.
@@ -82,7 +88,7 @@ def resume(
     """
     refused: list[tuple[Path, str]] = []
     for candidate in _candidates(tiers, ranks):
-        problem, content = _try(engine, candidate, verify)
+        problem, content = _try(engine, candidate, verify, trusted)
         if problem is None:
             for callback in callbacks:
                 callback.load_state_dict(content["callbacks"].get(type(callback).__name__, {}))
@@ -118,7 +124,7 @@ def _steps(checkpoints: Path) -> list[int]:
     return [step_of(folder) or 0 for folder in list_checkpoints(checkpoints)]
 
 
-def _try(engine: Engine, candidate: _Candidate, verify: Level) -> tuple[str | None, dict[str, Any]]:
+def _try(engine: Engine, candidate: _Candidate, verify: Level, trusted: bool) -> tuple[str | None, dict[str, Any]]:
     """Loads a checkpoint, or says why not; the same on all ranks."""
     folder = candidate.folder
     damage = find_damage(folder, verify, candidate.part, candidate.parts)
@@ -127,7 +133,7 @@ def _try(engine: Engine, candidate: _Candidate, verify: Level) -> tuple[str | No
         try:
             content = json.loads((folder / STATE).read_text())
             TrainingState.from_json(content["training"])
-            reader = FragmentReader(folder, content["engine"]["zero_stage"])
+            reader = FragmentReader(folder, content["engine"]["zero_stage"], trusted)
         except (OSError, ValueError, KeyError, TypeError) as error:
             damage = f"{STATE} cannot be read: {error}"
         except CheckpointError as error:

@@ -2,9 +2,11 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from scaletrain.checkpoint.commit import commit
 from scaletrain.checkpoint.layout import STATE, folder_name, partial_name
+from scaletrain.checkpoint.verify import checksum
 from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig
@@ -109,12 +112,31 @@ def test_it_prints_what_the_model_of_that_step_says(run_dir: Path, tool: Tool) -
         (["--top_p", "2"], "top_p = 2.0"),
         (["--prompt", ""], "no tokens"),
         (["--temperatur", "1"], "--temperatur"),
+        (["--trust_checkpoint", "yes"], "--trust_checkpoint yes: expected true or false"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_done_is_said(run_dir: Path, tool: Tool, wrong: list[str], message: str) -> None:
     code, out, err = tool("--run_dir", str(run_dir), "--prompt", "a", *wrong)
     assert (code, out) == (2, "") and message in err
+
+
+def test_only_a_trusted_checkpoint_may_hold_other_classes(run_dir: Path, tool: Tool, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    path = folder / "checkpoints" / folder_name(10) / "mp_rank_00_model_states.pt"
+    content = torch.load(path) | {"made_by": Fraction(1, 3)}
+    torch.save(content, path)
+    # As whoever made it would: with its checksums.
+    (partial := path.parents[1] / partial_name(10)).mkdir()
+    for file in ("mp_rank_00_model_states.pt", "fragments_00000.json", STATE):
+        shutil.copy(path.parent / file, partial / file)
+    commit(partial, path.parent, {file.name: checksum(file) for file in partial.iterdir()})
+    arguments = ("--run_dir", str(folder), "--prompt", "a", "--max_new_tokens", "2")
+    code, out, err = tool(*arguments)
+    assert (code, out) == (2, "") and "fractions.Fraction" in err and "give --trust_checkpoint" in err
+    code, out, err = tool(*arguments, "--trust_checkpoint")
+    assert (code, err) == (0, "") and out.startswith("a")
 
 
 def test_help_names_the_options() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,9 @@ class Job:
         signal_at: (rank, step, number): that rank gets the signal in that step.
         bad_data_at: (rank, step): that rank cannot read its data for that step.
         raise_at: Step after which a callback of rank 0 raises.
+        end_raises: What a callback raises at the end, on all ranks.
+        save_at: Step in which somebody puts a file ``save`` into the run directory.
+        ends_in_s: When the job ends, in seconds from the start.
         nan_from: Step from which a gradient of rank 0 is NaN.
     """
 
@@ -61,15 +65,25 @@ class Job:
     bad_data_at: tuple[int, int] | None = None
     raise_at: int | None = None
     nan_from: int | None = None
+    end_raises: type[Exception] | None = None
+    save_at: int | None = None
+    ends_in_s: float | None = None
 
 
 class Recorder(Callback):
     """Notes each hook with the step it was called at, and counts its steps over restarts."""
 
-    def __init__(self, name: str, notes: list[str], raise_at: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        notes: list[str],
+        raise_at: int | None = None,
+        end_raises: type[Exception] | None = None,
+    ) -> None:
         self._name = name
         self._notes = notes
         self._raise_at = raise_at
+        self._end_raises = end_raises
         self.seen_steps = 0
         self.losses: list[float] = []
 
@@ -96,6 +110,8 @@ class Recorder(Callback):
 
     def on_end(self, run: Run) -> None:
         self._note("end", run)
+        if self._end_raises is not None:
+            raise self._end_raises("no space left")
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen_steps": self.seen_steps}
@@ -124,6 +140,8 @@ def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Itera
     while True:
         if job.signal_at and job.signal_at[:2] == (rank, step):
             os.kill(os.getpid(), job.signal_at[2])
+        if job.save_at == step and rank == 0:
+            (Path(job.folder) / "save").touch()
         if job.bad_data_at == (rank, step):
             raise DataError(f"shard of rank {rank} is damaged")
         if job.nan_from is not None and rank == 0 and step >= job.nan_from:
@@ -151,7 +169,8 @@ def start(job: Job) -> dict[str, Any]:
     plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
     engine = engine_bodies.build_engine(job.case, plan)
     notes: list[str] = []
-    first, second = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None), Recorder("second", notes)
+    first = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None)
+    second = Recorder("second", notes, end_raises=job.end_raises)
     folder = Path(job.folder)
     tier = Tier("shared", folder / "checkpoints", job.every_steps, Retention(job.keep_last))
     saver = Saver(engine, job.background, [])
@@ -162,13 +181,16 @@ def start(job: Job) -> dict[str, Any]:
     timing = Throughput(1.0, None, dist.get_world_size())
     verdict, reason, error = "", "", ""
     with keep_signal_handlers():
-        stop = StopRequests(folder, watch_file=run.is_main)
+        end_s = None if job.ends_in_s is None else time.time() + job.ends_in_s
+        stop = StopRequests(folder, watch_file=run.is_main, end_s=end_s)
         feed = feed_of(batches(job, engine, plan, state.step), engine, state)
         try:
             ending = fit(run, engine, feed, lambda step: 3e-3, timing, stop, MAX_SEQ_LEN)
             verdict, reason = str(ending.verdict), ending.reason
-        except (ScaletrainError, ValueError) as raised:
+        except (ScaletrainError, ValueError, OSError) as raised:
             error = f"{type(raised).__name__}: {raised}"
+        finally:
+            stop.close()
     return {
         "verdict": verdict,
         "reason": reason,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from scaletrain.errors import CheckpointError
 from scaletrain.launch.events import read_events
 from tests.distributed import run_on_ranks
 from tests.training import bodies
@@ -74,3 +75,42 @@ def test_a_callback_that_fails_is_not_swallowed(tmp_path: Path) -> None:
     (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), raise_at=2))
     assert result["error"] == "ValueError: a callback that fails"
     assert result["notes"][-2:] == ["second exception ValueError 2", "first exception ValueError 2"]
+
+
+def test_a_file_has_the_run_saved_and_go_on(tmp_path: Path) -> None:
+    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), max_steps=5, every_steps=0, save_at=2))
+    assert [result["verdict"] for result in results] == ["complete", "complete"]
+    # The file was there when step 2 was fetched; the checkpoint is of the border after that step.
+    assert events_of(tmp_path) == [("save_request", 2), ("save", 3), ("save", 5)]
+    assert not (tmp_path / "save").exists()
+
+
+def test_without_a_signal_a_run_saves_before_its_job_ends(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), max_steps=1_000_000, every_steps=0, ends_in_s=2.0)
+    results = run_on_ranks(2, bodies.start, job)
+    assert [result["verdict"] for result in results] == ["requeue", "requeue"]
+    assert results[0]["reason"] == "the job ends soon"
+    step = results[0]["state"]["step"]
+    assert step > 2 and events_of(tmp_path) == [("signal", step), ("save", step)]
+
+
+@pytest.mark.parametrize(
+    ("raised", "number", "verdict", "error"),
+    [
+        (OSError, signal.SIGTERM, "requeue", ""),
+        (CheckpointError, signal.SIGINT, "stopped", ""),
+        (ValueError, signal.SIGTERM, "", "ValueError: no space left"),
+        (OSError, None, "", "OSError: no space left"),
+    ],
+)
+def test_whoever_is_asked_to_end_keeps_its_verdict_where_the_last_save_fails(
+    tmp_path: Path, raised: type[Exception], number: int | None, verdict: str, error: str
+) -> None:
+    signal_at = None if number is None else (0, 2, number)
+    job = Job(str(tmp_path), max_steps=3, every_steps=0, signal_at=signal_at, end_raises=raised)
+    (result,) = run_on_ranks(1, bodies.start, job)
+    assert (result["verdict"], result["error"]) == (verdict, error)
+    if verdict:
+        assert result["reason"].endswith("; the last save failed: no space left")
+        # All callbacks hear of it, so that metrics are kept.
+        assert result["notes"][-1] == f"first exception {raised.__name__} 2"
