@@ -49,6 +49,10 @@ class CheckpointError(ScaletrainError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class SaveError(CheckpointError):
+    """The state cannot be saved now, though nothing is wrong with the run: another start may succeed."""
+
+
 class HealthError(ScaletrainError):
     """The hardware is sick; going on would waste GPU hours."""
 

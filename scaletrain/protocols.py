@@ -136,14 +136,16 @@ class Fragment:
 
 @dataclass(frozen=True)
 class SavedPart:
-    """What one rank wrote into a checkpoint.
+    """One rank's share of a checkpoint.
 
     Attributes:
-        file: Name of DeepSpeed's file in the folder, or None where this rank wrote nothing of its own.
-        fragments: What stands in the file.
+        contents: What ``torch.save`` is to write, by the names of DeepSpeed's files.
+        file: Which of them holds this rank's fragments, or None where it has none of its own.
+        fragments: What stands in that file.
         state: Counters and shapes as JSON; the same on all ranks.
     """
 
+    contents: Mapping[str, Any]
     file: str | None
     fragments: Sequence[Fragment]
     state: dict[str, Any]
@@ -185,6 +187,12 @@ class Run(Protocol):
     @property
     def is_main(self) -> bool:
         """Whether this rank writes what is written once."""
+
+    save_requested: bool
+    """Whether a user has asked for a checkpoint at this step."""
+
+    save_s: float
+    """Seconds that the last save took; 0 before the first."""
 
     @property
     def batch_hash(self) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,20 @@ from scaletrain.config.help import help_text
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import ConfigError, DataError, ScaletrainError, UnreachableError
+from scaletrain.launch.deadline import hard_end_s
+from scaletrain.launch.endings import end_at_once, record_ending
 from scaletrain.launch.events import append_event
 from scaletrain.launch.keeper import start_keeper
 from scaletrain.launch.processes import die_with_launcher
 from scaletrain.launch.run_dir import RunDirectory
-from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict, verdict_of, write_verdict
+from scaletrain.launch.signal_thread import ENDING_SIGNALS, SignalThread
+from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict, verdict_of
 from scaletrain.ranks import Ranks, from_environment
 
 logger = logging.getLogger("scaletrain.train")
+
+_LEAVE_S = 2.0
+"""Time for the main thread to end by itself where a signal comes before the first step."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
         _complain(error, ranks)
         # A folder is not made for a typing mistake, but a launch, or an existing run, gets its verdict.
         if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
-            _leave_verdict(Path(overrides["run_dir"]), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
+            record_ending(RunDirectory(Path(overrides["run_dir"])), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
         return EXIT_CODES[Verdict.USER_ERROR]
-    return _run(config, ranks)
+    return _run(config, ranks, command.trust_checkpoint)
 
 
 def _dry_run(config: RunConfig, ranks: Ranks) -> int:
@@ -65,14 +72,22 @@ def _dry_run(config: RunConfig, ranks: Ranks) -> int:
     return 0
 
 
-def _run(config: RunConfig, ranks: Ranks) -> int:
+def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
     folder = RunDirectory(config.run_dir)
     attempt: int | None = None
     failed = True
+
+    def leave_stuck(number: int) -> None:
+        # The main thread may import a library or wait for its peers, where no exception reaches it.
+        time.sleep(_LEAVE_S)
+        end_at_once(folder, attempt, ranks, _asked_by(number))
+
     try:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in ENDING_SIGNALS:
             signal.signal(number, _leave)
-        start_keeper(folder.path, ranks.rank)
+        SignalThread(leave_stuck)
+        end_s = hard_end_s(os.environ, config.train.exit_by_s)
+        start_keeper(folder.path, ranks.rank, end_s=end_s)
         from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 
         if ranks.is_main:
@@ -89,30 +104,42 @@ def _run(config: RunConfig, ranks: Ranks) -> int:
         connect(ranks, config.train.deterministic)
         attempt = share_attempt(attempt)
         folder.join(attempt, ranks.rank)
-        from scaletrain.training.build import train
+        from scaletrain.training.build import Start, train
 
-        ending = train(config, corpora, folder, attempt, ranks)
+        ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
         failed = False
     except BaseException as error:
-        ending = Ending(verdict_of(error), str(error) or type(error).__name__)
+        said = getattr(error, "__notes__", None) if isinstance(error, SystemExit) else None
+        ending = Ending(verdict_of(error), said[0] if said else str(error) or type(error).__name__)
         if isinstance(error, ScaletrainError):
             _complain(error, ranks, is_alone=attempt is None)
-        elif isinstance(error, KeyboardInterrupt | SystemExit):
+        elif isinstance(error, SystemExit):
             logger.info("ends before the first step, as asked")
         else:
             traceback.print_exc()
-    _leave_verdict(folder.path, attempt, ranks, ending)
-    if ranks.is_main and attempt is not None:
-        append_event(folder.events, "exit", attempt=attempt, verdict=ending.verdict.value, reason=ending.reason)
-        folder.release()
+    record_ending(folder, attempt, ranks, ending)
     if not failed:
         disconnect()
+    for number in ENDING_SIGNALS:
+        # The interpreter takes its handlers back before it is gone: a late signal would change the exit code.
+        signal.signal(number, signal.SIG_IGN)
     return EXIT_CODES[ending.verdict]
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Asked to end before the loop listens: nothing is trained yet, so nothing needs saving."""
-    raise SystemExit(EXIT_CODES[Verdict.REQUEUE])
+    for other in ENDING_SIGNALS:
+        # The launcher's, after the terminal's, must not cut the last words short.
+        signal.signal(other, lambda number, frame: None)
+    asked = _asked_by(number)
+    leaving = SystemExit(EXIT_CODES[asked.verdict])
+    leaving.add_note(asked.reason)
+    raise leaving
+
+
+def _asked_by(number: int) -> Ending:
+    verdict = Verdict.STOPPED if number == signal.SIGINT else Verdict.REQUEUE
+    return Ending(verdict, f"{signal.Signals(number).name} before the first step")
 
 
 def _complain(error: ScaletrainError, ranks: Ranks, is_alone: bool = False) -> None:
@@ -123,13 +150,6 @@ def _complain(error: ScaletrainError, ranks: Ranks, is_alone: bool = False) -> N
     is_shared = isinstance(error, ConfigError | DataError) and not (is_alone and isinstance(error, UnreachableError))
     if ranks.local_rank == 0 or not is_shared:
         print(f"error: {error}", file=sys.stderr, flush=True)
-
-
-def _leave_verdict(run_dir: Path, attempt: int | None, ranks: Ranks, ending: Ending) -> None:
-    try:
-        write_verdict(run_dir, attempt, ranks.rank, ending.verdict, ending.reason)
-    except OSError as error:
-        logger.warning("the verdict %s cannot be written: %s", ending.verdict.value, error)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ RUN_HERE = {
     "python tools/inspect_data.py --run_dir runs/mine --step 2": "",
     "python tools/inspect_data.py --run_dir runs/mine --key 0000000012": "",
     "python tools/inspect_data.py --run_dir runs/mine --verify 1:3": "",
+    "python tools/report.py --run_dir runs/mine --html report.html": "",
+    "python tools/inspect_checkpoint.py --run_dir runs/mine": "",
+    "python tools/inspect_checkpoint.py --run_dir runs/mine --step newest --verify": "",
     'python tools/generate.py --run_dir runs/mine --prompt "Once upon a time" --temperature 0.7 --top_p 0.95': (
         "--max_new_tokens 4"
     ),
@@ -62,6 +65,7 @@ RUN_HERE = {
 # or why none does.
 RUN_ELSEWHERE = {
     "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
+    "touch runs/mine/save": ("tests/integration/test_stopping.py", "save"),
     "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),
     "SCALETRAIN_PYTHON=/opt/env/bin/python bash tools/setup.sh": ("tests/tools/test_setup.py", "SCALETRAIN_PYTHON"),
     "SCALETRAIN_TORCH_INDEX=$MY_TORCH_INDEX bash tools/setup.sh": (

@@ -28,6 +28,7 @@ class Request:
     top_p: float
     seed: int
     step: int | None
+    trust_checkpoint: bool
 
 
 @fire.decorators.SetParseFn(str)  # type: ignore[untyped-decorator]  # a prompt such as "1e5" or "[1,2]" is text
@@ -41,6 +42,7 @@ def parse(
     top_p: str = "1.0",
     seed: str = "0",
     step: str | None = None,
+    trust_checkpoint: str = "false",
 ) -> Request:
     """Continues a prompt with a trained model, and prints the text as it comes.
 
@@ -53,7 +55,10 @@ def parse(
         top_p: Sample among the likeliest tokens that together have this probability; 1 among all.
         seed: The same seed gives the same text.
         step: Checkpoint to use; the newest intact one by default.
+        trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
     """
+    if trust_checkpoint.lower() not in ("true", "false"):
+        raise ConfigError(f"--trust_checkpoint {trust_checkpoint}: expected true or false, or nothing at all")
     return Request(
         run_dir=Path(run_dir),
         prompt=prompt,
@@ -63,6 +68,7 @@ def parse(
         top_p=number("top_p", top_p, float),
         seed=number("seed", seed, int),
         step=None if step is None else number("step", step, int),
+        trust_checkpoint=trust_checkpoint.lower() == "true",
     )
 
 
@@ -90,7 +96,7 @@ def continuation(request: Request) -> Iterator[str]:
     tokenizer = load_tokenizer(request.run_dir / "tokenizer.json")
     borders = read_borders(request.run_dir / "corpus.json")
     model = Transformer(config.model)
-    model.load_state_dict(load_weights(request.run_dir / "checkpoints", request.step))
+    model.load_state_dict(load_weights(request.run_dir / "checkpoints", request.step, request.trust_checkpoint))
     model.eval()
     tokens = generate(
         model,

@@ -1,116 +1,78 @@
 """The commit protocol: a checkpoint exists when all of its bytes are durable, or not at all.
 
-Files are written into a partial folder, each is forced to the disk and its checksum taken; then files.json,
+Files are written into a partial folder, each durable and with its checksum (``writing``); then files.json,
 COMPLETE and the rename to the final name follow, each durable before the next.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-import xxhash
-
-from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints, step_of
-
-_CHUNK_BYTES = 8 << 20
+from scaletrain.checkpoint.layout import COMPLETE, FILES, discarded_name
+from scaletrain.checkpoint.writing import FileRecord, write_text
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file of a checkpoint must be.
-
-    Attributes:
-        size: Bytes.
-        xxh3_128: Checksum of the content, in hexadecimal digits.
-    """
-
-    size: int
-    xxh3_128: str
-
-
-def checksum(path: Path) -> FileRecord:
-    """Size and checksum of a file's content."""
-    digest = xxhash.xxh3_128()
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(size, digest.hexdigest())
-
-
-def list_files(partial: Path) -> list[str]:
-    """Files of a folder being written, by relative path; one process lists for all, lest they see it differently."""
-    return sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-
-
-def make_durable(partial: Path, files: Sequence[str]) -> dict[str, FileRecord]:
-    """Forces files to the disk and takes their checksums.
+def prepare(partial: Path) -> int:
+    """Makes the folder that a checkpoint is written into.
 
     Args:
-        partial: The folder being written.
-        files: Some of its files, closed.
+        partial: The folder; what an earlier try left in it is deleted.
 
     Returns:
-        Their records.
+        Bytes that are free there.
+
+    Raises:
+        OSError: The folder cannot be made.
     """
-    records = {}
-    for name in files:
-        _sync(partial / name)
-        records[name] = checksum(partial / name)
-    return records
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    return shutil.disk_usage(partial).free
 
 
 def commit(partial: Path, final: Path, records: Mapping[str, FileRecord]) -> None:
-    """Publishes a checkpoint, once all shares of its files are durable.
+    """Publishes a checkpoint, once all of its files are durable.
 
     Args:
         partial: The folder that was written.
         final: Its name from now on. A damaged folder of that name is replaced; a complete one too, since
             the run has reached this step again.
         records: Of all files.
+
+    Raises:
+        OSError: The file system refused.
     """
     content = {"files": {name: asdict(record) for name, record in sorted(records.items())}}
-    (partial / FILES).write_text(json.dumps(content, indent=1))
-    _sync(partial / FILES)
-    (partial / COMPLETE).write_text(f"{checksum(partial / FILES).xxh3_128}\n")
-    _sync(partial / COMPLETE)
+    listed = write_text(partial / FILES, json.dumps(content, indent=1))
+    write_text(partial / COMPLETE, f"{listed.xxh3_128}\n")
     _sync(partial)
     if final.exists():
-        (final / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(final)
+        discard(final)
     os.rename(partial, final)
     _sync(final.parent)
 
 
-def prune(checkpoints: Path, keep_last: int, current_step: int) -> list[Path]:
-    """Deletes the oldest complete checkpoints.
-
-    One of a later step than the run's own was refused when the run went on from an older one. It does not count
-    among those that stay, or it would take the place of an intact one.
+def discard(folder: Path) -> None:
+    """Deletes a checkpoint. It is renamed first: a half-deleted folder is one that no reader looks at.
 
     Args:
-        checkpoints: The run's ``checkpoints`` folder.
-        keep_last: Number that stay, of those up to ``current_step``.
-        current_step: Where the run stands.
+        folder: A checkpoint's folder.
 
-    Returns:
-        The folders that were deleted.
+    Raises:
+        OSError: The file system refused.
     """
-    own = [folder for folder in list_checkpoints(checkpoints) if (step_of(folder) or 0) <= current_step]
-    old = own[keep_last:]
-    for folder in old:
-        # Without COMPLETE a half-deleted folder does not exist for the loader.
-        (folder / COMPLETE).unlink()
-        shutil.rmtree(folder)
-    return old
+    condemned = folder.with_name(discarded_name(folder))
+    if condemned.exists():
+        shutil.rmtree(condemned)
+    os.rename(folder, condemned)
+    shutil.rmtree(condemned)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -50,17 +50,19 @@ class Placeholder:
         return super().__new__(cls)
 
 
-def write_fragments(folder: Path, rank: int, file: str, fragments: Sequence[Fragment]) -> None:
-    """Writes one rank's description of its file.
+def describe_fragments(rank: int, file: str, fragments: Sequence[Fragment]) -> tuple[str, str]:
+    """One rank's description of its file.
 
     Args:
-        folder: The checkpoint.
         rank: The rank that owns the file.
         file: Name of DeepSpeed's file in the folder.
         fragments: What stands in it.
+
+    Returns:
+        Name and content of the file to put beside it.
     """
     content = {"file": file, "fragments": [asdict(fragment) for fragment in fragments]}
-    (folder / f"fragments_{rank:05d}.json").write_text(json.dumps(content))
+    return f"fragments_{rank:05d}.json", json.dumps(content)
 
 
 class FragmentReader:
@@ -69,18 +71,20 @@ class FragmentReader:
     Files are mapped into memory when first needed; only the pages read become resident.
     """
 
-    def __init__(self, folder: Path, zero_stage: int) -> None:
+    def __init__(self, folder: Path, zero_stage: int, trusted: bool = False) -> None:
         """Reads the descriptions.
 
         Args:
             folder: A complete checkpoint.
             zero_stage: The stage that wrote it.
+            trusted: Whether objects of any class may be unpickled, which runs what the file says.
 
         Raises:
             CheckpointError: A description cannot be read.
         """
         self._folder = folder
         self._stage = zero_stage
+        self._trusted = trusted
         self._places: dict[str, list[tuple[Fragment, str]]] = {}
         self._contents: dict[str, Any] = {}
         try:
@@ -143,36 +147,48 @@ class FragmentReader:
 
     def _open(self, file: str) -> Any:
         if file not in self._contents:
-            self._contents[file] = load_tensors(self._folder / file)
+            self._contents[file] = load_tensors(self._folder / file, self._trusted)
         return self._contents[file]
 
 
-def load_tensors(path: Path) -> Any:
-    """Opens one of DeepSpeed's files without running any code in it.
+def load_tensors(path: Path, trusted: bool = False) -> Any:
+    """Opens one of DeepSpeed's files; without trust no code in it is run.
 
     Args:
         path: A file written by torch.save.
+        trusted: Whether objects of any class may be unpickled, which runs what the file says.
 
     Returns:
         Its content, tensors mapped into memory.
 
     Raises:
-        CheckpointError: The file cannot be read, or holds objects other than tensors and DeepSpeed's own.
+        CheckpointError: The file cannot be read, or holds objects other than tensors and DeepSpeed's own, and is not
+            trusted.
     """
     allowed = [(Placeholder, name) for name in _PLACEHOLDERS]
     try:
         with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]  # torch's hint lacks the pairs
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=not trusted)
     except Exception as error:  # unpickling of damaged files raises errors of any kind
-        raise CheckpointError(f"{path} cannot be read: {_reason(error)}. Use an older checkpoint.") from error
+        raise CheckpointError(f"{path} cannot be read: {_reason(error, path, allowed)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path, allowed: list[Any]) -> str:
     # torch would advise to load the file without care, which runs whatever code is in it.
     foreign = re.search(r"GLOBAL (\S+)", str(error))
-    if foreign:
-        return f"it holds {foreign[1]}, and nothing but tensors and DeepSpeed's own small classes is taken from a file"
-    return str(error).partition("\n")[0]
+    if not foreign:
+        return f"{str(error).partition(chr(10))[0]}. Use an older checkpoint."
+    try:
+        with torch.serialization.safe_globals(allowed):
+            found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a damaged or malicious file: what was met first is known
+        found = []
+    named = ", ".join(found or [foreign[1]])
+    return (
+        f"it holds {named}, and nothing but tensors, plain data and DeepSpeed's own small classes is taken from a "
+        f"file. Loading the file would import and call {named}, with your rights on this machine. Use an older "
+        "checkpoint, or, if you know and trust whoever wrote it, give --trust_checkpoint."
+    )
 
 
 def _descend(content: Any, keys: tuple[str, ...]) -> Any:

@@ -9,7 +9,7 @@ STATE = "state.json"
 CONFIG = "config.yaml"
 
 _NAME = re.compile(r"step_(\d{8,})")
-_PARTIAL = re.compile(r"partial_step_\d{8,}")
+_UNFINISHED = re.compile(r"(?:partial|discarded)_step_\d{8,}")
 
 
 def folder_name(step: int) -> str:
@@ -20,6 +20,11 @@ def folder_name(step: int) -> str:
 def partial_name(step: int) -> str:
     """Name of a checkpoint that is still being written."""
     return f"partial_{folder_name(step)}"
+
+
+def discarded_name(folder: Path) -> str:
+    """Name of a checkpoint that is being deleted."""
+    return f"discarded_{folder.name}"
 
 
 def step_of(folder: Path) -> int | None:
@@ -44,7 +49,7 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def list_unfinished(checkpoints: Path) -> list[Path]:
-    """Folders that a killed run left behind while it wrote them."""
+    """Folders that a killed run left behind while it wrote or deleted them."""
     if not checkpoints.is_dir():
         return []
-    return sorted(folder for folder in checkpoints.iterdir() if _PARTIAL.fullmatch(folder.name))
+    return sorted(folder for folder in checkpoints.iterdir() if _UNFINISHED.fullmatch(folder.name))

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaletrain.checkpoint.commit import FileRecord, checksum
-from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints, step_of
+import xxhash
+
+from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints
+from scaletrain.checkpoint.writing import FileRecord
 from scaletrain.errors import CheckpointError
 
 Level = Literal["full", "sizes", "off"]
+
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,25 @@ class Choice:
     refused: tuple[tuple[Path, str], ...]
 
 
-def find_damage(folder: Path, level: Level) -> str | None:
+def checksum(path: Path) -> FileRecord:
+    """Size and checksum of a file's content."""
+    digest = xxhash.xxh3_128()
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileRecord(size, digest.hexdigest())
+
+
+def find_damage(folder: Path, level: Level, part: int = 0, parts: int = 1) -> str | None:
     """Compares a checkpoint's files with its files.json.
 
     Args:
         folder: A folder that holds COMPLETE.
         level: ``full`` reads every byte, ``sizes`` looks at the sizes only, ``off`` at nothing.
+        part: Which part of the files is read, where several processes share the reading.
+        parts: How many processes do.
 
     Returns:
         What is wrong, or None.
@@ -45,32 +62,32 @@ def find_damage(folder: Path, level: Level) -> str | None:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{FILES} cannot be read: {error}"
-    for name, record in records.items():
-        path = folder / name
-        if not path.is_file():
+    for position, (name, record) in enumerate(sorted(records.items())):
+        try:
+            size = (folder / name).stat().st_size
+            if size != record.size:
+                return f"{name} has {size} bytes instead of {record.size}"
+            if level == "full" and position % parts == part and checksum(folder / name) != record:
+                return f"{name} has another checksum than when it was saved"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if path.stat().st_size != record.size:
-            return f"{name} has {path.stat().st_size} bytes instead of {record.size}"
-        if level == "full" and checksum(path) != record:
-            return f"{name} has another checksum than when it was saved"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 
-def newest_intact(checkpoints: Path, level: Level, newest_step: int | None = None) -> Choice:
+def newest_intact(checkpoints: Path, level: Level) -> Choice:
     """Finds the checkpoint that a run goes on from.
 
     Args:
         checkpoints: The run's ``checkpoints`` folder.
         level: How much of each is checked.
-        newest_step: Later ones are passed over without a look; None for none.
 
     Returns:
         The newest that is intact, and those passed over.
     """
     refused: list[tuple[Path, str]] = []
     for folder in list_checkpoints(checkpoints):
-        if newest_step is not None and (step_of(folder) or 0) > newest_step:
-            continue
         damage = find_damage(folder, level)
         if damage is None:
             return Choice(folder, tuple(refused))

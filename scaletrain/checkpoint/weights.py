@@ -11,12 +11,13 @@ from scaletrain.checkpoint.layout import STATE
 from scaletrain.checkpoint.verify import require_checkpoint
 
 
-def load_weights(checkpoints: Path, step: int | None = None) -> dict[str, Tensor]:
+def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = False) -> dict[str, Tensor]:
     """Reads a model's weights from a run's checkpoint of any ZeRO stage and number of ranks.
 
     Args:
         checkpoints: The run's ``checkpoints`` folder.
         step: A certain checkpoint; the newest intact one by default.
+        trusted: Whether objects of any class may be unpickled, which runs what the files say.
 
     Returns:
         fp32 tensors by their names in ``Transformer.state_dict()``; tied names share one tensor.
@@ -24,13 +25,13 @@ def load_weights(checkpoints: Path, step: int | None = None) -> dict[str, Tensor
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    return read_weights(require_checkpoint(checkpoints, step, "sizes"))
+    return read_weights(require_checkpoint(checkpoints, step, "sizes"), trusted)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, trusted: bool = False) -> dict[str, Tensor]:
     """Reads the weights of one checkpoint folder; see ``load_weights``."""
     state = json.loads((folder / STATE).read_text())["engine"]
-    reader = FragmentReader(folder, state["zero_stage"])
+    reader = FragmentReader(folder, state["zero_stage"], trusted)
     weights: dict[str, Tensor] = {}
     for name, shape in state["shapes"].items():
         flat = reader.read(name, WEIGHT, 0, math.prod(shape))
@@ -39,3 +40,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name, saved_as in state["tied"].items():
         weights[name] = weights[saved_as]
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
+def weight_norms(folder: Path) -> dict[str, float]:
+    """Reads every weight of a checkpoint, one after the other.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        Euclidean norm of each parameter's fp32 weights, by its name in ``state.json``; NaN or infinity where it holds
+        such a value.
+
+    Raises:
+        CheckpointError: A weight cannot be read.
+    """
+    state = json.loads((folder / STATE).read_text())["engine"]
+    reader = FragmentReader(folder, state["zero_stage"])
+    norms = {}
+    for name, shape in state["shapes"].items():
+        flat = reader.read(name, WEIGHT, 0, math.prod(shape))
+        assert flat is not None  # weights, unlike moments, are always there
+        norms[name] = float(flat.double().norm())
+    return norms

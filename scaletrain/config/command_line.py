@@ -9,7 +9,7 @@ import fire
 from scaletrain.config.fields import fields, unknown_key
 from scaletrain.config.load import raise_all
 
-_SWITCHES = ("dry_run", "help")
+_SWITCHES = ("dry_run", "help", "trust_checkpoint")
 _LAUNCHER_FLAG = "local_rank"  # deepspeed's launcher adds it; the environment says the same
 _OF_ENTRY_POINT = ("config", *_SWITCHES)
 
@@ -23,12 +23,14 @@ class Command:
         overrides: Text of each key given, by dotted key, for ``load_config``.
         dry_run: Do everything but train.
         help: Print the help and nothing else.
+        trust_checkpoint: Unpickle objects of any class in a checkpoint, which runs what its files say.
     """
 
     config: Path | None
     overrides: dict[str, str]
     dry_run: bool
     help: bool
+    trust_checkpoint: bool = False
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -55,7 +57,7 @@ def parse(argv: Sequence[str]) -> Command:
     switches = {name: flags.pop(name, "false").lower() == "true" for name in _SWITCHES}
     config = flags.pop("config", None)
     flags.pop(_LAUNCHER_FLAG, None)
-    return Command(Path(config).expanduser() if config else None, flags, switches["dry_run"], switches["help"])
+    return Command(Path(config).expanduser() if config else None, flags, **switches)
 
 
 def _pairs(argv: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
-from scaletrain.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.schema import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -27,6 +27,7 @@ _OWNED = {
     "scheduler": "optim.schedule, optim.warmup_steps and optim.decay_steps",
     "gradient_clipping": "optim.grad_clip",
     "activation_checkpointing": "train.activation_checkpointing",
+    "checkpoint": "checkpoint.*, since scaletrain writes DeepSpeed's files itself",
     "compile": "train.compile",
     "tensorboard": "log.writers",
     "wandb": "log.writers",
@@ -52,7 +53,6 @@ _DEEPSPEED_KEYS = (
     "flops_profiler",
     "comms_logger",
     "data_types",
-    "checkpoint",
     "tensor_parallel",
     "timers",
     "aio",
@@ -76,6 +76,7 @@ def check(config: RunConfig) -> None:
         *batch_problems(config.train),
         *data_problems(config.data),
         *_schedule_problems(config.optim, config.train.max_steps),
+        *_checkpoint_problems(config.checkpoint),
     ]
     try:
         load_deepspeed_json(config.deepspeed)
@@ -187,6 +188,19 @@ def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
         yield (
             f"train.max_seq_len = {train.max_seq_len} is longer than model.max_seq_len = {model.max_seq_len}, the "
             "number of learned positions; lower train.max_seq_len or raise model.max_seq_len"
+        )
+
+
+def _checkpoint_problems(checkpoint: CheckpointConfig) -> Iterator[str]:
+    if checkpoint.local_every_steps and checkpoint.local_dir is None:
+        yield (
+            f"checkpoint.local_every_steps is {checkpoint.local_every_steps}, but there is no checkpoint.local_dir: "
+            "give a folder on each node's own disk"
+        )
+    if checkpoint.local_dir is not None and not checkpoint.local_every_steps:
+        yield (
+            f"checkpoint.local_dir is {checkpoint.local_dir}, but checkpoint.local_every_steps is 0: nothing would be "
+            "saved there; give an interval shorter than checkpoint.every_steps"
         )
 
 

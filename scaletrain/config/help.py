@@ -19,6 +19,7 @@ written in YAML's way, also on the command line: --data.sources '[{name: web, ma
 
   --config FILE     YAML file with the keys below (default configs/demo.yaml)
   --dry_run         do everything but train: check, count, plan, print
+  --trust_checkpoint  unpickle objects of any class in a checkpoint: whoever wrote it can run code here
   --help            this text
 """
 

@@ -168,6 +168,9 @@ class TrainConfig(Section):
     compile: bool = Field(False, description="torch.compile; more than twice as fast, after 30 to 60 s")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     deterministic: bool = Field(False, description="deterministic kernels on GPUs, for bit-identical restarts")
+    exit_by_s: float = Field(
+        30.0, ge=0, description="seconds before the job's end at which a rank that still runs is ended; 0 never does"
+    )
 
 
 Prompt = Annotated[str, Field(min_length=1)]
@@ -184,10 +187,17 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state is saved, and what is kept."""
+    """When the state is saved and where, and what is kept."""
 
     every_steps: int = Field(200, ge=0, description="0 saves at the end only")
+    background: bool = Field(
+        True, description="files are written beside the training, from a copy of the state in host memory"
+    )
     keep_last: int = Field(2, ge=1)
+    keep_every_steps: int = Field(0, ge=0, description="checkpoints at multiples of it stay for ever; 0 for none")
+    keep_best: bool = Field(False, description="the checkpoint with the lowest validation loss stays")
+    local_dir: Path | None = Field(None, description="folder on each node's own disk for saves in between")
+    local_every_steps: int = Field(0, ge=0, description="interval of saves to local_dir")
     verify: Literal["full", "sizes", "off"] = Field("full", description="what is checked before a checkpoint is loaded")
 
 

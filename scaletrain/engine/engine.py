@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -24,7 +23,7 @@ from scaletrain.engine.equality import Difference, find_differences
 from scaletrain.engine.partitions import base_optimizer
 from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
-from scaletrain.errors import ConfigError
+from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.losses import LossTerms
 from scaletrain.model.transformer import Block, Transformer
 from scaletrain.protocols import FragmentSource, SavedPart, StepResult
@@ -249,31 +248,39 @@ class Engine:
         finally:
             self.ds.module.train()
 
-    def save(self, folder: Path) -> SavedPart:
-        """Writes this rank's share of a checkpoint; every rank calls it.
+    def collect(self, is_writer: bool) -> SavedPart:
+        """This rank's share of a checkpoint; every rank calls it.
 
         Args:
-            folder: An empty folder that all ranks see.
+            is_writer: Whether this rank also writes what is the same on all ranks.
 
         Returns:
-            What this rank wrote, and the engine's own state for ``load``.
+            Live tensors, which the next step changes, and the engine's own state for ``load``.
         """
-        return engine_state.save(self.ds, self.stage, self._applied_steps, folder)
+        return engine_state.collect(self.ds, self.stage, self._applied_steps, is_writer)
 
     def load(self, source: FragmentSource, state: dict[str, Any]) -> None:
-        """Takes weights, moments and counters from a checkpoint of any stage and number of ranks.
+        """Takes weights, moments and counters from a checkpoint of any stage and number of ranks; every rank calls it.
 
         Args:
             source: Reads the checkpoint's tensors.
-            state: The state that ``save`` gave for it.
+            state: The state that ``collect`` gave for it.
 
         Raises:
-            CheckpointError: The checkpoint does not hold what this model needs.
+            CheckpointError: The checkpoint does not hold what this model needs, as one rank or more found. All ranks
+                raise it, and the engine holds parts of it: another one has to be loaded.
         """
         if state["applied_steps"] == 0:
             # A live optimizer that goes back to before its first update must know nothing of those it made.
             base_optimizer(self.ds, self.stage).state.clear()
-        engine_state.load(self.ds, self.stage, source, state)
+        problem = ""
+        try:
+            engine_state.fill(self.ds, self.stage, source, state)
+        except CheckpointError as error:
+            problem = str(error)
+        if problems := self.collect_texts(problem):
+            raise CheckpointError("; ".join(problems))
+        engine_state.finish_loading(self.ds, self.stage, state)
         self._applied_steps = state["applied_steps"]
 
 

@@ -1,9 +1,11 @@
-"""Saves a DeepSpeed engine with DeepSpeed's own files, and loads such files into any topology."""
+"""What a DeepSpeed engine saves into DeepSpeed's own files, and how such files load into any topology."""
 
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from scaletrain.engine.partitions import (
     base_optimizer,
@@ -17,23 +19,68 @@ from scaletrain.errors import CheckpointError
 from scaletrain.protocols import Fragment, FragmentSource, SavedPart
 
 
-def save(engine: Any, stage: int, applied_steps: int, folder: Path) -> SavedPart:
-    """Writes DeepSpeed's files, and tells which fragments stand where.
+class _Recorder(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
+    """Stands where DeepSpeed has its writer of files, and writes nothing: it keeps what was to be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contents: dict[str, Any] = {}
+
+    def create(self, info: Any) -> None:
+        """Nothing begins."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Keeps one file's content."""
+        self.contents[Path(path).name] = state_dict
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Is never asked to."""
+        raise NotImplementedError
+
+    def commit(self, info: Any) -> bool:
+        """Nothing ends."""
+        return True
+
+
+def collect(engine: Any, stage: int, applied_steps: int, is_writer: bool) -> SavedPart:
+    """Has DeepSpeed make the content of its files, without writing them; every rank calls it.
+
+    DeepSpeed's ``save_checkpoint`` would write between its collectives, where an error of one rank leaves the others
+    waiting, and forces nothing to the disk.
 
     Args:
-        engine: A ``deepspeed.DeepSpeedEngine``; every rank calls.
+        engine: A ``deepspeed.DeepSpeedEngine``.
         stage: Its ZeRO stage.
         applied_steps: Updates that the moments hold.
-        folder: Where the files go.
+        is_writer: Whether this rank also writes what is the same on all ranks.
 
     Returns:
-        This rank's part, with the counters and shapes that ``load`` and readers need.
+        This rank's part. Its tensors are the live ones: they change with the next step.
     """
-    root, tag = str(folder.parent), folder.name
-    engine.save_checkpoint(root, tag=tag, save_latest=False)
-    file: str | None = Path(engine._get_zero_ckpt_name(root, tag) if stage else engine._get_ckpt_name(root, tag)).name
+    recorder = _Recorder()
+    root, tag = "", "checkpoint"
+    writer, engine.checkpoint_engine = engine.checkpoint_engine, recorder
+    writes, engine.save_non_zero_checkpoint = engine.save_non_zero_checkpoint, is_writer or stage == 3
+    try:
+        if stage == 3:
+            engine.optimizer.checkpoint_event_prologue()
+        engine._save_checkpoint(root, tag)
+        if stage:
+            # As its _save_zero_checkpoint does, which also copies scripts into the folder.
+            content = {
+                "optimizer_state_dict": engine.optimizer.state_dict(),
+                "ds_config": engine.config,
+                "ds_version": deepspeed.__version__,
+            }
+            recorder.save(content, engine._get_zero_ckpt_name(root, tag))
+        if stage == 3:
+            engine.optimizer.checkpoint_event_epilogue()
+    finally:
+        engine.checkpoint_engine, engine.save_non_zero_checkpoint = writer, writes
+    owner = engine._get_zero_ckpt_name(root, tag) if stage else engine._get_ckpt_name(root, tag)
+    file: str | None = Path(owner).name
     owned = [Fragment(f.name, f.start, f.numel, f.group, f.offset) for f in live_fragments(engine, stage)]
-    if stage == 0 and dist.get_rank() > 0:
+    if stage == 0 and not is_writer:
         file, owned = None, []
     state = {
         "zero_stage": stage,
@@ -45,17 +92,20 @@ def save(engine: Any, stage: int, applied_steps: int, folder: Path) -> SavedPart
         "shapes": {n: list(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters()},
         "tied": tied_names(engine.module),
     }
-    return SavedPart(file, owned, state)
+    return SavedPart(recorder.contents, file, owned, state)
 
 
-def load(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any]) -> None:
+def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any]) -> None:
     """Fills the live fragments of this rank from a checkpoint of any stage and number of ranks.
 
+    It uses no collective, so that a rank on which it fails keeps no other waiting; ``finish_loading`` follows once all
+    ranks have succeeded.
+
     Args:
-        engine: A ``deepspeed.DeepSpeedEngine`` just initialised; every rank calls.
+        engine: A ``deepspeed.DeepSpeedEngine``.
         stage: Its ZeRO stage.
         source: Reads the checkpoint's tensors.
-        state: What ``save`` gave for it.
+        state: What ``collect`` gave for it.
 
     Raises:
         CheckpointError: Shapes differ, or a range is missing.
@@ -67,13 +117,26 @@ def load(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any])
         where = (fragment.start, fragment.numel)
         weight = source.read(fragment.name, "weight", *where)
         fragment.master().copy_(_present(weight, fragment.name))
-        if state["applied_steps"] == 0 or not keys:
+        if not keys or (state["applied_steps"] == 0 and fragment.owner not in optimizer.state):
             continue
         moments = ensure_state(optimizer, fragment.owner, keys, state["applied_steps"])
         for key in keys:
-            value = source.read(fragment.name, key, *where)
             target = moments[key].view(-1).narrow(0, fragment.offset, fragment.numel)
-            target.copy_(_present(value, f"{key} of {fragment.name}"))
+            if state["applied_steps"] == 0:
+                target.zero_()  # an engine that has trained goes back to its beginning
+            else:
+                value = source.read(fragment.name, key, *where)
+                target.copy_(_present(value, f"{key} of {fragment.name}"))
+
+
+def finish_loading(engine: Any, stage: int, state: dict[str, Any]) -> None:
+    """Makes DeepSpeed work with what ``fill`` put there; every rank calls it.
+
+    Args:
+        engine: The engine that was filled.
+        stage: Its ZeRO stage.
+        state: What ``collect`` gave for the checkpoint.
+    """
     refresh_weights(engine, stage)
     engine.global_steps = state["global_steps"]
     _restore_loss_scale(engine, stage, state["loss_scale"])

@@ -1,5 +1,6 @@
 """The run's diary: one JSON line for each thing that happened, from which its history and goodput are computed."""
 
+import errno
 import json
 import os
 import time
@@ -17,13 +18,18 @@ def append_event(path: Path, event: str, /, **fields: Any) -> None:
         path: The file; it is made where it is missing.
         event: What happened: start, resume, save, change, signal, exit, ...
         **fields: What belongs to it; values that JSON does not know are written as text.
+
+    Raises:
+        OSError: The file system took none of the line, or a part of it, which readers pass over.
     """
     line = json.dumps({"time_s": time.time(), "event": event, **fields}, default=str) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (("\n" if torn else "") + line).encode())
+        data = (("\n" if torn else "") + line).encode()
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

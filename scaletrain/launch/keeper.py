@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import scaletrain
 from scaletrain.errors import ConfigError
@@ -17,7 +18,7 @@ GRACE_S = 20.0
 _START_TIMEOUT_S = 30.0
 
 
-def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S) -> int:
+def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: float | None = None) -> int:
     """Starts a keeper for this process, and returns when it watches.
 
     The keeper is no child of this process and in no session with it: a launcher that kills whole process
@@ -26,15 +27,17 @@ def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S) -> int:
 
     - This process ends without a verdict: the keeper writes ``crash`` for it.
     - The launcher that started it is gone: the keeper kills it (the kernel does too, see ``die_with_launcher``).
-    - The command above that launcher is gone: this process gets SIGTERM, after ``grace_s`` SIGKILL, and the
+    - The command above that launcher is gone: this process gets SIGUSR1, after ``grace_s`` SIGKILL, and the
       launcher is killed where it did not end by then.
+    - The job is about to end: this process gets SIGKILL, and the verdict ``requeue``.
     - Processes that this one leaves behind, such as DataLoader workers, are killed.
     - The lease of the run directory is refreshed while this process lives, if it is the owner.
 
     Args:
         run_dir: The run's folder; made where it is missing.
         rank: Global index of this process.
-        grace_s: Seconds between SIGTERM and SIGKILL.
+        grace_s: Seconds between SIGUSR1 and SIGKILL.
+        end_s: When this process is ended, in Unix seconds; None for never.
 
     Returns:
         Process number of the keeper.
@@ -57,7 +60,12 @@ def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S) -> int:
         "launch": asdict(launch_of_this_process()),
         "launchers": [asdict(above) for above in launchers_above(os.getpid())],
         "grace_s": grace_s,
+        "end_s": end_s,
     }
+    return _start(task)
+
+
+def _start(task: dict[str, Any]) -> int:
     # -S and -E leave site-packages and the environment's settings out: it starts in a fraction of the time.
     command = [sys.executable, "-S", "-E", "-m", "scaletrain.launch.keeper_process", json.dumps(task)]
     starting = subprocess.Popen(

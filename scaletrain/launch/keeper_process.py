@@ -34,11 +34,19 @@ class Keeper:
         process: The watched process.
         launch: What its ranks on this machine have in common.
         launchers: The launchers above it, the nearest first.
-        grace_s: Seconds between SIGTERM and SIGKILL when the outermost launcher is gone.
+        grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone.
+        end_s: When the rank is killed, in Unix seconds; None for never.
     """
 
     def __init__(
-        self, run_dir: Path, rank: int, process: Process, launch: Process, launchers: list[Process], grace_s: float
+        self,
+        run_dir: Path,
+        rank: int,
+        process: Process,
+        launch: Process,
+        launchers: list[Process],
+        grace_s: float,
+        end_s: float | None,
     ) -> None:
         self._run_dir = run_dir
         self._rank = rank
@@ -46,22 +54,35 @@ class Keeper:
         self._launch = launch
         self._launchers = launchers
         self._grace_s = grace_s
+        self._end_s = end_s
         self._children: set[Process] = set()
         self._refreshed_s = float("-inf")
         self._cause = ""
+        self._verdict = Verdict.CRASH
 
     def watch(self) -> None:
         """Returns when the rank has ended and everything is settled."""
-        while not self._wait([self._process, *self._launchers], _TICK_S):
+        while self._time_left_s() > 0 and not self._wait(
+            [self._process, *self._launchers], min(_TICK_S, self._time_left_s())
+        ):
             self.look_around()
         gone = next((launcher for launcher in self._launchers if not launcher.is_alive()), None)
         if gone is not None:
             self._cause = f"its launcher (process {gone.pid}) ended, and it was ended with it"
-        if self._process.is_alive():
-            self._end_rank()
+            if self._process.is_alive():
+                self._end_rank()
+        elif self._process.is_alive():
+            self._cause = "the job is about to end (train.exit_by_s), and the rank had not ended by itself"
+            self._verdict = Verdict.REQUEUE
+            self.look_around()
+            kill(self._process, signal.SIGKILL)
+            self._wait([self._process], _LAUNCHER_MARGIN_S)
         manner = exit_signal_or_code(self._process)
         self._write_verdict(manner)
         self._clear_away(self._children, _LEFT_BEHIND_S)
+
+    def _time_left_s(self) -> float:
+        return float("inf") if self._end_s is None else self._end_s - time.time()
 
     def look_around(self) -> None:
         """Notes the rank's children, and refreshes the lease when it is time."""
@@ -76,7 +97,8 @@ class Keeper:
         nearest, *outer = self._launchers
         deadline_s = time.monotonic() + self._grace_s
         if outer and nearest.is_alive():
-            kill(self._process, signal.SIGTERM)
+            # Not SIGTERM: a launcher sends that as well, and the same signal twice would cut the save short.
+            kill(self._process, signal.SIGUSR1)
             while time.monotonic() < deadline_s and not self._wait([self._process, nearest], _TICK_S):
                 self.look_around()
         kill(self._process, signal.SIGKILL)
@@ -95,13 +117,13 @@ class Keeper:
         how = f"ended by {manner}" if manner else "ended"
         reason = "; ".join(part for part in (self._cause, f"{how} without a verdict") if part)
         facts: dict[str, Any] = {"written_by": "keeper", "manner": manner}
-        write_verdict(self._run_dir, attempt, self._rank, Verdict.CRASH, reason, pid=self._process.pid, **facts)
+        write_verdict(self._run_dir, attempt, self._rank, self._verdict, reason, pid=self._process.pid, **facts)
         append_event(
             self._run_dir / "events.jsonl",
             "exit",
             rank=self._rank,
             attempt=attempt,
-            verdict=Verdict.CRASH.value,
+            verdict=self._verdict.value,
             reason=reason,
         )
 
@@ -151,6 +173,7 @@ def main(task: dict[str, Any]) -> None:
         Process(**task["launch"]),
         [Process(**launcher) for launcher in task["launchers"]],
         task["grace_s"],
+        task["end_s"],
     )
     keeper.look_around()
     print(os.getpid(), flush=True)

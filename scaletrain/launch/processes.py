@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def this_process() -> Process:
     if found is None:
         raise RuntimeError("/proc is not mounted; scaletrain needs Linux with /proc")
     return found
+
+
+def own_start_s() -> float:
+    """When this process started, as Unix time; the clock that counts from the machine's start tells it to 10 ms."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - this_process().start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s
 
 
 def machine() -> str:

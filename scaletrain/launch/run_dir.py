@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.displaced: Lease | None = None
+        self._run_id = self.path / "run_id"
 
     def claim(self) -> int:
         """Makes the folder where it is missing, takes its lease and numbers this start. For rank 0.
@@ -53,7 +55,14 @@ class RunDirectory:
             for folder in _FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             self.displaced = take_lease(self.path)
+            if not self._run_id.exists():
+                _replace(self._run_id, uuid.uuid4().hex + "\n")
             return new_attempt(self.path, launch_of_this_process())
+
+    @property
+    def run_id(self) -> str:
+        """Tells this run apart from any other, wherever its folder is; there once rank 0 has claimed the folder."""
+        return self._run_id.read_text().strip()
 
     def join(self, attempt: int, rank: int) -> None:
         """Registers this process as a rank of an attempt: signals for the rank go to the pid written there.

@@ -1,14 +1,20 @@
 """metrics.jsonl: one flat JSON object a line, append-only, readable after any crash."""
 
 import json
+import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from itertools import groupby
 from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsFloat
+
+logger = logging.getLogger(__name__)
+
+_MOST_WAITING_BYTES = 64 << 20  # of lines that the file system does not take; days of steps
 
 # Strict JSON has no such numbers, and null would lose which one it was.
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -21,15 +27,20 @@ class JsonlWriter:
     infinities are the strings "NaN", "Infinity" and "-Infinity". Each line is handed to the system in one call, so that
     a killed process leaves at most one torn line, the last.
 
+    What the file system does not take, for instance because it is full, is kept and tried again with the next line.
+
     Args:
         path: The file; made if missing, continued otherwise.
         attempt: How many times the run was started, this start included.
     """
 
     def __init__(self, path: Path, attempt: int) -> None:
+        self._path = path
         self._attempt = attempt
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._at_line_start = _ends_with_newline(self._descriptor)
+        self._waiting = bytearray(b"" if _ends_with_newline(self._descriptor) else b"\n")
+        self._problem: OSError | None = None
+        self._lock = threading.Lock()  # a save flushes from another thread
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat | str]) -> None:
         """Appends one line.
@@ -39,7 +50,7 @@ class JsonlWriter:
             metrics: Values by name; numbers of numpy and one-element tensors will do. A text stands as it is.
 
         Raises:
-            OSError: The file system refused, for instance because it is full.
+            OSError: The file system has refused for so long that memory would run out.
         """
         self._append(step, {name: _to_json(value) for name, value in metrics.items()})
 
@@ -53,24 +64,45 @@ class JsonlWriter:
         """
         self._append(step, {name: text})
 
+    def flush(self) -> None:
+        """Forces all lines to the disk.
+
+        Raises:
+            OSError: The file system has refused some of them.
+        """
+        with self._lock:
+            self._drain()
+            if self._problem is not None:
+                raise self._problem
+        os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
         if self._descriptor >= 0:
+            self._drain()
+            if self._problem is not None:
+                logger.error("the last %d bytes of %s are lost: %s", len(self._waiting), self._path, self._problem)
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _append(self, step: int, fields: dict[str, int | float | str]) -> None:
         record = {"step": step, "attempt": self._attempt, "time_s": time.time(), **fields}
-        line = json.dumps(record, allow_nan=False) + "\n"
-        data = (line if self._at_line_start else "\n" + line).encode()
-        # Until the whole line is on its way the file may end with a torn one.
-        self._at_line_start = False
-        written = os.write(self._descriptor, data)
-        if written < len(data):
-            raise OSError(
-                f"metrics of step {step}: only {written} of {len(data)} bytes were written; is the disk full?"
-            )
-        self._at_line_start = True
+        with self._lock:
+            self._waiting += (json.dumps(record, allow_nan=False) + "\n").encode()
+            self._drain()
+        if self._problem is not None and len(self._waiting) > _MOST_WAITING_BYTES:
+            raise self._problem
+
+    def _drain(self) -> None:
+        """Hands over what waits. What was taken of a line stays: its rest follows behind it."""
+        try:
+            while self._waiting:
+                del self._waiting[: os.write(self._descriptor, self._waiting)]
+            self._problem = None
+        except OSError as error:
+            if self._problem is None:
+                logger.error("metrics wait in memory: %s cannot be written: %s", self._path, error.strerror)
+            self._problem = error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -88,12 +120,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    records = []
-    with path.open("rb") as file:
-        for line in file:
-            record = _parse(line)
-            if record is not None:
-                records.append(record)
+    records = read_records(path)
     # Sorting is stable: within one attempt a later line counts.
     records.sort(key=lambda record: record["attempt"])
     merged: dict[int, dict[str, Any]] = {}
@@ -108,6 +135,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             last = record["step"]
             merged.setdefault(last, {}).update(record)
     return [merged[step] for step in sorted(merged)]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a metrics file as they were written, those of steps that were done again included.
+
+    Args:
+        path: A file that JsonlWriter wrote, also one that is being written.
+
+    Returns:
+        One dictionary for each whole line, in the order of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    with path.open("rb") as file:
+        return [record for line in file if (record := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

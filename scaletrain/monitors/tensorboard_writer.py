@@ -1,9 +1,13 @@
 """TensorBoard: the metrics of a run as curves, its configuration and samples as text."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 # A curve should follow the run, and a killed process lose little of it.
 _FLUSH_S = 5
@@ -19,17 +23,20 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=_FLUSH_S)
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step, flush_secs=_FLUSH_S)
+        self._is_refused = False
 
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
-        """Adds a point to the curve of each metric.
+        """Adds a point to the curve of each metric. What the file system refuses is missing in the curves.
 
         Args:
             step: Global batches consumed.
             metrics: Values by name.
         """
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        with self._lent() as writer:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, step)
 
     def write_text(self, name: str, step: int, text: str) -> None:
         """Adds a text, shown as it is.
@@ -41,8 +48,24 @@ class TensorBoardWriter:
         """
         # TensorBoard renders Markdown, in which indented lines are shown literally.
         literal = "\n".join("    " + line for line in text.splitlines())
-        self._writer.add_text(name, literal, step)
+        with self._lent() as writer:
+            writer.add_text(name, literal, step)
 
     def close(self) -> None:
         """Writes what is left; a second call does nothing."""
-        self._writer.close()
+        if self._writer is not None:
+            with self._lent() as writer:
+                writer.close()
+
+    @contextmanager
+    def _lent(self) -> Iterator[SummaryWriter]:
+        """The writer; a new one with a new file where the one before could not write, which it never does again."""
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder), flush_secs=_FLUSH_S)
+            yield self._writer
+            self._is_refused = False
+        except OSError as error:
+            if not self._is_refused:
+                logger.error("TensorBoard's files in %s cannot be written: %s", self._folder, error.strerror)
+            self._writer, self._is_refused = None, True

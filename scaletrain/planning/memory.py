@@ -1,4 +1,4 @@
-"""How much memory training takes on each rank, and how large a checkpoint is."""
+"""How much memory training takes on each rank."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +23,6 @@ class MemoryPlan:
         activations: what the layers keep for the backward pass of one micro batch.
         logits: logits of one micro batch, their gradient, and the loss's working copy.
         host: weights and optimizer state kept in the host's memory by offload.
-        checkpoint: one checkpoint on disk, of all ranks together.
     """
 
     weights: int
@@ -32,7 +31,6 @@ class MemoryPlan:
     activations: int
     logits: int
     host: int
-    checkpoint: int
 
     @property
     def device(self) -> int:
@@ -81,8 +79,6 @@ def plan_memory(
     if offload == "all":
         host += weights
     tokens = train.micro_batch_size * train.max_seq_len
-    # Stage 3 holds no second copy of the weights beside the optimizer's in a checkpoint.
-    saved_bytes = state_bytes + (number_bytes if zero_stage < 3 else 0)
     return MemoryPlan(
         weights=0 if offload == "all" else weights,
         gradients=gradients,
@@ -90,7 +86,6 @@ def plan_memory(
         activations=_activation_bytes(model, train, number_bytes),
         logits=2 * tokens * model.vocab_size * number_bytes + min(_LOSS_WORK_BYTES, 4 * tokens * model.vocab_size),
         host=host,
-        checkpoint=parameters * saved_bytes,
     )
 
 

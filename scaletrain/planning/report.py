@@ -67,7 +67,6 @@ def plan_lines(model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardw
     if memory.host:
         host = f"{format_bytes(memory.host)} a rank, offloaded{_verdict(memory.host, hardware.host_memory)}"
         rows.append(("host memory", host))
-    rows.append(("checkpoint", format_bytes(memory.checkpoint)))
     return [f"{name:<14} {text}" for name, text in rows]
 
 

@@ -2,19 +2,23 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
 from scaletrain.config.load import dump_yaml
-from scaletrain.config.schema import RunConfig
+from scaletrain.config.schema import CheckpointConfig, RunConfig
 from scaletrain.data.dataset import MicroBatch, SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
+from scaletrain.launch.endings import end_at_once
+from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.transformer import Transformer
@@ -29,7 +33,7 @@ from scaletrain.planning.parameters import count_parameters
 from scaletrain.protocols import Run, SequenceRange, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.causal_lm import CausalLM
-from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.corpus import Corpora, phases_of
 from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
@@ -39,62 +43,83 @@ from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak
 from scaletrain.training.reporting import Reporting
-from scaletrain.training.rollback import RollBack, can_go_back, documents_of, restore_skipped, settle_rollback
+from scaletrain.training.resuming import can_go_back, resume
+from scaletrain.training.rollback import RollBack, documents_of, restore_skipped, settle_rollback
+from scaletrain.training.saving import Saver, Tier
 from scaletrain.training.signals import StopRequests
 from scaletrain.training.stability import Stability
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, attempt: int, ranks: Ranks) -> Ending:
+@dataclass(frozen=True)
+class Start:
+    """What is so in this start of a run only.
+
+    Attributes:
+        attempt: Its number.
+        end_s: When this process will be ended, in Unix seconds; None for never.
+        trust_checkpoint: Whether objects of any class in a checkpoint may be unpickled, which runs what it says.
+    """
+
+    attempt: int
+    end_s: float | None
+    trust_checkpoint: bool
+
+
+def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Start, ranks: Ranks) -> Ending:
     """Starts a run or goes on with it; every rank calls it, connected to the others.
 
     Args:
         config: The run's configuration, checked.
         corpora: What it reads.
         folder: The run's folder, claimed by rank 0.
-        attempt: Number of this start.
+        start: What is so this time only.
         ranks: The place of this process.
 
     Returns:
         How the run ended.
     """
-    train = config.train
+    train, attempt, verify = config.train, start.attempt, config.checkpoint.verify
     first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
     engine = build_engine(config, first_plan, len(corpora.manifests))
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, ranks)
-    checkpointing = Checkpointing(engine, config.checkpoint, dump_yaml(config))
+    records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
+    tiers = tiers_of(config.checkpoint, folder, ranks)
+    checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
-    stability = build_stability(config, engine, checkpointing, dataset)
+
+    def may_go_back(run: Run, newest_step: int) -> bool:
+        checkpointing.settle(run)
+        return can_go_back(engine, tiers, verify, ranks, newest_step)
+
+    stability = Stability(config.stability, may_go_back, partial(_shared_documents, engine, dataset))
     identity = f"{config.seed} {corpora.fingerprint}"
     health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
     stateful = (mixing, health, stability, evaluating, checkpointing)
-    state = resume(engine, folder.checkpoints, config.checkpoint.verify, stateful)
+    resumed = resume(engine, tiers, verify, stateful, ranks, start.trust_checkpoint)
+    state = resumed.state
     restore_skipped(folder.path, state)
-    share = share_of(config, ranks, state)
-    _announce(config, share, engine, dataset, state)
+    _announce(config, share_of(config, ranks, state), engine, dataset, state)
     if state.step >= train.max_steps:
         beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
         logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
         return Ending(Verdict.COMPLETE, "all steps were done before")
-    stop = StopRequests(folder.path, watch_file=ranks.is_main)
-    kind = "resume" if state.step else "start"
+    stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
+    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
+    resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1)
-        reporting = build_reporting(config, target, timing, mixing, evaluating, ranks)
-        callbacks = (mixing, reporting, *stateful[1:])
-        run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, callbacks)
-        if kind:
-            run.record_event(kind, world_size=ranks.world_size, zero_stage=engine.stage)
+        reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
+        run.state, run.callbacks = state, (mixing, reporting, *stateful[1:])
         try:
             ending = _fit(config, corpora, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
             checkpointing.settle(run)
-            state = resume(engine, folder.checkpoints, config.checkpoint.verify, stateful, back.newest_step)
-            settle_rollback(run, back, state, documents_of(dataset, back.left_out) if ranks.is_main else ())
-            kind = ""
+            state = resume(engine, tiers, verify, stateful, ranks, start.trust_checkpoint, back.newest_step).state
+            settle_rollback(run, tiers, back, state, documents_of(dataset, back.left_out) if ranks.is_main else ())
             continue
         _conclude(ending, run, evaluating)
         return ending
@@ -125,6 +150,11 @@ def _fit(
         feed.close()
 
 
+def _shared_documents(engine: Engine, dataset: SequenceDataset, sequences: SequenceRange) -> list[str]:
+    own = documents_of(dataset, sequences) if engine.rank == 0 else []
+    return engine.collect_texts(", ".join(own))
+
+
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
     """Which part of each step this rank fetches, without what rollbacks have left out.
 
@@ -141,13 +171,20 @@ def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
 
 
 def build_reporting(
-    config: RunConfig, target: WriterTarget, timing: Throughput, mixing: Mixing, evaluating: Evaluating, ranks: Ranks
+    config: RunConfig,
+    records: list[JsonlWriter],
+    target: WriterTarget,
+    timing: Throughput,
+    mixing: Mixing,
+    evaluating: Evaluating,
+    ranks: Ranks,
 ) -> Reporting:
     """The callback that writes metrics, from the target's first step on.
 
     Args:
         config: The run's configuration.
-        target: Where to write.
+        records: Writers that get every step.
+        target: Where the other writers write.
         timing: Gives the time left.
         mixing: Gives the passes over each source.
         evaluating: Gives the samples.
@@ -157,7 +194,7 @@ def build_reporting(
         The callback.
     """
     return Reporting(
-        (JsonlWriter(target.run_dir / "metrics.jsonl", target.attempt),) if ranks.is_main else (),
+        records,
         open_writers(config.log.writers, target) if ranks.is_main else (),
         config.log.every_steps,
         timing,
@@ -167,30 +204,25 @@ def build_reporting(
     )
 
 
-def build_stability(
-    config: RunConfig, engine: Engine, checkpointing: Checkpointing, dataset: SequenceDataset
-) -> Stability:
-    """The callback that has the run go back.
+def tiers_of(checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks) -> list[Tier]:
+    """The places for checkpoints: the shared one, and each node's own where the run has one.
 
     Args:
-        config: The run's configuration.
-        engine: Lets the ranks tell each other.
-        checkpointing: Is waited for before anybody looks for an older checkpoint.
-        dataset: Names documents.
+        checkpoint: When and where the run saves.
+        folder: The run's folder.
+        ranks: The place of this process.
 
     Returns:
-        The callback.
+        One or two places.
     """
-
-    def may_go_back(run: Run, newest_step: int) -> bool:
-        checkpointing.settle(run)
-        return can_go_back(run.folder / "checkpoints", config.checkpoint.verify, newest_step)
-
-    def shared_documents(sequences: SequenceRange) -> list[str]:
-        own = documents_of(dataset, sequences) if engine.rank == 0 else []
-        return engine.collect_texts(", ".join(own))
-
-    return Stability(config.stability, may_go_back, shared_documents)
+    retention = Retention(checkpoint.keep_last, checkpoint.keep_every_steps, checkpoint.keep_best)
+    tiers = [Tier("shared", folder.checkpoints, checkpoint.every_steps, retention)]
+    if checkpoint.local_dir is not None:
+        # Two, since the newest may be complete on some of the nodes only.
+        place = checkpoint.local_dir.absolute() / f"{folder.path.name}-{folder.run_id[:12]}"
+        committer = ranks.rank - ranks.local_rank
+        tiers.append(Tier("local", place, checkpoint.local_every_steps, Retention(2), committer))
+    return tiers
 
 
 def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:

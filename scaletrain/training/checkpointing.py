@@ -1,167 +1,176 @@
-"""Saves checkpoints by the commit protocol, and finds the one to go on from."""
+"""Decides when checkpoints are saved, and what follows from how a save ended."""
 
 import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch.distributed as dist
-
-from scaletrain.checkpoint.commit import FileRecord, commit, list_files, make_durable, prune
-from scaletrain.checkpoint.fragments import FragmentReader, write_fragments
-from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, list_unfinished, partial_name
-from scaletrain.checkpoint.verify import Level, newest_intact
-from scaletrain.config.schema import CheckpointConfig
-from scaletrain.engine.engine import Engine
-from scaletrain.errors import CheckpointError
+from scaletrain.checkpoint.layout import CONFIG, STATE, list_unfinished
+from scaletrain.errors import SaveError
 from scaletrain.monitors import names
-from scaletrain.protocols import Callback, Run, TrainingState
+from scaletrain.protocols import Callback, Run
+from scaletrain.training.saving import Outcome, Saver, Tier
 
 logger = logging.getLogger(__name__)
 
+_LAST_PAUSES_S = (5.0, 15.0)
+"""Between the tries of a complete run to save: its last checkpoint is what it was for."""
+
+_LONGEST_PAUSE_STEPS = 100
+"""Between tries to save where there is no interval."""
+
 
 class Checkpointing(Callback):
-    """Saves every so many steps, and at the end."""
+    """Saves every so many steps to each place, when a user asks for it, and at the end."""
 
-    def __init__(self, engine: Engine, config: CheckpointConfig, resolved_config: str) -> None:
+    def __init__(self, saver: Saver, tiers: Sequence[Tier], resolved_config: str) -> None:
         """Holds what a save needs.
 
         Args:
-            engine: The model on all ranks.
-            config: How often, and how many stay.
+            saver: Saves one checkpoint at a time.
+            tiers: The places; the first is the shared one, which also gets what is saved at the end or on request.
             resolved_config: The run's configuration as YAML, kept in each checkpoint.
         """
-        self._engine = engine
-        self._config = config
+        self._saver = saver
+        self._tiers = tiers
         self._resolved_config = resolved_config
         self._saved_at: int | None = None
         self._last_step_applied = True
+        self._validation: tuple[int, float] | None = None
+        self._retry_at: dict[str, int] = {}
+        self._retry_after_steps: dict[str, int] = {}
 
     def on_start(self, run: Run) -> None:
         """Removes what a killed run left half written; a resumed step needs no new save."""
         self._saved_at = run.state.step
-        if run.is_main:
-            for folder in list_unfinished(run.folder / "checkpoints"):
-                shutil.rmtree(folder)
+        for tier in self._tiers:
+            if tier.is_committer:
+                for folder in list_unfinished(tier.checkpoints):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def on_eval(self, run: Run, metrics: dict[str, float]) -> None:
+        """Keeps the loss that these weights are judged by."""
+        if names.EVAL_LOSS in metrics:
+            self._validation = (run.state.step, metrics[names.EVAL_LOSS])
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
-        """Saves when it is time."""
+        """Looks after a save that is on its way, and begins one when it is time."""
         self._last_step_applied = math.isfinite(metrics[names.TRAIN_GRAD_NORM])
-        if self._config.every_steps and run.state.step % self._config.every_steps == 0:
-            self._save(run)
+        self._conclude(run, self._saver.advance())
+        due = [tier for tier in self._tiers if self._is_due(tier, run.state.step)]
+        if run.save_requested:
+            due.insert(0, self._tiers[0])
+        run.save_requested = False
+        if due:
+            if self._saver.is_busy and run.is_main:
+                logger.info("the save before is not complete yet: the training waits for it")
+            self.settle(run)
+            self._begin(run, due[0])  # the shared place comes first, and serves for the other too
 
     def on_end(self, run: Run) -> None:
-        """Saves what is not saved yet, also in a run that was asked to stop."""
-        if self._saved_at != run.state.step:
-            self._save(run)
+        """Saves what is not saved yet, also in a run that was asked to stop.
+
+        Raises:
+            SaveError: There was no way to.
+        """
+        self.settle(run)
+        pauses = iter(_LAST_PAUSES_S if run.state.step >= run.max_steps else ())
+        while self._saved_at != run.state.step:
+            outcome = self._save(run)
+            if outcome.problem is not None:
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise SaveError(
+                        f"step {run.state.step} cannot be saved: {outcome.problem}. Make room or permission there; "
+                        "the same command goes on from the last checkpoint."
+                    )
+                time.sleep(pause_s)
 
     def settle(self, run: Run) -> None:
-        """Waits until nothing is being saved any more; every rank calls it. Here each save is over when it returns."""
+        """Waits for a save that is on its way; every rank calls it."""
+        self._conclude(run, self._saver.advance(waits=True))
 
-    def _save(self, run: Run) -> None:
-        start_s = time.perf_counter()
-        checkpoints = run.folder / "checkpoints"
-        partial, final = checkpoints / partial_name(run.state.step), checkpoints / folder_name(run.state.step)
-        if run.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        part = self._engine.save(partial)
-        if part.file is not None:
-            write_fragments(partial, dist.get_rank(), part.file, part.fragments)
-        if run.is_main:
-            (partial / CONFIG).write_text(self._resolved_config)
-            (partial / STATE).write_text(json.dumps(_state_of(run, part.state), indent=1))
-        records = _make_durable(partial)
-        if run.is_main:
-            commit(partial, final, records)
-            # After a step that was not applied the weights may be ruined: no earlier checkpoint makes room for them.
-            if self._last_step_applied:
-                prune(checkpoints, self._config.keep_last, run.state.step)
-        dist.barrier()
-        self._saved_at = run.state.step
-        seconds = time.perf_counter() - start_s
-        run.record_event("save", folder=final.name, seconds=round(seconds, 3))
-        if run.is_main:
-            logger.info("saved %s in %.1f s", final.name, seconds)
-        run.notify("on_save", final)
+    def _is_due(self, tier: Tier, step: int) -> bool:
+        return self._retry_at.get(tier.name) == step or (tier.every_steps > 0 and step % tier.every_steps == 0)
 
+    def _begin(self, run: Run, tier: Tier) -> None:
+        self._conclude(run, self._saver.begin(tier, run.state.step, self._texts_of(run), self._last_step_applied))
+        if not self._saver.in_background:
+            self.settle(run)
 
-def _make_durable(partial: Path) -> dict[str, FileRecord]:
-    """Forces all files to the disk, each rank its share of them; the records are the same on all ranks."""
-    dist.barrier()  # all files of all ranks are closed
-    listed: list[Any] = [list_files(partial) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(listed, src=0)
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, make_durable(partial, listed[0][dist.get_rank() :: dist.get_world_size()]))
-    return {name: record for share in shares for name, record in share.items()}
+    def _save(self, run: Run) -> Outcome:
+        begun = self._saver.begin(self._tiers[0], run.state.step, self._texts_of(run), self._last_step_applied)
+        outcome = begun or self._saver.advance(waits=True)
+        assert outcome is not None  # it was waited for
+        self._conclude(run, outcome)
+        return outcome
 
+    def _texts_of(self, run: Run) -> Callable[[dict[str, Any]], Mapping[str, str]]:
+        """The state as it is now: when the files are written, the run has gone on."""
+        content = {
+            "format": 1,
+            "training": run.state.to_json(),
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in run.callbacks},
+            "validation_loss": self._validation_loss(run.state.step),
+        }
+        return lambda engine: {
+            CONFIG: self._resolved_config,
+            STATE: json.dumps({**content, "engine": engine}, indent=1),
+        }
 
-def _state_of(run: Run, engine_state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "training": run.state.to_json(),
-        "engine": engine_state,
-        "callbacks": {type(callback).__name__: callback.state_dict() for callback in run.callbacks},
-    }
+    def _validation_loss(self, step: int) -> float | None:
+        if self._validation is None or self._validation[0] != step or not math.isfinite(self._validation[1]):
+            return None
+        return self._validation[1]
 
-
-def resume(
-    engine: Engine,
-    checkpoints: Path,
-    verify: Level,
-    callbacks: Sequence[Callback],
-    newest_step: int | None = None,
-) -> TrainingState:
-    """Loads the newest intact checkpoint on all ranks, if there is one.
-
-    Rank 0 chooses; all ranks load the same folder or none does.
-
-    Args:
-        engine: The model on all ranks.
-        checkpoints: The run's ``checkpoints`` folder.
-        verify: How much of a checkpoint is checked before it is trusted.
-        callbacks: Get their states back.
-        newest_step: The newest that will do, for a run that goes back; then there must be one.
-
-    Returns:
-        Where the run goes on; step 0 without a checkpoint.
-
-    Raises:
-        CheckpointError: There are checkpoints, but none is intact; or the one chosen is of another model.
-    """
-    chosen: list[str | None] = [None, None]
-    if dist.get_rank() == 0:
-        chosen = _choose(checkpoints, verify, newest_step)
-    dist.broadcast_object_list(chosen, src=0)
-    name, problem = chosen
-    if problem is not None:
-        raise CheckpointError(problem)
-    if name is None:
-        return TrainingState()
-    folder = checkpoints / name
-    state = json.loads((folder / STATE).read_text())
-    engine.load(FragmentReader(folder, state["engine"]["zero_stage"]), state["engine"])
-    for callback in callbacks:
-        callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
-    return TrainingState.from_json(state["training"])
-
-
-def _choose(checkpoints: Path, verify: Level, newest_step: int | None) -> list[str | None]:
-    choice = newest_intact(checkpoints, verify, newest_step)
-    for folder, reason in choice.refused:
-        logger.warning("refused checkpoint %s: %s", folder.name, reason)
-    if choice.folder is None and choice.refused:
-        names = ", ".join(folder.name for folder, _ in choice.refused)
-        problem = (
-            f"{checkpoints} holds checkpoints ({names}), but none is intact. Restore one from a copy, or delete "
-            "them to start from step 0."
+    def _conclude(self, run: Run, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        tier = outcome.tier
+        if outcome.problem is not None:
+            self._put_off(run, outcome)
+            return
+        self._retry_at.pop(tier.name, None)
+        self._retry_after_steps.pop(tier.name, None)
+        if tier is self._tiers[0]:
+            self._saved_at = outcome.step
+        run.save_s = outcome.seconds
+        run.record_event(
+            "save",
+            step=outcome.step,
+            folder=outcome.folder.name,
+            tier=tier.name,
+            bytes=outcome.size_bytes,
+            seconds=round(outcome.seconds, 3),
+            stall_s=round(outcome.stall_s, 3),
         )
-        return [None, problem]
-    if choice.folder is None and newest_step is not None:
-        return [None, f"{checkpoints} holds no checkpoint of step {newest_step} or before. Start the run anew."]
-    return [None if choice.folder is None else choice.folder.name, None]
+        if run.is_main:
+            told = (outcome.folder.name, outcome.size_bytes / 1e9, outcome.seconds, outcome.stall_s)
+            logger.info("saved %s: %.3g GB in %.1f s, training stood still for %.2f s", *told)
+        run.notify("on_save", outcome.folder)
+
+    def _put_off(self, run: Run, outcome: Outcome) -> None:
+        """The run goes on without this checkpoint and tries again: soon at first, then less and less often."""
+        tier = outcome.tier
+        longest = tier.every_steps or _LONGEST_PAUSE_STEPS
+        after = min(self._retry_after_steps.get(tier.name, max(1, longest // 10)), longest)
+        self._retry_at[tier.name] = run.state.step + after
+        self._retry_after_steps[tier.name] = 2 * after
+        run.record_event(
+            "save_failed",
+            step=outcome.step,
+            folder=outcome.folder.name,
+            tier=tier.name,
+            reason=outcome.problem,
+            stall_s=round(outcome.stall_s, 3),
+        )
+        if run.is_main:
+            logger.error(
+                "step %d is NOT saved: %s. The run and its earlier checkpoints go on; tries again after step %d.",
+                outcome.step,
+                outcome.problem,
+                self._retry_at[tier.name],
+            )

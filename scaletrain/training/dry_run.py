@@ -1,5 +1,8 @@
 """Everything but training: opens the corpus, counts, plans and prints."""
 
+import shutil
+from pathlib import Path
+
 from scaletrain.config.batch_plan import BatchSchedule
 from scaletrain.config.derive import load_deepspeed_json, offloads_optimizer, offloads_parameters, zero_stage
 from scaletrain.config.load import dump_yaml
@@ -9,6 +12,7 @@ from scaletrain.hardware.host import describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.launch.identity import identity_of
 from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.planning.checkpoints import checkpoint_bytes, checkpoint_lines, room_for
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
@@ -43,8 +47,15 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     )
     if plan.filling_share > 0:
         print(f"{'filling':<14} {plan.filling_share:.1%} of the rows are masked, because the sizes do not divide")
-    for line in plan_lines(config.model, config.train, memory, _hardware(config, world_size)):
-        print(line)
+    lines = plan_lines(config.model, config.train, memory, _hardware(config, world_size))
+    size = checkpoint_bytes(config.model, config.train.precision, stage, world_size, config.optim.name)
+    room = room_for(config.run_dir, shutil.disk_usage(_existing(config.run_dir)).free)
+    print("\n".join([*lines, *checkpoint_lines(size, config.checkpoint.keep_last, room)]))
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or what it would be made in."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _corpus_lines(config: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -95,9 +96,11 @@ class Evaluating(Callback):
         return self._fetched
 
     def _evaluate(self, run: Run) -> None:
+        start_s = time.perf_counter()
         self._evaluated_at = run.state.step
         metrics = self._judge(run) if self._source_names else {}
         self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
+        run.record_event("evaluated", seconds=round(time.perf_counter() - start_s, 3))
         run.notify("on_eval", metrics)
 
     def _judge(self, run: Run) -> dict[str, float]:

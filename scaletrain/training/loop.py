@@ -2,20 +2,21 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaletrain.engine.engine import Engine
-from scaletrain.errors import DataError
+from scaletrain.errors import CheckpointError, DataError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import Callback, StepResult, TrainingState
 from scaletrain.training.feed import Feed
-from scaletrain.training.signals import KINDS, StopRequests
+from scaletrain.training.signals import KINDS, SAVE_KIND, StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class TrainingRun:
     callbacks: Sequence[Callback]
     batch_hash: str = ""
     last_step: StepResult | None = None
+    save_requested: bool = False
+    save_s: float = 0.0
+    _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
@@ -40,9 +44,17 @@ class TrainingRun:
             getattr(callback, hook)(self, *args)
 
     def record_event(self, kind: str, **fields: Any) -> None:
-        """Appends to events.jsonl; only rank 0 writes."""
+        """Appends to events.jsonl; only rank 0 writes. What the file system refuses goes with the next one."""
         if self.is_main:
-            append_event(self.folder / "events.jsonl", kind, step=self.state.step, attempt=self.attempt, **fields)
+            event = {"time_s": time.time(), "step": self.state.step, "attempt": self.attempt, **fields}
+            self._unwritten_events.append((kind, event))
+            try:
+                while self._unwritten_events:
+                    kind, event = self._unwritten_events[0]
+                    append_event(self.folder / "events.jsonl", kind, **event)
+                    del self._unwritten_events[0]
+            except OSError as error:
+                logger.error("the event %s cannot be written to events.jsonl: %s", kind, error.strerror)
 
 
 def fit(
@@ -84,11 +96,10 @@ def fit(
             batch, problem = feed.fetch()
             timing.data_ready()
             # The one collective that decides: all ranks see the same requests at the same border.
-            agreed = engine.agree(batch.micro_batches if batch else (), (*stop.pending(), problem is not None))
-            asked = [kind for kind, count in zip(KINDS, agreed.requests, strict=False) if count]
-            if asked:
-                ending = Ending(asked[0], stop.reason(asked[0]))
-                run.record_event("signal", verdict=ending.verdict.value, reason=ending.reason)
+            wants = (*stop.pending(run.save_s), problem is not None)
+            agreed = engine.agree(batch.micro_batches if batch else (), wants)
+            if (asked := _heed(agreed.requests, run, stop)) is not None:
+                ending = asked
                 break
             if agreed.requests[-1] or batch is None:
                 try:
@@ -116,12 +127,38 @@ def fit(
                 **timing.metrics(),
             }
             run.notify("on_step_end", metrics)
-        run.notify("on_end")
+        ending = _end(run, ending, has_reason=ending.verdict is not Verdict.COMPLETE or unreadable is not None)
     except BaseException as error:
         run.notify("on_exception", error)
         raise
     if unreadable is not None:
         raise unreadable
+    return ending
+
+
+def _heed(requests: Sequence[int], run: TrainingRun, stop: StopRequests) -> Ending | None:
+    """How the run ends now, if any rank was asked to; asked to save only, it goes on."""
+    asked = [kind for kind, count in zip(KINDS, requests, strict=False) if count]
+    if asked:
+        ending = Ending(asked[0], stop.reason(asked[0]))
+        run.record_event("signal", verdict=ending.verdict.value, reason=ending.reason)
+        return ending
+    if requests[SAVE_KIND]:
+        run.save_requested = True
+        run.record_event("save_request", reason="save file")
+    return None
+
+
+def _end(run: TrainingRun, ending: Ending, has_reason: bool) -> Ending:
+    """Has the callbacks conclude; a run that ends for a reason of its own keeps it where the last save fails."""
+    try:
+        run.notify("on_end")
+    except (OSError, CheckpointError) as error:
+        if not has_reason:
+            raise
+        logger.error("the last save failed, and the run goes on from the one before: %s", error)
+        run.notify("on_exception", error)
+        return Ending(ending.verdict, f"{ending.reason}; the last save failed: {error}")
     return ending
 
 

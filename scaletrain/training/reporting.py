@@ -13,6 +13,7 @@ from scaletrain.monitors.throughput import Throughput
 from scaletrain.monitors.writers import MetricWriter
 from scaletrain.protocols import Callback, Run
 from scaletrain.training.evaluating import Evaluating, format_samples
+from scaletrain.training.rollback import RollBack
 
 logger = logging.getLogger(__name__)
 
@@ -91,20 +92,20 @@ class Reporting(Callback):
             self._write_text(names.TEXT_SAMPLES, run.state.step, format_samples(self._evaluating.samples))
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """Keeps what was measured."""
-        self._close()
+        """Keeps what was measured; a run that goes back goes on with the writers of every step."""
+        self._close(() if isinstance(error, RollBack) else self._every_step)
 
     def on_end(self, run: Run) -> None:
         """Closes the writers; this callback comes last."""
-        self._close()
+        self._close(self._every_step)
 
     def _write_text(self, name: str, step: int, text: str) -> None:
         # Texts are for people: metrics.jsonl holds numbers, and stays empty until a step was taken.
         for writer in self._every_interval:
             writer.write_text(name, step, text)
 
-    def _close(self) -> None:
-        for writer in (*self._every_step, *self._every_interval):
+    def _close(self, every_step: Sequence[JsonlWriter]) -> None:
+        for writer in (*every_step, *self._every_interval):
             writer.close()
 
 

@@ -1,18 +1,18 @@
 """Going back to an older checkpoint within a run, and leaving out the sequences that led away from it."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from scaletrain.checkpoint.layout import COMPLETE, list_checkpoints, step_of
-from scaletrain.checkpoint.verify import Level, newest_intact
+from scaletrain.checkpoint.commit import discard
+from scaletrain.checkpoint.layout import list_checkpoints, step_of
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.errors import DataError
 from scaletrain.protocols import Run, SequenceRange, TrainingState
+from scaletrain.training.saving import Tier
 from scaletrain.training.skipped import ROLLBACK_EVENT, recorded_ranges, recorded_skips
 
 logger = logging.getLogger(__name__)
@@ -36,38 +36,23 @@ class RollBack(Exception):  # no error: the run goes on, from an older checkpoin
         self.newest_step = newest_step
 
 
-def can_go_back(checkpoints: Path, verify: Level, newest_step: int) -> bool:
-    """Whether there is a checkpoint to go back to; every rank calls it.
-
-    Args:
-        checkpoints: The run's ``checkpoints`` folder, to which nothing is being saved.
-        verify: How much is checked before a checkpoint is loaded; here never more than sizes.
-        newest_step: The newest step that will do.
-
-    Returns:
-        The same on all ranks.
-    """
-    found = [False]
-    if dist.get_rank() == 0:
-        level: Level = "off" if verify == "off" else "sizes"
-        found = [newest_intact(checkpoints, level, newest_step).folder is not None]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
-
-
-def settle_rollback(run: Run, back: RollBack, state: TrainingState, documents: Sequence[str]) -> None:
+def settle_rollback(
+    run: Run, tiers: Sequence[Tier], back: RollBack, state: TrainingState, documents: Sequence[str]
+) -> None:
     """Makes a rollback part of the run once the older checkpoint is loaded; every rank calls it.
 
     Args:
         run: The run as it was, with the folder and the diary.
+        tiers: The places for checkpoints.
         back: What was asked for.
         state: Where the run goes on; gets all that is left out.
         documents: Some of what the sequences were made of.
     """
+    # First, and then the event: cut between the two, the next start comes to the same rollback once more. The other way
+    # round it would go on from a checkpoint that lies behind the rollback.
+    discard_later(tiers, state.step)
+    dist.barrier()
     if run.is_main:
-        # First, and then the event: cut between the two, the next start comes to the same rollback once more. The
-        # other way round it would go on from a checkpoint that lies behind the rollback.
-        discard_later(run.folder / "checkpoints", state.step)
         logger.warning("goes back from step %d to step %d: %s", run.state.step, state.step, back.reason)
     left_out = back.left_out
     run.record_event(
@@ -82,17 +67,17 @@ def settle_rollback(run: Run, back: RollBack, state: TrainingState, documents: S
     state.skipped_sequences = tuple(dict.fromkeys([*state.skipped_sequences, left_out]))
 
 
-def discard_later(checkpoints: Path, step: int) -> None:
+def discard_later(tiers: Sequence[Tier], step: int) -> None:
     """Deletes the checkpoints behind a step: they hold what the run went back from, and would be the newest.
 
     Args:
-        checkpoints: The run's ``checkpoints`` folder.
+        tiers: The places for checkpoints.
         step: The step that the run went back to.
     """
-    for folder in list_checkpoints(checkpoints):
-        if (step_of(folder) or 0) > step:
-            (folder / COMPLETE).unlink()
-            shutil.rmtree(folder)
+    for tier in tiers:
+        for folder in list_checkpoints(tier.checkpoints) if tier.is_committer else ():
+            if (step_of(folder) or 0) > step:
+                discard(folder)
 
 
 def documents_of(dataset: SequenceDataset, sequences: SequenceRange) -> list[str]:

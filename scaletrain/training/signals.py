@@ -1,52 +1,111 @@
-"""Requests to end a run: signals and the ``stop`` file, seen at the next step's border."""
+"""Requests to a run: signals, the files ``stop`` and ``save``, the job's end; seen at the next step's border."""
 
 import faulthandler
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from scaletrain.launch.verdicts import Verdict
-
-_REQUEUE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from scaletrain.launch.deadline import Deadline
+from scaletrain.launch.signal_thread import ENDING_SIGNALS, SignalThread
+from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict
 
 KINDS = (Verdict.STOPPED, Verdict.REQUEUE)
-"""Kinds of request, the weightier first: a terminal's Ctrl-C reaches the ranks as SIGINT, and a moment later the
+"""Kinds of request to end, the weightier first: a terminal's Ctrl-C reaches the ranks as SIGINT, and a moment later the
 launcher adds a SIGTERM."""
+
+SAVE_KIND = len(KINDS)
+"""Place of the request to save among those that ``pending`` gives."""
+
+AGAIN_S = 1.0
+"""Time from which the same signal counts as a second one: launchers and terminals often send one twice at once."""
+
+
+def _leave(ending: Ending) -> None:
+    os._exit(EXIT_CODES[ending.verdict])
 
 
 class StopRequests:
-    """Collects what asks this rank to end."""
+    """Collects what is asked of this rank.
 
-    def __init__(self, run_dir: Path, watch_file: bool) -> None:
+    A signal is a request, which the loop sees at its next border. The same signal once more ends the process at once,
+    also while its main thread waits in a collective. Another signal does not: Slurm sends SIGTERM after the SIGUSR2
+    that was asked for, and DeepSpeed's launcher sends SIGTERM after a terminal's SIGINT.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        watch_file: bool,
+        end_at_once: Callable[[Ending], None] = _leave,
+        end_s: float | None = None,
+    ) -> None:
         """Installs the handlers; called once the ranks are connected, since before that dying at once is right.
 
         Args:
-            run_dir: A file ``stop`` in it ends the run, and is deleted when seen.
-            watch_file: Whether this rank looks for the file.
+            run_dir: A file ``stop`` in it ends the run, a file ``save`` has it saved; each is deleted when seen.
+            watch_file: Whether this rank looks for the files, and at the time.
+            end_at_once: Ends the process, called in another thread.
+            end_s: When this process will be ended, in Unix seconds; None for never.
         """
-        self._file = run_dir / "stop" if watch_file else None
+        self._run_dir = run_dir if watch_file else None
+        self._deadline = Deadline(end_s if watch_file else None)
+        self._end_at_once = end_at_once
         self._seen: dict[Verdict, str] = {}
-        for number in _REQUEUE:
+        self._first_s: dict[int, float] = {}
+        for number in ENDING_SIGNALS:
             signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self._thread = SignalThread(self._on_arrival)
         if hasattr(signal, "SIGQUIT"):
             faulthandler.register(signal.SIGQUIT, file=sys.stderr, all_threads=True)
 
+    def close(self) -> None:
+        """Ends the thread that hears second signals; first ones are still requests."""
+        self._thread.close()
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._run_dir is not None and not self._seen:
+            os.write(2, b"asked to end: finishes the step, then saves; the same signal again ends at once\n")
+        self._note(number)
+
+    def _note(self, number: int) -> None:
         verdict = Verdict.STOPPED if number == signal.SIGINT else Verdict.REQUEUE
-        if self._file is not None and not self._seen:
-            os.write(2, b"asked to end: finishes the step, then saves\n")
         self._seen.setdefault(verdict, signal.Signals(number).name)
 
-    def pending(self) -> tuple[bool, ...]:
-        """Which kinds of request this rank has met, in the order of ``KINDS``."""
-        if self._file is not None and self._file.exists():
-            self._file.unlink(missing_ok=True)
+    def _on_arrival(self, number: int) -> None:
+        """In a thread, at once; the handler above may wait until the main thread comes back from C code."""
+        now_s = time.monotonic()
+        if now_s - self._first_s.setdefault(number, now_s) < AGAIN_S:
+            return
+        self._note(number)
+        verdict = next(kind for kind in KINDS if kind in self._seen)
+        name = signal.Signals(number).name
+        self._end_at_once(Ending(verdict, f"{name} came again, {now_s - self._first_s[number]:.0f} s after the first"))
+
+    def pending(self, save_s: float = 0.0) -> tuple[bool, ...]:
+        """Which requests this rank has met; called once at each border.
+
+        Args:
+            save_s: Duration of the last save, in seconds.
+
+        Returns:
+            One for each of ``KINDS``, and last whether to save and go on.
+        """
+        if self._take_file("stop"):
             self._seen.setdefault(Verdict.STOPPED, "stop file")
-        return tuple(kind in self._seen for kind in KINDS)
+        if self._deadline.is_near(time.time(), save_s):
+            self._seen.setdefault(Verdict.REQUEUE, "the job ends soon")
+        return (*(kind in self._seen for kind in KINDS), self._take_file("save"))
 
     def reason(self, verdict: Verdict) -> str:
         """What asked this rank for it, or that another rank was asked."""
         return self._seen.get(verdict, "asked on another rank")
+
+    def _take_file(self, name: str) -> bool:
+        if self._run_dir is None or not (self._run_dir / name).exists():
+            return False
+        (self._run_dir / name).unlink(missing_ok=True)
+        return True

@@ -11,31 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.checkpoint.commit import commit, list_files, make_durable, prune
+from scaletrain.checkpoint.commit import commit, prepare
 from scaletrain.checkpoint.layout import folder_name, list_checkpoints, list_unfinished, partial_name
+from scaletrain.checkpoint.retention import Retention, prune
 from scaletrain.checkpoint.verify import Level, find_damage, newest_intact, require_checkpoint
+from scaletrain.checkpoint.writing import write_text
 from scaletrain.errors import CheckpointError
 
 Damage = Callable[[Path], object]
 
 # Saves step after step as a rank does, until it is killed.
 WRITER = """
-import shutil
 import sys
 from pathlib import Path
-from scaletrain.checkpoint.commit import commit, list_files, make_durable, prune
+from scaletrain.checkpoint.commit import commit, prepare
 from scaletrain.checkpoint.layout import folder_name, partial_name
+from scaletrain.checkpoint.retention import Retention, prune
+from scaletrain.checkpoint.writing import write_text
 
 checkpoints, step = Path(sys.argv[1]), int(sys.argv[2])
 print("writes", flush=True)
 while True:
     partial = checkpoints / partial_name(step)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name in ("a.pt", "b.pt", "state.json"):
-        (partial / name).write_bytes(step.to_bytes(8, "little") * 5000)
-    commit(partial, checkpoints / folder_name(step), make_durable(partial, list_files(partial)))
-    prune(checkpoints, 2, step)
+    prepare(partial)
+    records = {name: write_text(partial / name, f"{step:08d}" * 5000) for name in ("a.pt", "b.pt", "state.json")}
+    commit(partial, checkpoints / folder_name(step), records)
+    prune(checkpoints, Retention(2), step)
     step += 1
 """
 
@@ -43,11 +44,11 @@ while True:
 def write(checkpoints: Path, step: int) -> Path:
     """A complete checkpoint of three files."""
     partial = checkpoints / partial_name(step)
-    partial.mkdir(parents=True)
+    prepare(partial)
     source = random.Random(step)
-    for name in ("weights.pt", "moments.pt", "state.json"):
-        (partial / name).write_bytes(source.randbytes(3000))
-    commit(partial, checkpoints / folder_name(step), make_durable(partial, list_files(partial)))
+    names = ("weights.pt", "moments.pt", "state.json")
+    records = {name: write_text(partial / name, source.randbytes(1500).hex()) for name in names}
+    commit(partial, checkpoints / folder_name(step), records)
     return checkpoints / folder_name(step)
 
 
@@ -69,7 +70,7 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
         assert not choice.refused
         if choice.folder is not None:
             step = int(choice.folder.name.removeprefix("step_"))
-            assert (choice.folder / "a.pt").read_bytes() == step.to_bytes(8, "little") * 5000
+            assert (choice.folder / "a.pt").read_text() == f"{step:08d}" * 5000
         step += 1
     assert step > 2 and interrupted, "the kills never met a writer at work"
 
@@ -146,11 +147,11 @@ def test_the_oldest_are_deleted_and_an_unfinished_one_is_no_successor(tmp_path: 
     for step in (10, 20, 30, 100_000_000):
         write(tmp_path, step)
     (tmp_path / partial_name(40)).mkdir()
-    deleted = prune(tmp_path, 2, 100_000_000)
+    deleted = prune(tmp_path, Retention(2), 100_000_000)
     assert [folder.name for folder in deleted] == ["step_00000020", "step_00000010"]
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step_100000000", "step_00000030"]
     assert list_unfinished(tmp_path) == [tmp_path / partial_name(40)]
-    assert prune(tmp_path, 2, 100_000_000) == []
+    assert prune(tmp_path, Retention(2), 100_000_000) == []
 
 
 def test_a_refused_checkpoint_takes_no_intact_ones_place(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_refused_checkpoint_takes_no_intact_ones_place(tmp_path: Path) -> None
     flip_a_bit(write(tmp_path, 30))
     # The run goes on from step 20 and saves at 25.
     write(tmp_path, 25)
-    assert [folder.name for folder in prune(tmp_path, 1, 25)] == ["step_00000020"]
+    assert [folder.name for folder in prune(tmp_path, Retention(1), 25)] == ["step_00000020"]
     choice = newest_intact(tmp_path, "full")
     assert choice.folder == tmp_path / "step_00000025" and len(choice.refused) == 1
 

@@ -64,6 +64,7 @@ def test_a_value_that_looks_like_a_flag_can_be_joined() -> None:
 def test_switches() -> None:
     assert parse(["--dry_run"]).dry_run and parse(["--dry_run", "true"]).dry_run and parse(["--dry-run=True"]).dry_run
     assert not parse(["--dry_run=false"]).dry_run
+    assert parse(["--trust_checkpoint"]).trust_checkpoint and not parse([]).trust_checkpoint
     assert parse(["--train.compile", "--seed", "1"]).overrides == {"train.compile": "true", "seed": "1"}
     assert parse(["-h"]).help and parse(["--seed", "1", "--help"]).help
     assert "--dry_run = configs/x.yaml: expected true or false" in told("--dry_run", "configs/x.yaml")

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scaletrain.checkpoint.fragments import FragmentReader, write_fragments
+from scaletrain.checkpoint.fragments import FragmentReader
+from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.batch_plan import FILLING, BatchPlan
 from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from scaletrain.data.dataset import MicroBatch
@@ -170,9 +171,9 @@ def generate_and_evaluate(engine: Engine, plan: BatchPlan) -> None:
 
 def save(engine: Engine, folder: Path) -> None:
     """Saves without the commit protocol, which has tests of its own."""
-    part = engine.save(folder)
-    if part.file is not None:
-        write_fragments(folder, dist.get_rank(), part.file, part.fragments)
+    folder.mkdir(exist_ok=True)
+    part = engine.collect(dist.get_rank() == 0)
+    write_part(folder, dist.get_rank(), part, {})
     if dist.get_rank() == 0:
         (folder / "state.json").write_text(json.dumps({"engine": part.state}))
     dist.barrier()

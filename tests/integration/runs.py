@@ -97,17 +97,27 @@ class TinyRun:
         command = [launcher, "--num_gpus", 2, "--master_port", free_port(), TRAIN, "--config", self.config, *flags]
         return self._start("launch", command, ENVIRONMENT)
 
-    def start_ranks(self, world_size: int, *flags: object) -> "list[subprocess.Popen[str]]":
-        """Starts ranks as a scheduler that is its own launcher does, and returns at once."""
+    def start_ranks(
+        self,
+        world_size: int,
+        *flags: object,
+        only: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        name: str = "rank",
+    ) -> "list[subprocess.Popen[str]]":
+        """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once."""
         port = str(free_port())
         shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
         return [
             self._start(
-                f"rank-{rank}",
+                f"{name}-{rank}",
                 [sys.executable, TRAIN, "--config", self.config, *flags],
-                ENVIRONMENT | shared | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                ENVIRONMENT
+                | shared
+                | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                | dict(environment or {}),
             )
-            for rank in range(world_size)
+            for rank in (range(world_size) if only is None else (only,))
         ]
 
     def _start(self, name: str, command: list[object], environment: dict[str, str]) -> "subprocess.Popen[str]":

@@ -42,9 +42,9 @@ def save(number, frame):
     os._exit(75)
 
 if behaviour == "saves":
-    signal.signal(signal.SIGTERM, save)
+    signal.signal(signal.SIGUSR1, save)
 if behaviour == "stuck":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 (run_dir / f"ready-{rank}").touch()
 if behaviour == "completes":
     write_verdict(run_dir, attempt, rank, Verdict.COMPLETE, "all steps done")

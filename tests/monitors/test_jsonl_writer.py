@@ -129,17 +129,22 @@ def test_a_killed_writer_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
     assert all(len(r) == 23 for r in records)
 
 
-def test_a_full_disk_is_reported_and_what_follows_is_readable(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_for_a_while_loses_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     writer = JsonlWriter(path, attempt=1)
     writer.write(1, {"train/loss": 1.0})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
     try:
-        with pytest.raises(OSError, match="metrics of step 2: only 20 of"):
-            writer.write(2, {"train/loss": 1.0})
+        writer.write(2, {"train/loss": 1.0})
+        writer.write(3, {"train/loss": 1.0})
+        with pytest.raises(OSError, match="File too large"):  # a checkpoint must not count on these lines
+            writer.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    writer.write(3, {"train/loss": 1.0})
+    assert [r["step"] for r in read_metrics(path)] == [1]
+    writer.write(4, {"train/loss": 1.0})
+    writer.flush()
+    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3, 4]
     writer.close()
-    assert [r["step"] for r in read_metrics(path)] == [1, 3]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]

@@ -2,23 +2,26 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
-from scaletrain.checkpoint.commit import commit, list_files, make_durable
-from scaletrain.checkpoint.fragments import write_fragments
+from scaletrain.checkpoint.commit import commit
 from scaletrain.checkpoint.layout import STATE, folder_name, partial_name
+from scaletrain.checkpoint.verify import checksum
+from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig
 from scaletrain.data.tokenizer import find_borders, load_tokenizer, train_byte_level_bpe
 from scaletrain.evaluation.generation import generate
 from scaletrain.model.transformer import Transformer
-from scaletrain.protocols import Fragment
+from scaletrain.protocols import Fragment, SavedPart
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 Tool = Callable[..., tuple[int, str, str]]
@@ -46,13 +49,12 @@ def save(run_dir: Path, step: int, model: Transformer) -> None:
     partial, name = run_dir / "checkpoints" / partial_name(step), "mp_rank_00_model_states.pt"
     partial.mkdir(parents=True)
     weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
-    torch.save({"module": weights}, partial / name)
     fragments = [Fragment(key, 0, weight.numel(), 0, 0) for key, weight in weights.items()]
-    write_fragments(partial, 0, name, fragments)
     shapes = {key: list(weight.shape) for key, weight in weights.items()}
     tied = {"model.output.weight": "model.embedding.weight"}
-    (partial / STATE).write_text(json.dumps({"engine": {"zero_stage": 0, "shapes": shapes, "tied": tied}}))
-    commit(partial, run_dir / "checkpoints" / folder_name(step), make_durable(partial, list_files(partial)))
+    part = SavedPart({name: {"module": weights}}, name, fragments, {"zero_stage": 0, "shapes": shapes, "tied": tied})
+    records = write_part(partial, 0, part, {STATE: json.dumps({"engine": part.state})})
+    commit(partial, run_dir / "checkpoints" / folder_name(step), records)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +112,31 @@ def test_it_prints_what_the_model_of_that_step_says(run_dir: Path, tool: Tool) -
         (["--top_p", "2"], "top_p = 2.0"),
         (["--prompt", ""], "no tokens"),
         (["--temperatur", "1"], "--temperatur"),
+        (["--trust_checkpoint", "yes"], "--trust_checkpoint yes: expected true or false"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_done_is_said(run_dir: Path, tool: Tool, wrong: list[str], message: str) -> None:
     code, out, err = tool("--run_dir", str(run_dir), "--prompt", "a", *wrong)
     assert (code, out) == (2, "") and message in err
+
+
+def test_only_a_trusted_checkpoint_may_hold_other_classes(run_dir: Path, tool: Tool, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    path = folder / "checkpoints" / folder_name(10) / "mp_rank_00_model_states.pt"
+    content = torch.load(path) | {"made_by": Fraction(1, 3)}
+    torch.save(content, path)
+    # As whoever made it would: with its checksums.
+    (partial := path.parents[1] / partial_name(10)).mkdir()
+    for file in ("mp_rank_00_model_states.pt", "fragments_00000.json", STATE):
+        shutil.copy(path.parent / file, partial / file)
+    commit(partial, path.parent, {file.name: checksum(file) for file in partial.iterdir()})
+    arguments = ("--run_dir", str(folder), "--prompt", "a", "--max_new_tokens", "2")
+    code, out, err = tool(*arguments)
+    assert (code, out) == (2, "") and "fractions.Fraction" in err and "give --trust_checkpoint" in err
+    code, out, err = tool(*arguments, "--trust_checkpoint")
+    assert (code, err) == (0, "") and out.startswith("a")
 
 
 def test_help_names_the_options() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +16,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scaletrain.checkpoint.layout import STATE
+from scaletrain.checkpoint.retention import Retention
 from scaletrain.checkpoint.weights import load_weights
 from scaletrain.config.batch_plan import BatchPlan
-from scaletrain.config.schema import CheckpointConfig, StabilityConfig
+from scaletrain.config.schema import StabilityConfig
 from scaletrain.data.loader import StepBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError, ScaletrainError
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import Callback, Run, TrainingState
-from scaletrain.training.checkpointing import Checkpointing, resume
+from scaletrain.ranks import Ranks
+from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.feed import Feed
 from scaletrain.training.loop import TrainingRun, fit
+from scaletrain.training.resuming import resume
+from scaletrain.training.saving import Saver, Tier
 from scaletrain.training.signals import StopRequests
 from scaletrain.training.stability import Stability
 from tests.engine import bodies as engine_bodies
@@ -46,6 +51,9 @@ class Job:
         signal_at: (rank, step, number): that rank gets the signal in that step.
         bad_data_at: (rank, step): that rank cannot read its data for that step.
         raise_at: Step after which a callback of rank 0 raises.
+        end_raises: What a callback raises at the end, on all ranks.
+        save_at: Step in which somebody puts a file ``save`` into the run directory.
+        ends_in_s: When the job ends, in seconds from the start.
         nan_from: Step from which a gradient of rank 0 is NaN.
     """
 
@@ -54,19 +62,30 @@ class Job:
     max_steps: int = 6
     every_steps: int = 2
     keep_last: int = 2
+    background: bool = True
     signal_at: tuple[int, int, int] | None = None
     bad_data_at: tuple[int, int] | None = None
     raise_at: int | None = None
     nan_from: int | None = None
+    end_raises: type[Exception] | None = None
+    save_at: int | None = None
+    ends_in_s: float | None = None
 
 
 class Recorder(Callback):
     """Notes each hook with the step it was called at, and counts its steps over restarts."""
 
-    def __init__(self, name: str, notes: list[str], raise_at: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        notes: list[str],
+        raise_at: int | None = None,
+        end_raises: type[Exception] | None = None,
+    ) -> None:
         self._name = name
         self._notes = notes
         self._raise_at = raise_at
+        self._end_raises = end_raises
         self.seen_steps = 0
         self.losses: list[float] = []
 
@@ -93,6 +112,8 @@ class Recorder(Callback):
 
     def on_end(self, run: Run) -> None:
         self._note("end", run)
+        if self._end_raises is not None:
+            raise self._end_raises("no space left")
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen_steps": self.seen_steps}
@@ -121,6 +142,8 @@ def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Itera
     while True:
         if job.signal_at and job.signal_at[:2] == (rank, step):
             os.kill(os.getpid(), job.signal_at[2])
+        if job.save_at == step and rank == 0:
+            (Path(job.folder) / "save").touch()
         if job.bad_data_at == (rank, step):
             raise DataError(f"shard of rank {rank} is damaged")
         if job.nan_from is not None and rank == 0 and step == job.nan_from:
@@ -128,6 +151,12 @@ def batches(job: Job, engine: Engine, plan: BatchPlan, first_step: int) -> Itera
         first, size = step * plan.global_batch_size, plan.global_batch_size
         yield StepBatch(step, first, size, engine_bodies.micro_batches(plan, rank, step))
         step += 1
+
+
+def this_place() -> Ranks:
+    """The place of this rank, all of them on one node."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return Ranks(rank, rank, world_size, world_size, "node")
 
 
 def feed_of(stream: Iterator[StepBatch], engine: Engine, state: TrainingState) -> Feed:
@@ -142,24 +171,29 @@ def start(job: Job) -> dict[str, Any]:
     plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
     engine = engine_bodies.build_engine(job.case, plan)
     notes: list[str] = []
-    first, second = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None), Recorder("second", notes)
-    config = CheckpointConfig(every_steps=job.every_steps, keep_last=job.keep_last)
-    stability = Stability(StabilityConfig(bad_steps=5), lambda run, step: False, lambda sequences: [])
-    callbacks = (first, second, stability, Checkpointing(engine, config, "resolved: true\n"))
+    first = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None)
+    second = Recorder("second", notes, end_raises=job.end_raises)
     folder = Path(job.folder)
-    state = resume(engine, folder / "checkpoints", "full", callbacks)
+    tier = Tier("shared", folder / "checkpoints", job.every_steps, Retention(job.keep_last))
+    saver = Saver(engine, job.background, [])
+    stability = Stability(StabilityConfig(bad_steps=5), lambda run, step: False, lambda sequences: [])
+    callbacks = (first, second, stability, Checkpointing(saver, [tier], "resolved: true\n"))
+    state = resume(engine, [tier], "full", callbacks, this_place()).state
     begun_at = state.step
     run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
     timing = Throughput(1.0, None, dist.get_world_size())
     verdict, reason, error = "", "", ""
     with keep_signal_handlers():
-        stop = StopRequests(folder, watch_file=run.is_main)
+        end_s = None if job.ends_in_s is None else time.time() + job.ends_in_s
+        stop = StopRequests(folder, watch_file=run.is_main, end_s=end_s)
         feed = feed_of(batches(job, engine, plan, state.step), engine, state)
         try:
             ending = fit(run, engine, feed, lambda step: 3e-3, timing, stop, MAX_SEQ_LEN)
             verdict, reason = str(ending.verdict), ending.reason
-        except (ScaletrainError, ValueError) as raised:
+        except (ScaletrainError, ValueError, OSError) as raised:
             error = f"{type(raised).__name__}: {raised}"
+        finally:
+            stop.close()
     return {
         "verdict": verdict,
         "reason": reason,
@@ -176,8 +210,9 @@ def train_and_compare_weights(job: Job) -> list[str]:
     """Trains, saves, and returns the names of weights that the checkpoint holds otherwise than the live model."""
     plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
     engine = engine_bodies.build_engine(job.case, plan)
-    checkpointing = Checkpointing(engine, CheckpointConfig(), "")
-    run = TrainingRun(resume(engine, Path(job.folder), "full", ()), 9, Path(job.folder), 1, dist.get_rank() == 0, ())
+    tier = Tier("shared", Path(job.folder) / "checkpoints", 0, Retention(2))
+    checkpointing = Checkpointing(Saver(engine, job.background, []), [tier], "")
+    run = TrainingRun(TrainingState(), 9, Path(job.folder), 1, dist.get_rank() == 0, ())
     for step in range(2):
         batch = engine_bodies.micro_batches(plan, dist.get_rank(), step)
         engine.train_step(batch, engine.agree(batch, ()).targets, step, 3e-3)  # type: ignore[arg-type]

@@ -249,7 +249,7 @@ def _start(
             # What a rank can compute is measured for a second, for a metric that nobody looks at here.
             dataset = training_dataset(config, corpora)
             with patch.object(build, "find_peak", lambda train: None), mishaps(mishap, dataset):
-                return build.train(config, corpora, folder, attempt[0], ranks).verdict.value
+                return build.train(config, corpora, folder, build.Start(attempt[0], None, False), ranks).verdict.value
         except ScaletrainError as error:
             return _told(error)
         finally:

@@ -64,7 +64,9 @@ def test_without_an_intact_checkpoint_all_ranks_say_so(tmp_path: Path) -> None:
     job = Job(str(tmp_path), max_steps=2)
     run_on_ranks(2, bodies.start, job)
     os.truncate(tmp_path / "checkpoints" / "step_00000002" / "state.json", 10)
-    with pytest.raises(AssertionError, match=r"CheckpointError: .*step_00000002.*none is intact.*Restore one"):
+    with pytest.raises(
+        AssertionError, match=r"(?s)CheckpointError: .*none is intact.*step_00000002: state.json has 10.*Restore one"
+    ):
         run_on_ranks(2, bodies.start, job)
 
 

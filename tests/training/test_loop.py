@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from scaletrain.errors import CheckpointError
 from scaletrain.launch.events import read_events
 from tests.distributed import run_on_ranks
 from tests.training import bodies
@@ -16,7 +17,7 @@ def events_of(folder: Path) -> list[tuple[str, int]]:
 
 
 def test_hooks_come_in_order_and_in_reverse_at_the_end(tmp_path: Path) -> None:
-    (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), max_steps=3))
+    (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), max_steps=3, background=False))
     assert result["verdict"] == "complete" and result["seen_steps"] == 3
     assert result["notes"] == [
         *("first start 0", "second start 0"),
@@ -45,7 +46,7 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(tmp_path: Path, number: 
 
 
 def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) -> None:
-    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), bad_data_at=(1, 3)))
+    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), background=False, bad_data_at=(1, 3)))
     assert [result["error"] for result in results] == ["DataError: shard of rank 1 is damaged"] * 2
     for result in results:
         assert result["notes"][-2:] == ["second end 3", "first end 3"]
@@ -54,7 +55,7 @@ def test_data_that_one_rank_cannot_read_ends_all_with_its_words(tmp_path: Path) 
 
 
 def test_whoever_is_asked_to_stop_heeds_it_before_data_that_cannot_be_read(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), bad_data_at=(1, 3), signal_at=(0, 3, signal.SIGTERM))
+    job = Job(str(tmp_path), background=False, bad_data_at=(1, 3), signal_at=(0, 3, signal.SIGTERM))
     results = run_on_ranks(2, bodies.start, job)
     assert [result["verdict"] for result in results] == ["requeue", "requeue"]
     assert events_of(tmp_path)[-2:] == [("signal", 3), ("save", 3)]
@@ -75,3 +76,42 @@ def test_a_callback_that_fails_is_not_swallowed(tmp_path: Path) -> None:
     (result,) = run_on_ranks(1, bodies.start, Job(str(tmp_path), raise_at=2))
     assert result["error"] == "ValueError: a callback that fails"
     assert result["notes"][-2:] == ["second exception ValueError 2", "first exception ValueError 2"]
+
+
+def test_a_file_has_the_run_saved_and_go_on(tmp_path: Path) -> None:
+    results = run_on_ranks(2, bodies.start, Job(str(tmp_path), max_steps=5, every_steps=0, save_at=2))
+    assert [result["verdict"] for result in results] == ["complete", "complete"]
+    # The file was there when step 2 was fetched; the checkpoint is of the border after that step.
+    assert events_of(tmp_path) == [("save_request", 2), ("save", 3), ("save", 5)]
+    assert not (tmp_path / "save").exists()
+
+
+def test_without_a_signal_a_run_saves_before_its_job_ends(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), max_steps=1_000_000, every_steps=0, ends_in_s=2.0)
+    results = run_on_ranks(2, bodies.start, job)
+    assert [result["verdict"] for result in results] == ["requeue", "requeue"]
+    assert results[0]["reason"] == "the job ends soon"
+    step = results[0]["state"]["step"]
+    assert step > 2 and events_of(tmp_path) == [("signal", step), ("save", step)]
+
+
+@pytest.mark.parametrize(
+    ("raised", "number", "verdict", "error"),
+    [
+        (OSError, signal.SIGTERM, "requeue", ""),
+        (CheckpointError, signal.SIGINT, "stopped", ""),
+        (ValueError, signal.SIGTERM, "", "ValueError: no space left"),
+        (OSError, None, "", "OSError: no space left"),
+    ],
+)
+def test_whoever_is_asked_to_end_keeps_its_verdict_where_the_last_save_fails(
+    tmp_path: Path, raised: type[Exception], number: int | None, verdict: str, error: str
+) -> None:
+    signal_at = None if number is None else (0, 2, number)
+    job = Job(str(tmp_path), max_steps=3, every_steps=0, signal_at=signal_at, end_raises=raised)
+    (result,) = run_on_ranks(1, bodies.start, job)
+    assert (result["verdict"], result["error"]) == (verdict, error)
+    if verdict:
+        assert result["reason"].endswith("; the last save failed: no space left")
+        # All callbacks hear of it, so that metrics are kept.
+        assert result["notes"][-1] == f"first exception {raised.__name__} 2"

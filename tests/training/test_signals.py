@@ -1,9 +1,10 @@
-"""Signals and the stop file become requests; nothing of a signal ends the process by itself."""
+"""Signals and files become requests; a first signal ends nothing by itself, the same once more ends the process."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +12,25 @@ import pytest
 
 # A rank that says what it has been asked for, a line for each line that it is sent.
 RANK = """
+import os
 import sys
+import zlib
 from pathlib import Path
 from scaletrain.training.signals import KINDS, StopRequests
 
-stop = StopRequests(Path(sys.argv[1]), watch_file=sys.argv[2] == "main")
+def end_at_once(ending):
+    print(f"{ending.verdict}: {ending.reason}", flush=True)
+    os._exit(99)
+
+stop = StopRequests(Path(sys.argv[1]), sys.argv[2] == "main", end_at_once)
 print("ready", flush=True)
 for line in sys.stdin:
-    asked = [kind for kind, seen in zip(KINDS, stop.pending()) if seen]
-    print(*(f"{kind}: {stop.reason(kind)}" for kind in asked), sep=", ", flush=True)
+    if line.strip() == "compute":
+        # No handler runs in the main thread until it is back, as in a collective; compressing gives the lock back.
+        zlib.compress(os.urandom(200_000_000), 9)
+    *seen, save = stop.pending()
+    asked = [kind for kind, has_come in zip(KINDS, seen) if has_come] + ["save"] * save
+    print(*(kind if kind == "save" else f"{kind}: {stop.reason(kind)}" for kind in asked), sep=", ", flush=True)
 """
 
 
@@ -40,9 +51,16 @@ class Rank:
         return self.process.stdout.readline().strip()
 
     def asked(self) -> str:
+        self.begin("")
+        return self._line()
+
+    def begin(self, order: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{order}\n")
         self.process.stdin.flush()
+
+    def said(self) -> str:
+        """What it says without being asked."""
         return self._line()
 
     def end(self) -> str:
@@ -90,6 +108,31 @@ def test_the_stop_file_is_seen_once_and_by_the_main_rank_only(main_rank: Rank, t
     other.end()
     assert main_rank.asked() == "stopped: stop file"
     assert not (tmp_path / "stop").exists()
+
+
+def test_the_save_file_is_seen_once_and_ends_nothing(main_rank: Rank, tmp_path: Path) -> None:
+    (tmp_path / "save").touch()
+    assert main_rank.asked() == "save"
+    assert not (tmp_path / "save").exists() and main_rank.asked() == ""
+
+
+def test_the_same_signal_again_ends_at_once_even_in_c_code(main_rank: Rank) -> None:
+    main_rank.begin("compute")
+    start_s = time.monotonic()
+    # Within a second the same signal is taken for one: launchers and terminals send it twice.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        os.kill(main_rank.process.pid, number)
+        time.sleep(0.05)
+    time.sleep(1.2)
+    # Another one, such as Slurm's SIGTERM after its SIGUSR2, does not cut the save short.
+    os.kill(main_rank.process.pid, signal.SIGUSR2)
+    time.sleep(0.1)
+    assert main_rank.process.poll() is None
+    os.kill(main_rank.process.pid, signal.SIGTERM)
+    # The verdict is that of the weightier request: it was stopped, and the launcher sent the SIGTERM.
+    assert main_rank.said() == "stopped: SIGTERM came again, 1 s after the first"
+    assert main_rank.process.wait(timeout=5) == 99
+    assert time.monotonic() - start_s < 4, "it did not wait until the main thread was back"
 
 
 def test_sigquit_shows_the_stacks_and_goes_on(main_rank: Rank) -> None:

@@ -1,0 +1,156 @@
+"""What stands in a run's ``checkpoints`` folder, for people: without torch, and whatever state it is in."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scaletrain.checkpoint.layout import COMPLETE, CONFIG, STATE, step_of
+from scaletrain.checkpoint.verify import Level, find_damage
+from scaletrain.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One folder, as a row of a table.
+
+    Attributes:
+        folder: Where it stands.
+        step: Global batches before it; None where the name is not that of a checkpoint.
+        is_complete: Whether a reader would look at it.
+        damage: What is wrong with a complete one; None where nothing is.
+        note: Why another one is passed over; empty for a complete one.
+        written_s: When it was finished, or last written to, in Unix seconds.
+        size_bytes: Of all its files.
+        zero_stage: ZeRO stage that wrote it; None where it cannot be read.
+        world_size: Ranks that wrote it; None where it cannot be read.
+        precision: Of the run's forward pass; None where it cannot be read.
+    """
+
+    folder: Path
+    step: int | None
+    is_complete: bool
+    damage: str | None
+    note: str
+    written_s: float
+    size_bytes: int
+    zero_stage: int | None
+    world_size: int | None
+    precision: str | None
+
+
+@dataclass(frozen=True)
+class Details:
+    """One checkpoint, looked into.
+
+    Attributes:
+        files: Bytes of each file, by path in the folder.
+        training: Where the run stood: step, sequences, optimizer steps, target tokens, skipped shards.
+        engine: Counters and layout of the engine: stage, ranks, moments, loss scale.
+        shapes: Shape of each parameter, by name; a tied one stands once.
+        tied: Names that share the tensor of another, with that.
+    """
+
+    files: dict[str, int]
+    training: dict[str, Any]
+    engine: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Of all files together."""
+        return sum(self.files.values()) / max(1, self.parameters)
+
+
+def summarise(checkpoints: Path, level: Level) -> list[Summary]:
+    """Looks at every folder, also those that no reader would take.
+
+    Args:
+        checkpoints: The run's ``checkpoints`` folder.
+        level: How much of each complete one is checked.
+
+    Returns:
+        The newest first, then those without a step.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    if not checkpoints.is_dir():
+        raise CheckpointError(f"{checkpoints} is no folder; give the --run_dir of a run that has saved something.")
+    found = [_summary(folder, level) for folder in checkpoints.iterdir() if folder.is_dir()]
+    return sorted(found, key=lambda summary: (-1 if summary.step is None else summary.step, str(summary.folder)))[::-1]
+
+
+def look_into(folder: Path) -> Details:
+    """Reads what a checkpoint says of itself; no tensor is read.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        Its details.
+
+    Raises:
+        CheckpointError: ``state.json`` cannot be read, or is none.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text())
+        engine = dict(state["engine"])
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in engine.pop("shapes").items()}
+        tied = {str(name): str(saved_as) for name, saved_as in engine.pop("tied").items()}
+        return Details(_sizes(folder), dict(state.get("training", {})), engine, shapes, tied)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / STATE} cannot be read: {error!r}. Choose another step.") from error
+
+
+def _summary(folder: Path, level: Level) -> Summary:
+    step, marker = step_of(folder), folder / COMPLETE
+    is_complete = step is not None and marker.is_file()
+    if is_complete:
+        note = ""
+    elif step is not None:
+        note = f"{COMPLETE} is missing: being deleted, or made by hand"
+    else:
+        note = "unfinished: being written, or left by a killed run" if folder.name.startswith("partial_") else "unknown"
+    engine = _engine_of(folder)
+    sizes = _sizes(folder)
+    return Summary(
+        folder=folder,
+        step=step,
+        is_complete=is_complete,
+        damage=find_damage(folder, level) if is_complete else None,
+        note=note,
+        written_s=(marker if is_complete else folder).stat().st_mtime,
+        size_bytes=sum(sizes.values()),
+        zero_stage=engine.get("zero_stage"),
+        world_size=engine.get("world_size"),
+        precision=_precision_of(folder),
+    )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _engine_of(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / STATE).read_text())["engine"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _precision_of(folder: Path) -> str | None:
+    try:
+        return str(yaml.safe_load((folder / CONFIG).read_text())["train"]["precision"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None

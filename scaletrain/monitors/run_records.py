@@ -1,0 +1,105 @@
+"""All that a run directory tells about where the run's time went: events, raw metrics, claims and verdicts."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaletrain.errors import ConfigError
+from scaletrain.launch.events import read_events
+from scaletrain.launch.heartbeat import lease_path, read_lease
+from scaletrain.launch.lease import is_alive
+from scaletrain.launch.verdicts import read_verdict
+from scaletrain.monitors.jsonl_writer import read_records
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run left behind; times are Unix times in seconds.
+
+    Attributes:
+        events: Lines of events.jsonl, in their order.
+        lines: Lines of metrics.jsonl, in their order, those of steps that were done again included.
+        claims: By attempt, when it was numbered; None where nothing tells.
+        verdicts: By attempt, what the files of its ranks say.
+        is_running: Whether the run's owner lives.
+        last_sign_s: The owner's last sign of life; None where the run was given back.
+    """
+
+    events: Sequence[Record]
+    lines: Sequence[Record]
+    claims: Mapping[int, float | None] = field(default_factory=dict)
+    verdicts: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    is_running: bool = False
+    last_sign_s: float | None = None
+
+
+def read_run(run_dir: Path) -> RunRecords:
+    """Reads a run directory, also one whose run goes on.
+
+    Args:
+        run_dir: The run's folder.
+
+    Returns:
+        Its records; whatever is missing or torn is left out.
+
+    Raises:
+        ConfigError: It is no run's folder, or it cannot be read.
+    """
+    # Looked at first: a run that ends meanwhile is told as running, and not as one that died.
+    lease = read_lease(run_dir)
+    is_running = lease is not None and is_alive(run_dir, lease)
+    try:
+        last_sign_s = time.time() if is_running else lease_path(run_dir).stat().st_mtime
+    except OSError:
+        last_sign_s = None
+    try:
+        events, lines = read_events(run_dir / "events.jsonl"), _lines(run_dir / "metrics.jsonl")
+        folders = [path for path in _folders(run_dir / "exit") if path.name.isdecimal()]
+    except OSError as error:
+        raise ConfigError(f"--run_dir {run_dir} cannot be read: {error.strerror or error}") from None
+    if not (events or lines or folders):
+        raise ConfigError(
+            f"--run_dir {run_dir} holds no run: neither events.jsonl nor metrics.jsonl nor exit/ is there"
+        )
+    return RunRecords(
+        events,
+        lines,
+        {int(folder.name): _claim_s(folder) for folder in folders},
+        {int(folder.name): _verdicts(folder) for folder in folders},
+        is_running,
+        last_sign_s,
+    )
+
+
+def number(value: object) -> float | None:
+    """A value as a finite number; None where it is none."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+
+def _lines(path: Path) -> list[Record]:
+    return list(read_records(path)) if path.exists() else []
+
+
+def _claim_s(folder: Path) -> float | None:
+    try:
+        content = json.loads((folder / "launch.json").read_text())
+        return number(content["time_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _verdicts(folder: Path) -> list[Record]:
+    found = [read_verdict(path) for path in sorted(folder.glob("*.json")) if path.stem.isdecimal()]
+    return [content for content in found if content is not None]

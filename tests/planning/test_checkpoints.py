@@ -1,0 +1,63 @@
+"""The size of a checkpoint, held against those that real engines write."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scaletrain.config.schema import ModelConfig
+from scaletrain.planning.checkpoints import Room, checkpoint_bytes, checkpoint_lines, room_for
+from scaletrain.planning.parameters import count_parameters
+from tests.distributed import run_on_ranks
+from tests.engine import bodies
+from tests.engine.bodies import MODEL, Case
+
+# About a million parameters, in sizes that no number of ranks divides.
+SHAPE = {"d_model": 189, "vocab_size": 803}
+SHAPE_SWIGLU = SHAPE | {"activation": "swiglu", "norm": "rms_norm", "bias": False, "positions": "rotary", "d_ff": 480}
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "ranks", "shape", "optimizer"),
+    [
+        (0, "fp32", 1, SHAPE, "adamw"),
+        (0, "bf16", 2, SHAPE, "adamw"),
+        (1, "fp32", 2, SHAPE, "adamw"),
+        (1, "bf16", 2, SHAPE, "sgd"),
+        (2, "bf16", 2, SHAPE_SWIGLU | {"head_dim": 62}, "adamw"),
+        (3, "fp32", 2, SHAPE, "adamw"),
+        (3, "bf16", 1, SHAPE, "adam"),
+    ],
+)
+def test_it_is_what_is_written(
+    tmp_path: Path, stage: int, precision: str, ranks: int, shape: dict[str, object], optimizer: str
+) -> None:
+    folder = tmp_path / "saved"
+    case = Case(stage, precision, steps=(0, 1), model=shape, optim={"name": optimizer}, save=str(folder))
+    run_on_ranks(ranks, bodies.train, case)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    model = ModelConfig(**(MODEL | shape))
+    assert 0.9e6 < count_parameters(model).total < 1.2e6
+    planned = checkpoint_bytes(model, precision, stage, ranks, optimizer)  # type: ignore[arg-type]
+    assert planned == pytest.approx(size, rel=0.01)
+    assert planned >= size
+    shutil.rmtree(folder)
+
+
+def test_what_is_kept_needs_one_more_while_it_is_written() -> None:
+    gib = 2**30
+    (line,) = checkpoint_lines(10 * gib, 2, None)
+    assert line == "checkpoint     10.0 GiB each; 2 kept and one being written: 30.0 GiB"
+    fits = checkpoint_lines(10 * gib, 2, Room(30 * gib, 0))
+    assert len(fits) == 2 and fits[1].endswith("free at the run directory: 30.0 GiB")
+    assert "DOES NOT FIT: make room, lower checkpoint.keep_last" in checkpoint_lines(10 * gib, 2, Room(29 * gib, 0))[2]
+    # What stands there already makes room in time.
+    assert len(checkpoint_lines(10 * gib, 2, Room(10 * gib, 20 * gib))) == 2
+
+
+def test_the_room_of_a_run_directory(tmp_path: Path) -> None:
+    assert room_for(tmp_path / "none", 7) == Room(7, 0)
+    folder = tmp_path / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (folder / "a.pt").write_bytes(bytes(300))
+    assert room_for(tmp_path, 7) == Room(7, 300)
