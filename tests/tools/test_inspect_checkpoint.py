@@ -12,7 +12,7 @@ import torch
 
 from scaletrain.checkpoint.commit import commit
 from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, partial_name
-from scaletrain.checkpoint.verify import checksum
+from scaletrain.checkpoint.records import checksum
 from scaletrain.checkpoint.weights import read_weights
 from tests.distributed import run_on_ranks
 from tests.engine import bodies
