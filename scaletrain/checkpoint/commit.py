@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scaletrain.checkpoint.layout import COMPLETE, FILES, discarded_name
-from scaletrain.checkpoint.writing import FileRecord, write_text
+from scaletrain.checkpoint.records import FileRecord
+from scaletrain.checkpoint.writing import write_text
 
 
 def prepare(partial: Path) -> int:

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import xxhash
-
 from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints
-from scaletrain.checkpoint.writing import FileRecord
+from scaletrain.checkpoint.records import FileRecord, checksum
 from scaletrain.errors import CheckpointError
 
 Level = Literal["full", "sizes", "off"]
-
-_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -27,17 +23,6 @@ class Choice:
 
     folder: Path | None
     refused: tuple[tuple[Path, str], ...]
-
-
-def checksum(path: Path) -> FileRecord:
-    """Size and checksum of a file's content."""
-    digest = xxhash.xxh3_128()
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(size, digest.hexdigest())
 
 
 def find_damage(folder: Path, level: Level, part: int = 0, parts: int = 1) -> str | None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -10,22 +9,10 @@ import torch
 import xxhash
 
 from scaletrain.checkpoint.fragments import describe_fragments
+from scaletrain.checkpoint.records import FileRecord
 from scaletrain.protocols import SavedPart
 
 _MOST_BYTES_A_CALL = 64 << 20  # the system takes 2 GiB at most
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file of a checkpoint must be.
-
-    Attributes:
-        size: Bytes.
-        xxh3_128: Checksum of the content, in hexadecimal digits.
-    """
-
-    size: int
-    xxh3_128: str
 
 
 def write_tensors(path: Path, content: Any) -> FileRecord:

@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from scaletrain.checkpoint.commit import commit, prepare
 from scaletrain.checkpoint.layout import folder_name, partial_name
+from scaletrain.checkpoint.records import FileRecord
 from scaletrain.checkpoint.retention import Retention, prune
-from scaletrain.checkpoint.writing import FileRecord, write_part
+from scaletrain.checkpoint.writing import write_part
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.snapshot import HostCopies, storages
 from scaletrain.monitors.jsonl_writer import JsonlWriter

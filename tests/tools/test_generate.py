@@ -14,7 +14,7 @@ import torch
 
 from scaletrain.checkpoint.commit import commit
 from scaletrain.checkpoint.layout import STATE, folder_name, partial_name
-from scaletrain.checkpoint.verify import checksum
+from scaletrain.checkpoint.records import checksum
 from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig

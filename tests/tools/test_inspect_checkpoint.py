@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaletrain.checkpoint.commit import commit, list_files, make_durable
+from scaletrain.checkpoint.commit import commit
 from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, partial_name
+from scaletrain.checkpoint.records import checksum
 from scaletrain.checkpoint.weights import read_weights
 from tests.distributed import run_on_ranks
 from tests.engine import bodies
@@ -40,7 +41,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state = json.loads((partial / STATE).read_text()) | {"training": training | {"step": step}}
         (partial / STATE).write_text(json.dumps(state))
         (partial / CONFIG).write_text("train: {precision: bf16}\n")
-        commit(partial, checkpoints / folder_name(step), make_durable(partial, list_files(partial)))
+        commit(partial, checkpoints / folder_name(step), {file.name: checksum(file) for file in partial.iterdir()})
     (checkpoints / partial_name(30)).mkdir()
     (checkpoints / partial_name(30) / "some.pt").write_bytes(bytes(5000))
     (checkpoints / folder_name(5)).mkdir()
