@@ -159,6 +159,9 @@ def _check(layout: Layout, folder: Path) -> Iterator[str]:
     apart = max(abs(loss - expected) for loss, expected in zip(losses, form.losses, strict=True))
     if not apart <= TOLERANCES[layout.precision]:
         yield f"the next losses are {apart:.2g} from those of plain PyTorch"
+    engine.load(form, form.state())  # as a run that goes back does
+    yield from _compare_live(engine, form)
+    yield from _compare_forward_weights(engine, form)
 
 
 def _compare_live(engine: Engine, form: Canonical) -> Iterator[str]:
