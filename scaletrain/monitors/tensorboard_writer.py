@@ -1,8 +1,7 @@
 """TensorBoard: the metrics of a run as curves, its configuration and samples as text."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -34,9 +33,12 @@ class TensorBoardWriter:
             step: Global batches consumed.
             metrics: Values by name.
         """
-        with self._lent() as writer:
+
+        def add_points(writer: SummaryWriter) -> None:
             for name, value in metrics.items():
                 writer.add_scalar(name, value, step)
+
+        self._try(add_points)
 
     def write_text(self, name: str, step: int, text: str) -> None:
         """Adds a text, shown as it is.
@@ -48,22 +50,19 @@ class TensorBoardWriter:
         """
         # TensorBoard renders Markdown, in which indented lines are shown literally.
         literal = "\n".join("    " + line for line in text.splitlines())
-        with self._lent() as writer:
-            writer.add_text(name, literal, step)
+        self._try(lambda writer: writer.add_text(name, literal, step))
 
     def close(self) -> None:
         """Writes what is left; a second call does nothing."""
         if self._writer is not None:
-            with self._lent() as writer:
-                writer.close()
+            self._try(lambda writer: writer.close())
 
-    @contextmanager
-    def _lent(self) -> Iterator[SummaryWriter]:
-        """The writer; a new one with a new file where the one before could not write, which it never does again."""
+    def _try(self, use: Callable[[SummaryWriter], None]) -> None:
+        """With a new writer and a new file where the one before could not write, which it never does again."""
         try:
             if self._writer is None:
                 self._writer = SummaryWriter(str(self._folder), flush_secs=_FLUSH_S)
-            yield self._writer
+            use(self._writer)
             self._is_refused = False
         except OSError as error:
             if not self._is_refused:

@@ -122,27 +122,6 @@ def test_cut_and_resumed_is_bit_identical(stage: int, precision: str, tmp_path) 
     assert all(weights[name].equal(expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(
-    ("saved", "loaded"),
-    [
-        ((0, 1, ""), (3, 2, "")),
-        ((1, 3, ""), (2, 2, "optimizer")),
-        ((2, 2, "optimizer"), (1, 4, "")),
-        ((3, 4, ""), (0, 1, "")),
-        ((3, 2, "all"), (3, 3, "")),
-        ((1, 1, ""), (3, 2, "all")),
-    ],
-)
-def test_resuming_on_another_topology(
-    saved: tuple[int, int, str], loaded: tuple[int, int, str], tmp_path, reference: list[float]
-) -> None:
-    folder = str(tmp_path / "saved")
-    first = Case(stage=saved[0], offload=saved[2], micro=1, steps=(0, 10), save=folder)
-    run_on_ranks(saved[1], bodies.train, first)
-    second = Case(stage=loaded[0], offload=loaded[2], micro=2, steps=(10, 20), load=folder)
-    assert losses(second, loaded[1]) == pytest.approx(reference[10:], abs=TOLERANCE)
-
-
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_evaluating_and_generating_leave_no_trace(stage: int, reference: list[float]) -> None:
     assert losses(Case(stage=stage, generate_after=4, steps=(0, 10)), 2) == pytest.approx(reference[:10], abs=TOLERANCE)
