@@ -15,8 +15,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests that need hardware which this machine lacks."""
+    """Deselects tests that need hardware which this machine lacks, and those that must be asked for."""
     lacking = [] if describe_host().gpus else ["gpu"]
+    if "thorough" not in config.option.markexpr:
+        lacking.append("thorough")
     if any(item.get_closest_marker("fp16") for item in items) and not _cpu_has_fp16():
         lacking.append("fp16")
     dropped = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from scaletrain.checkpoint.durable import write_text
 from scaletrain.checkpoint.layout import COMPLETE, FILES, discarded_name
 from scaletrain.checkpoint.records import FileRecord
-from scaletrain.checkpoint.writing import write_text
 
 
 def prepare(partial: Path) -> int:

@@ -1,5 +1,6 @@
 """Decides when checkpoints are saved, and what follows from how a save ended."""
 
+import contextlib
 import json
 import logging
 import math
@@ -48,8 +49,9 @@ class Checkpointing(Callback):
         self._saved_at = run.state.step
         for tier in self._tiers:
             if tier.is_committer:
-                for folder in list_unfinished(tier.checkpoints):
-                    shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # a save will meet it, and tell
+                    for folder in list_unfinished(tier.checkpoints):
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def on_eval(self, run: Run, metrics: dict[str, float]) -> None:
         """Keeps the loss that these weights are judged by."""

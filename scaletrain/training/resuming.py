@@ -147,7 +147,11 @@ def _candidates(tiers: Sequence[Tier], ranks: Ranks, newest_step: int | None) ->
 
 
 def _steps(checkpoints: Path) -> list[int]:
-    return [step_of(folder) or 0 for folder in list_checkpoints(checkpoints)]
+    try:
+        return [step_of(folder) or 0 for folder in list_checkpoints(checkpoints)]
+    except OSError as error:  # raised on one rank alone it would leave the others waiting
+        logger.warning("checkpoints in %s cannot be listed: %s", checkpoints, error.strerror)
+        return []
 
 
 def _try(engine: Engine, candidate: _Candidate, verify: Level, trusted: bool) -> tuple[str | None, dict[str, Any]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from scaletrain.checkpoint.commit import commit, prepare
+from scaletrain.checkpoint.durable import write_text
 from scaletrain.checkpoint.layout import folder_name, list_checkpoints, list_unfinished, partial_name
 from scaletrain.checkpoint.retention import Retention, prune
 from scaletrain.checkpoint.verify import Level, find_damage, newest_intact, require_checkpoint
-from scaletrain.checkpoint.writing import write_text
 from scaletrain.errors import CheckpointError
 
 Damage = Callable[[Path], object]
@@ -27,7 +27,7 @@ from pathlib import Path
 from scaletrain.checkpoint.commit import commit, prepare
 from scaletrain.checkpoint.layout import folder_name, partial_name
 from scaletrain.checkpoint.retention import Retention, prune
-from scaletrain.checkpoint.writing import write_text
+from scaletrain.checkpoint.durable import write_text
 
 checkpoints, step = Path(sys.argv[1]), int(sys.argv[2])
 print("writes", flush=True)

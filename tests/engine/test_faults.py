@@ -11,10 +11,10 @@ from tests.engine.bodies import Case
     ("stage", "precision", "offload"),
     [
         (0, "fp32", ""),
-        (1, "fp32", ""),
+        pytest.param(1, "fp32", "", marks=pytest.mark.thorough),
         (2, "bf16", "optimizer"),
         (3, "bf16", ""),
-        (3, "fp32", "all"),
+        pytest.param(3, "fp32", "all", marks=pytest.mark.thorough),
     ],
 )
 def test_a_fault_that_passes_leaves_no_trace_and_one_that_stays_is_left_out(

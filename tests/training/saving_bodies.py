@@ -45,6 +45,7 @@ class Plan:
         background: Whether files are written beside the training.
         full_disk: Steps during which rank 1 cannot write more than a few bytes into a file.
         save_requested_at: Step at which a user has asked for a checkpoint.
+        goes_on: Whether the run has more steps than these: it is asked to stop.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class Plan:
     background: bool = True
     full_disk: range = range(0)
     save_requested_at: int | None = None
+    goes_on: bool = False
 
 
 def tiers_of(plan: Plan) -> list[Tier]:
@@ -93,7 +95,7 @@ def train(plan: Plan) -> dict[str, Any]:
     records = [JsonlWriter(folder / "metrics.jsonl", 1)] if rank == 0 else []
     checkpointing = Checkpointing(Saver(engine, plan.background, records), tiers, "")
     resumed = resume(engine, tiers, "full", [checkpointing], place())
-    run = TrainingRun(resumed.state, plan.steps, folder, 1, rank == 0, [checkpointing])
+    run = TrainingRun(resumed.state, plan.steps + plan.goes_on, folder, 1, rank == 0, [checkpointing])
     checkpointing.on_start(run)
     begun_at, losses = run.state.step, []
     while run.state.step < plan.steps:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from scaletrain.checkpoint.commit import commit, prepare
+from scaletrain.checkpoint.durable import write_text
 from scaletrain.checkpoint.fragments import load_tensors
 from scaletrain.checkpoint.layout import STATE, folder_name, list_checkpoints, list_unfinished, partial_name
 from scaletrain.checkpoint.retention import Retention, prune
-from scaletrain.checkpoint.writing import write_text
 from tests.distributed import run_on_ranks
 from tests.engine.bodies import Case
 from tests.training import saving_bodies as bodies
@@ -81,7 +81,7 @@ def test_too_little_space_is_seen_before_a_byte_is_written(tmp_path: Path) -> No
         pytest.skip("a small file system can be mounted by root only")
     try:
         with pytest.raises(AssertionError, match=r"step 2 cannot be saved: 0.0\d+ GB are needed and 0.0\d+ GB free"):
-            run_on_ranks(1, bodies.train, Plan(str(disk / "run"), steps=2))
+            run_on_ranks(1, bodies.train, Plan(str(disk / "run"), steps=2, goes_on=True))
         assert bodies.events(str(disk / "run"))[0] == ("save_failed", 2, "shared")
     finally:
         assert os.system(f"umount -l {disk}") == 0
