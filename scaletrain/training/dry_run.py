@@ -14,7 +14,7 @@ from scaletrain.launch.identity import identity_of
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.planning.checkpoints import checkpoint_bytes, checkpoint_lines, room_for
 from scaletrain.planning.memory import Offload, plan_memory
-from scaletrain.planning.report import Hardware, plan_lines
+from scaletrain.planning.report import Hardware, format_bytes, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
 from scaletrain.training.skipped import recorded_ranges
 
@@ -51,6 +51,8 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     size = checkpoint_bytes(config.model, config.train.precision, stage, world_size, config.optim.name)
     room = room_for(config.run_dir, shutil.disk_usage(_existing(config.run_dir)).free)
     print("\n".join([*lines, *checkpoint_lines(size, config.checkpoint.keep_last, room)]))
+    if config.checkpoint.background:
+        print(f"{'':<14} a copy of one in the hosts' memory while it is written: {format_bytes(size)} over all ranks")
 
 
 def _existing(folder: Path) -> Path:
