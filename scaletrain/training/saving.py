@@ -24,6 +24,7 @@ from scaletrain.checkpoint.writing import write_part
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.snapshot import HostCopies, storages
 from scaletrain.monitors.jsonl_writer import JsonlWriter
+from scaletrain.protocols import SavedPart
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,32 @@ class _Job:
             self._thread.join()
 
 
+@dataclass
+class _Save:
+    """A save that is on its way."""
+
+    tier: Tier
+    step: int
+    prunes: bool
+    begun_s: float
+    stall_s: float = 0.0
+    size_bytes: int = 0
+    is_committing: bool = False
+    problem: str | None = None
+    job: _Job | None = None
+
+    @property
+    def partial(self) -> Path:
+        return self.tier.checkpoints / partial_name(self.step)
+
+    def end(self) -> Outcome:
+        """The outcome; nobody writes any more."""
+        if self.problem is not None and self.tier.is_committer:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        seconds = time.perf_counter() - self.begun_s
+        return Outcome(self.tier, self.step, self.problem, self.size_bytes, self.stall_s, seconds)
+
+
 class Saver:
     """Saves, one checkpoint at a time; every rank calls its methods."""
 
@@ -128,18 +155,12 @@ class Saver:
         self.in_background = in_background
         self._records = records
         self._copies = HostCopies()
-        self._begun_s = 0.0
-        self._stall_s = 0.0
-        self._outcome: Outcome | None = None
-        self._texts: Mapping[str, str] = {}
-        self._job: _Job | None = None
-        self._is_committing = False
-        self._prunes = True
+        self._save: _Save | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether a save is on its way."""
-        return self._job is not None
+        return self._save is not None
 
     def begin(
         self, tier: Tier, step: int, texts: Callable[[dict[str, Any]], Mapping[str, str]], prunes: bool
@@ -155,20 +176,19 @@ class Saver:
         Returns:
             The outcome where the save could not begin.
         """
-        self._begun_s, self._stall_s = time.perf_counter(), 0.0
-        self._outcome, self._prunes, self._is_committing = Outcome(tier, step, None), prunes, False
+        save = _Save(tier, step, prunes, time.perf_counter())
         part = self._engine.collect(tier.is_committer)
         size = sum(storage.nbytes() for storage in storages(part.contents))
-        problem = self._find_room(size)
-        if problem is not None:
-            return replace(self._end(problem), stall_s=time.perf_counter() - self._begun_s)
-        self._texts = texts(part.state) if tier.is_committer else {}
-        in_background = self.in_background and self._fits_in_memory(size)
-        if in_background:
-            part = replace(part, contents=self._copies.take(part.contents))
-        partial = tier.checkpoints / partial_name(step)
-        self._job = _Job(lambda: write_part(partial, dist.get_rank(), part, self._texts), in_background)
-        self._stall_s += time.perf_counter() - self._begun_s
+        save.problem = _find_room(save, size)
+        if save.problem is not None:
+            save.stall_s = time.perf_counter() - save.begun_s
+            return save.end()
+        own_texts = texts(part.state) if tier.is_committer else {}
+        copied = self._copied(part, size) if self.in_background else None
+        written = copied or part
+        save.job = _Job(lambda: write_part(save.partial, dist.get_rank(), written, own_texts), copied is not None)
+        save.stall_s = time.perf_counter() - save.begun_s
+        self._save = save
         return None
 
     def advance(self, waits: bool = False) -> Outcome | None:
@@ -180,87 +200,84 @@ class Saver:
         Returns:
             The outcome, once all ranks have done their part.
         """
-        start_s = time.perf_counter()
-        outcome = None
-        while self._job is not None and outcome is None:
-            if waits:
-                self._job.wait()
-            done = self._engine.agree((), (self._job.is_done,)).requests[0]
-            if done < dist.get_world_size():
-                break
-            outcome = self._next_phase(self._job)
-        if outcome is None:
-            self._stall_s += time.perf_counter() - start_s
+        save = self._save
+        if save is None:
             return None
-        return replace(outcome, stall_s=self._stall_s + time.perf_counter() - start_s)
+        start_s = time.perf_counter()
+        is_over = False
+        while not is_over and self._all_are_done(save, waits):
+            is_over = self._next_phase(save)
+        save.stall_s += time.perf_counter() - start_s
+        if not is_over:
+            return None
+        self._save = None
+        return save.end()
 
-    def _next_phase(self, job: _Job) -> Outcome | None:
-        assert self._outcome is not None  # a save is on its way
-        tier = self._outcome.tier
-        shares = _gather((tier.committer, job.records, job.problem))
-        problems = list(dict.fromkeys(problem for _, _, problem in shares if problem))
-        if problems or self._is_committing:
-            return self._end("; ".join(problems) or None)
-        own = {
-            name: record
-            for committer, records, _ in shares
-            if committer == tier.committer
-            for name, record in records.items()
-        }
-        size = sum(record.size for _, records, _ in shares for record in records.values())
-        self._outcome = replace(self._outcome, size_bytes=size)
-        self._is_committing = True
-        self._job = _Job(lambda: self._commit(own) if tier.is_committer else {}, self.in_background)
-        return None
+    def _all_are_done(self, save: _Save, waits: bool) -> bool:
+        assert save.job is not None  # it has begun
+        if waits:
+            save.job.wait()
+        return self._engine.agree((), (save.job.is_done,)).requests[0] == dist.get_world_size()
 
-    def _commit(self, records: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
-        assert self._outcome is not None  # a save is on its way
-        tier, step = self._outcome.tier, self._outcome.step
-        for record in self._records:
-            record.flush()
-        commit(tier.checkpoints / partial_name(step), self._outcome.folder, records)
-        if self._prunes:
-            try:
-                prune(tier.checkpoints, tier.retention, step)
-            except OSError as error:  # the checkpoint is complete all the same
-                logger.warning("old checkpoints in %s cannot be deleted: %s", tier.checkpoints, error)
+    def _next_phase(self, save: _Save) -> bool:
+        """Whether the save is over, once all ranks have done their part of a phase."""
+        assert save.job is not None  # it is done
+        committer = save.tier.committer
+        shares = _gather((committer, save.job.records, save.job.problem))
+        save.problem = "; ".join(dict.fromkeys(problem for _, _, problem in shares if problem)) or None
+        if save.problem is not None or save.is_committing:
+            return True
+        records = {name: record for other, own, _ in shares if other == committer for name, record in own.items()}
+        save.size_bytes = sum(record.size for _, own, _ in shares for record in own.values())
+        save.is_committing = True
+        save.job = _Job(lambda: self._commit(save, records), self.in_background)
+        return False
+
+    def _commit(self, save: _Save, records: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+        tier = save.tier
+        if tier.is_committer:
+            for record in self._records:
+                record.flush()
+            commit(save.partial, tier.checkpoints / folder_name(save.step), records)
+            if save.prunes:
+                try:
+                    prune(tier.checkpoints, tier.retention, save.step)
+                except OSError as error:  # the checkpoint is complete all the same
+                    logger.warning("old checkpoints in %s cannot be deleted: %s", tier.checkpoints, error)
         return {}
 
-    def _end(self, problem: str | None) -> Outcome:
-        assert self._outcome is not None  # a save is on its way
-        tier = self._outcome.tier
-        if problem is not None and tier.is_committer:
-            shutil.rmtree(tier.checkpoints / partial_name(self._outcome.step), ignore_errors=True)
-        self._job = None
-        return replace(self._outcome, problem=problem, seconds=time.perf_counter() - self._begun_s)
-
-    def _find_room(self, size: int) -> str | None:
-        """Makes the folder, and compares what is free there with what all ranks will write to it."""
-        assert self._outcome is not None  # a save is on its way
-        tier = self._outcome.tier
-        free, problem = 0, None
-        if tier.is_committer:
-            try:
-                free = prepare(tier.checkpoints / partial_name(self._outcome.step))
-            except OSError as error:
-                problem = f"{error.strerror} ({error.filename})"
-        answers = _gather((tier.committer, size, free, problem, dist.get_rank()))
-        for committer, _, free, problem, rank in answers:
-            if rank != committer:
-                continue
-            needed = sum(own for other, own, _, _, _ in answers if other == rank) + _SMALL_FILES_BYTES
-            if problem is None and needed > free:
-                problem = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB free in {tier.checkpoints}"
-            if problem is not None:
-                return problem
-        return None
-
-    def _fits_in_memory(self, size: int) -> bool:
+    def _copied(self, part: SavedPart, size: int) -> SavedPart | None:
+        """The part in host memory; None where there is no room for it, so that the training has to wait."""
         more = size - self._copies.allocated_bytes
-        fits = more <= 0 or psutil.virtual_memory().available - more > _MEMORY_LEFT_BYTES
-        if not fits:
+        if more > 0 and psutil.virtual_memory().available - more < _MEMORY_LEFT_BYTES:
             logger.warning("the training waits for this save: %.3g GB of memory for a copy are not free", more / 1e9)
-        return fits
+            return None
+        try:
+            return replace(part, contents=self._copies.take(part.contents))
+        except (MemoryError, RuntimeError) as error:  # raised by this rank alone, it would leave the others waiting
+            logger.warning("the training waits for this save: its state cannot be copied: %s", error)
+            return None
+
+
+def _find_room(save: _Save, size: int) -> str | None:
+    """Makes the folder, and compares what is free there with what all ranks will write to it."""
+    tier = save.tier
+    free, problem = 0, None
+    if tier.is_committer:
+        try:
+            free = prepare(save.partial)
+        except OSError as error:
+            problem = f"{error.strerror} ({error.filename})"
+    answers = _gather((tier.committer, size, free, problem))
+    for rank, (committer, _, free, problem) in enumerate(answers):
+        if rank != committer:
+            continue
+        needed = sum(own for other, own, _, _ in answers if other == rank) + _SMALL_FILES_BYTES
+        if problem is None and needed > free:
+            problem = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB free in {tier.checkpoints}"
+        if problem is not None:
+            return problem
+    return None
 
 
 def _gather(own: Any) -> list[Any]:
