@@ -16,7 +16,7 @@ from scaletrain.launch.lease import release_lease, take_lease
 from scaletrain.launch.provenance import code_state, versions
 
 _RUN_ID = "run_id"
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 """Errors of a file system that is full or sick: somebody mends it, and the same command goes on."""
 _FOLDERS = ("exit", "tb", "checkpoints", "logs")
 

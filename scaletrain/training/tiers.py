@@ -82,8 +82,9 @@ def _check_local(tier: Tier, ranks: Ranks) -> None:
     try:
         if tier.is_committer:
             tier.checkpoints.mkdir(parents=True, exist_ok=True)
-            for old in tier.checkpoints.glob("start_*"):
-                old.unlink(missing_ok=True)
+            for mark_there in tier.checkpoints.glob("start_*"):
+                if nonce not in mark_there.name:  # of a start that was killed here
+                    mark_there.unlink(missing_ok=True)
             mark.touch()
     except OSError as error:
         problem = f"{error.strerror} on {ranks.host}"

@@ -18,10 +18,12 @@ from scaletrain.checkpoint.fragments import FragmentReader
 from scaletrain.checkpoint.retention import Retention
 from scaletrain.checkpoint.weights import read_weights
 from scaletrain.config.batch_plan import BatchPlan
+from scaletrain.config.schema import CheckpointConfig
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.snapshot import HostCopies
-from scaletrain.errors import CheckpointError
+from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.launch.events import read_events
+from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.ranks import Ranks
 from scaletrain.training.checkpointing import Checkpointing
@@ -29,7 +31,7 @@ from scaletrain.training.lineage import Lineage
 from scaletrain.training.loop import TrainingRun
 from scaletrain.training.resuming import resume
 from scaletrain.training.saving import Saver
-from scaletrain.training.tiers import Tier
+from scaletrain.training.tiers import Tier, open_tiers
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, Case
 
@@ -209,3 +211,20 @@ def load_alone_broken(folder: str, case: Case, breaks: int) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     return []
+
+
+def open_places(run_dir: str, local_dir: str) -> str:
+    """Opens the places of a run whose nodes are its ranks; returns what was raised."""
+    folder = RunDirectory(Path(run_dir))
+    if dist.get_rank() == 0:
+        folder.claim()
+    dist.barrier()
+    try:
+        open_tiers(CheckpointConfig(local_dir=Path(local_dir), local_every_steps=1), folder, place())
+    except ConfigError as error:
+        return str(error)
+    finally:
+        dist.barrier()
+        if dist.get_rank() == 0:
+            folder.release()
+    return ""
