@@ -205,10 +205,11 @@ class StabilityConfig(Section):
     """What is done about steps that went wrong, and about ranks that differ."""
 
     spike_zscore: float = Field(
-        20.0, ge=0, description="robust z-score of the loss from which the run goes back before it; 0 switches off"
+        10.0, ge=0, description="robust z-score from which a loss is high; 0 switches off, so that no run goes back"
     )
+    spike_steps: int = Field(3, ge=1, description="high steps in a row after which the run goes back before them")
     window_steps: int = Field(128, ge=8, description="steps that a loss is compared with")
-    skip_steps: int = Field(2, ge=1, description="steps, up to the spike's, whose sequences are then left out")
+    skip_steps: int = Field(1, ge=0, description="steps before the high ones whose sequences are left out with theirs")
     bad_steps: int = Field(10, ge=1, description="steps in a row without a finite result after which the run goes back")
     max_rollbacks: int = Field(3, ge=0, description="times that the run goes back before it gives up")
     check_every_steps: int = Field(

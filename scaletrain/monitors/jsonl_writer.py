@@ -12,6 +12,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from scaletrain.monitors import names
+
 logger = logging.getLogger(__name__)
 
 _MOST_WAITING_BYTES = 64 << 20  # of lines that the file system does not take; days of steps
@@ -113,7 +115,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Returns:
         One dictionary for each step, ascending: ``step``, the highest ``attempt`` that wrote it, ``time_s`` of the last
-        write, and all metrics of the step. Where a step was done again, a metric has the value of the highest attempt.
+        write, and all metrics of the step. Where a step was done again, the metrics are those of the last time. Where
+        it was measured again only, a metric has the value of the highest attempt.
         Steps that lie behind where a later attempt has begun and that it has not come to are no part of the run any
         more, and are left out like torn lines; so are those that an attempt went back behind, by a rollback.
 
@@ -130,7 +133,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         merged = {step: record for step, record in merged.items() if step <= begin}
         last = begin
         for record in written:
-            if record["step"] < last:  # gone back: nothing of this step and of those behind it counts any more
+            again = names.DATA_BATCH_HASH in record and names.DATA_BATCH_HASH in merged.get(record["step"], {})
+            # Gone back, or trained again: nothing of this step and of those behind it counts any more.
+            if record["step"] < last or again:
                 merged = {step: other for step, other in merged.items() if step < record["step"]}
             last = record["step"]
             merged.setdefault(last, {}).update(record)

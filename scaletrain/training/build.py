@@ -1,9 +1,10 @@
 """Wires a run's configuration into objects, and trains."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -43,12 +44,19 @@ from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak
 from scaletrain.training.reporting import Reporting
-from scaletrain.training.resuming import can_go_back, resume
-from scaletrain.training.rollback import RollBack, documents_of, restore_skipped, settle_rollback
+from scaletrain.training.resuming import newest_intact, resume
+from scaletrain.training.rollback import (
+    RollBack,
+    choose_step_back,
+    documents_of,
+    restore_skipped,
+    settle_rollback,
+    shared_return,
+)
 from scaletrain.training.saving import Saver
 from scaletrain.training.signals import StopRequests
-from scaletrain.training.stability import Stability
-from scaletrain.training.tiers import open_tiers
+from scaletrain.training.stability import Stability, loss_borders
+from scaletrain.training.tiers import Tier, open_tiers
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +99,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
-
-    def may_go_back(run: Run, newest_step: int) -> bool:
-        checkpointing.settle(run)
-        return can_go_back(engine, tiers, verify, ranks, newest_step)
-
-    stability = Stability(config.stability, may_go_back, partial(_shared_documents, engine, dataset))
+    stability = build_stability(config, engine, dataset, checkpointing, tiers, folder.path, ranks)
     identity = f"{config.seed} {corpora.fingerprint}"
     health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
     stateful = (mixing, health, stability, evaluating, checkpointing)
@@ -173,6 +176,40 @@ def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
     """
     schedule = BatchSchedule.of(config.train, state.skipped_sequences)
     return Share(schedule, config.train.micro_batch_size, ranks.rank, ranks.world_size)
+
+
+def build_stability(
+    config: RunConfig,
+    engine: Engine,
+    dataset: SequenceDataset,
+    checkpointing: Checkpointing,
+    tiers: Sequence[Tier],
+    run_dir: Path,
+    ranks: Ranks,
+) -> Stability:
+    """The callback that sends the run back.
+
+    Args:
+        config: The run's configuration.
+        engine: The model on all ranks.
+        dataset: What the run reads.
+        checkpointing: May be saving one still.
+        tiers: The places for checkpoints.
+        run_dir: The run directory, with the diary.
+        ranks: The place of this process.
+
+    Returns:
+        The callback.
+    """
+
+    def step_back(run: Run, newest_step: int) -> int | None:
+        checkpointing.settle(run)
+        find = partial(newest_intact, engine, tiers, config.checkpoint.verify, ranks)
+        return choose_step_back(find, newest_step, shared_return(run_dir))
+
+    phases = phases_of(config.data, config.train.max_seq_len)
+    borders = loss_borders(phases, config.data.num_lanes, BatchSchedule.of(config.train))
+    return Stability(config.stability, borders, step_back, partial(_shared_documents, engine, dataset))
 
 
 def build_reporting(

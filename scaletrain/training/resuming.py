@@ -138,8 +138,8 @@ def _refuse_to_start_anew(shared: Tier, refused: Sequence[tuple[Path, str]], ran
         )
 
 
-def can_go_back(engine: Engine, tiers: Sequence[Tier], verify: Level, ranks: Ranks, newest_step: int) -> bool:
-    """Whether there is a checkpoint to go back to, as far as sizes tell; every rank calls it.
+def newest_intact(engine: Engine, tiers: Sequence[Tier], verify: Level, ranks: Ranks, newest_step: int) -> int | None:
+    """The step of the newest checkpoint to go back to, as far as sizes tell; every rank calls it.
 
     Args:
         engine: Lets the ranks tell each other.
@@ -149,14 +149,14 @@ def can_go_back(engine: Engine, tiers: Sequence[Tier], verify: Level, ranks: Ran
         newest_step: The newest step that will do.
 
     Returns:
-        The same on all ranks.
+        Its step, the same on all ranks; None where there is none.
     """
     level: Level = "off" if verify == "off" else "sizes"
     for candidate in _candidates(tiers, ranks, newest_step):
         damage = find_damage(candidate.folder, level, candidate.part, candidate.parts)
         if not engine.collect_texts(damage or ""):
-            return True
-    return False
+            return candidate.step
+    return None
 
 
 def _candidates(tiers: Sequence[Tier], ranks: Ranks, newest_step: int | None) -> list[_Candidate]:

@@ -1,7 +1,7 @@
 """Going back to an older checkpoint within a run, and leaving out the sequences that led away from it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from scaletrain.checkpoint.layout import list_checkpoints, step_of
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.errors import DataError, StorageError
 from scaletrain.protocols import Run, SequenceRange, TrainingState
-from scaletrain.training.skipped import ROLLBACK_EVENT, recorded_ranges, recorded_skips
+from scaletrain.training.skipped import ROLLBACK_EVENT, recorded_ranges, recorded_return, recorded_skips
 from scaletrain.training.tiers import Tier
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,34 @@ class RollBack(Exception):  # no error: the run goes on, from an older checkpoin
         self.left_out = left_out
         self.reason = reason
         self.newest_step = newest_step
+
+
+def choose_step_back(
+    newest_intact: Callable[[int], int | None], newest_step: int, last_return: int | None
+) -> int | None:
+    """The step to go back to: not twice in a row the same, from which the run went wrong once more.
+
+    Args:
+        newest_intact: The newest intact checkpoint of a step or before.
+        newest_step: The newest step that will do.
+        last_return: The step that the run last went back to, if it did.
+
+    Returns:
+        That of the newest checkpoint; where it is that of the last time, of the one before, if there is one. None
+        where there is no checkpoint.
+    """
+    newest = newest_intact(newest_step)
+    if newest is None or newest != last_return:
+        return newest
+    before = newest_intact(newest - 1)
+    return newest if before is None else before
+
+
+def shared_return(run_dir: Path) -> int | None:
+    """The step that the run last went back to, as rank 0 reads it in the diary; every rank calls it."""
+    told: list[int | None] = [recorded_return(run_dir) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def settle_rollback(

@@ -20,3 +20,9 @@ def recorded_ranges(run_dir: Path) -> list[SequenceRange]:
     """The sequences that a run has left out so far, one range for each rollback, from its diary."""
     events = [event for event in read_events(run_dir / "events.jsonl") if event.get("event") == ROLLBACK_EVENT]
     return [SequenceRange(event["first_sequence"], event["stop_sequence"]) for event in events]
+
+
+def recorded_return(run_dir: Path) -> int | None:
+    """The step that a run last went back to, from its diary; None where it never did."""
+    events = [event for event in read_events(run_dir / "events.jsonl") if event.get("event") == ROLLBACK_EVENT]
+    return events[-1]["to_step"] if events else None

@@ -1,11 +1,15 @@
 """Decides from the results of the steps whether the run goes on, goes back before a mishap, or gives up."""
 
 import logging
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
+from scaletrain.config.batch_plan import BatchSchedule
 from scaletrain.config.schema import StabilityConfig
+from scaletrain.data.mixture import Phase
 from scaletrain.errors import DivergenceError
 from scaletrain.monitors.loss_stability import LossStability
 from scaletrain.protocols import Callback, Run, SequenceRange, StepResult
@@ -23,28 +27,35 @@ class Stability(Callback):
     def __init__(
         self,
         config: StabilityConfig,
-        can_go_back: Callable[[Run, int], bool],
+        borders: Sequence[int],
+        step_back: Callable[[Run, int], int | None],
         documents_of: Callable[[SequenceRange], Sequence[str]],
     ) -> None:
         """Begins without any history.
 
         Args:
             config: What counts as a mishap.
-            can_go_back: Whether there is a checkpoint of a step or before; the same on all ranks, which all call it.
+            borders: Sequences at which other losses begin, ascending; see ``loss_borders``.
+            step_back: The newest step of a checkpoint, of a given step or before, that the run can go back to; None
+                where there is none. The same on all ranks, which all call it.
             documents_of: Names some documents of a range; the same on all ranks, which all call it.
         """
         self._config = config
-        self._can_go_back = can_go_back
+        self._borders = (0, *borders)
+        self._step_back = step_back
         self._documents_of = documents_of
-        self._losses = LossStability(config.window_steps)
+        # Steps that are still being judged are no part of what they are judged by.
+        self._losses = LossStability(config.window_steps, max(config.spike_steps, config.window_steps // 8))
         self._forget()
         self._sequences = 0
 
     def _forget(self) -> None:
-        # Where the last steps began, so that those up to a spike can be left out.
-        self._begins: deque[int] = deque(maxlen=self._config.skip_steps)
-        self._bad_steps = 0
-        self._bad_since = 0
+        self._border = 0
+        # Where the last steps began, so that those right before a spike can be left out with it.
+        self._begins: deque[int] = deque(maxlen=self._config.skip_steps + 1)
+        # High and bad steps in a row. "Since" is where what is to be left out begins, "from" the step before that.
+        self._high_steps = self._high_since = self._high_from = 0
+        self._bad_steps = self._bad_since = self._bad_from = 0
         self._overflows = 0
 
     def on_start(self, run: Run) -> None:
@@ -64,11 +75,12 @@ class Stability(Callback):
         self._begins.append(began)
         if result.applied:
             self._bad_steps = self._overflows = 0
-            self._judge_loss(run, result)
+            self._judge_loss(run, result.loss)
             return
         run.record_event("skipped_step", grad_norm=str(result.grad_norm), loss=str(result.loss))
         logger.warning("step %d was not applied: gradient norm %s", run.state.step, result.grad_norm)
         if result.overflow:
+            self._bad_steps = 0
             self._overflows += 1
             if self._overflows >= MOST_OVERFLOWS:
                 raise DivergenceError(
@@ -77,59 +89,84 @@ class Stability(Callback):
                     "from a checkpoint before it: delete the later ones in the run's folder checkpoints/."
                 )
             return
+        self._overflows = 0
         if self._bad_steps == 0:
-            self._bad_since = began
+            self._bad_since, self._bad_from = began, run.state.step - 1
         self._bad_steps += 1
         if self._bad_steps >= self._config.bad_steps:
             self._end_bad_steps(run, result)
 
-    def _judge_loss(self, run: Run, result: StepResult) -> None:
-        score = self._losses.observe(result.loss)
-        if score is None or not 0 < self._config.spike_zscore <= score:
+    def _judge_loss(self, run: Run, loss: float) -> None:
+        border = self._borders[bisect_right(self._borders, run.state.sequences - 1) - 1]
+        if border != self._border:
+            self._forget_losses()
+            self._border = border
+        score, threshold = self._losses.observe(loss), self._config.spike_zscore
+        if score is None or not 0 < threshold <= score:
+            self._high_steps = 0
             return
-        reason = f"the loss of step {run.state.step} is {result.loss:.6g}, {score:.1f} deviations above those before it"
-        steps = len(self._begins)
-        self._refuse_too_many(run, self._begins[0], steps, reason)
-        newest_step = run.state.step - steps
-        if self._can_go_back(run, newest_step):
-            raise RollBack(SequenceRange(self._begins[0], run.state.sequences), reason, newest_step)
-        run.record_event("loss_spike", loss=result.loss, zscore=score)
-        logger.warning("%s; the run goes on, as it has no intact checkpoint of step %d or before", reason, newest_step)
+        if self._high_steps == 0:
+            self._high_since, self._high_from = self._begins[0], run.state.step - len(self._begins)
+        self._high_steps += 1
+        if self._high_steps >= self._config.spike_steps:
+            self._end_spike(run, loss, score)
+
+    def _end_spike(self, run: Run, loss: float, score: float) -> None:
+        reason = f"the loss of step {run.state.step} is {loss:.6g}, {score:.1f} deviations above those before it"
+        if self._high_steps > 1:
+            reason += f", the last of {self._high_steps} steps in a row above {self._config.spike_zscore:g}"
+        self._refuse_too_many(run, self._high_since, self._high_from, reason)
+        step = self._step_back(run, self._high_from)
+        if step is not None:
+            raise RollBack(SequenceRange(self._high_since, run.state.sequences), reason, step)
+        run.record_event("loss_spike", loss=loss, zscore=score)
+        logger.warning(
+            "%s; the run goes on, as it has no intact checkpoint of step %d or before, and judges the loss anew",
+            reason,
+            self._high_from,
+        )
+        self._forget_losses()
+
+    def _forget_losses(self) -> None:
+        self._losses.forget()
+        self._high_steps = 0
 
     def _end_bad_steps(self, run: Run, result: StepResult) -> None:
-        steps = self._bad_steps
         ranks = ", ".join(f"rank {fault.rank} ({fault.host})" for fault in result.faults)
         whose = f"in the last one first on {ranks}" if ranks else "in the last one on no rank alone"
-        reason = f"{steps} steps in a row had no finite loss or gradient, computed twice each, {whose}"
-        self._refuse_too_many(run, self._bad_since, steps, reason)
-        newest_step = run.state.step - steps
-        if self._can_go_back(run, newest_step):
-            raise RollBack(SequenceRange(self._bad_since, run.state.sequences), reason, newest_step)
+        reason = f"{self._bad_steps} steps in a row had no finite loss or gradient, computed twice each, {whose}"
+        self._refuse_too_many(run, self._bad_since, self._bad_from, reason)
+        step = self._step_back(run, self._bad_from)
+        if step is not None:
+            raise RollBack(SequenceRange(self._bad_since, run.state.sequences), reason, step)
         raise DivergenceError(
-            f"{reason}: the training has diverged, and there is no intact checkpoint of step {newest_step} or before "
-            "to go back to. Lower optim.lr or set optim.grad_clip, and start anew."
+            f"{reason}: the training has diverged, and there is no intact checkpoint of step {self._bad_from} or "
+            "before to go back to. Lower optim.lr or set optim.grad_clip, and start anew."
         )
 
-    def _refuse_too_many(self, run: Run, first_sequence: int, steps: int, reason: str) -> None:
+    def _refuse_too_many(self, run: Run, first_sequence: int, step_before: int, reason: str) -> None:
         gone_back = len(run.state.skipped_sequences)
         if gone_back < self._config.max_rollbacks:
             return
         documents = ", ".join(self._documents_of(SequenceRange(first_sequence, run.state.sequences)))
-        last = run.state.step
+        first, last = step_before + 1, run.state.step
+        steps = f"Step {last} holds" if first == last else f"Steps {first} to {last} hold"
         raise DivergenceError(
             f"{reason}. The run has gone back {gone_back} times before, and stability.max_rollbacks allows "
-            f"{self._config.max_rollbacks}. Steps {last - steps + 1} to {last} hold sequences {first_sequence} to "
-            f"{run.state.sequences - 1}, with these documents among others: {documents}. Look at them, lower optim.lr "
-            "or set optim.grad_clip; a higher stability.max_rollbacks lets it go on as before."
+            f"{self._config.max_rollbacks}. {steps} sequences {first_sequence} to {run.state.sequences - 1}, with "
+            f"these documents among others: {documents}. Look at them, lower optim.lr or set optim.grad_clip; a higher "
+            "stability.max_rollbacks lets it go on as before. Where such losses are no mishap, raise "
+            "stability.spike_zscore."
         )
 
     def state_dict(self) -> dict[str, Any]:
         """The history that the next decision depends on."""
         return {
             **self._losses.state_dict(),
+            "border": self._border,
             "begins": list(self._begins),
-            "bad_steps": self._bad_steps,
-            "bad_since": self._bad_since,
+            "high": [self._high_steps, self._high_since, self._high_from],
+            "bad": [self._bad_steps, self._bad_since, self._bad_from],
             "overflows": self._overflows,
         }
 
@@ -137,7 +174,29 @@ class Stability(Callback):
         """Takes the history back, so that a restart decides the same."""
         self._forget()
         self._losses.load_state_dict(state)
+        self._border = state.get("border", 0)
         self._begins.extend(state.get("begins", ()))
-        self._bad_steps = state.get("bad_steps", 0)
-        self._bad_since = state.get("bad_since", 0)
+        self._high_steps, self._high_since, self._high_from = state.get("high", (0, 0, 0))
+        self._bad_steps, self._bad_since, self._bad_from = state.get("bad", (0, 0, 0))
         self._overflows = state.get("overflows", 0)
+
+
+def loss_borders(phases: Sequence[Phase], num_lanes: int, schedule: BatchSchedule) -> list[int]:
+    """Where the losses become others, so that those before say nothing about those behind.
+
+    Args:
+        phases: The weights of the sources over time.
+        num_lanes: Lanes of the data's order.
+        schedule: The batch size over time. Only where it falls are there other losses: they scatter more.
+
+    Returns:
+        The first sequences of other mixtures and of smaller batches, ascending.
+    """
+    mixtures = [phase.until_place * num_lanes for phase in phases if phase.until_place]
+    sizes = [size for _, size in schedule.phases] + [schedule.last]
+    smaller = [
+        until
+        for (until, _), (size, following) in zip(schedule.phases, pairwise(sizes), strict=True)
+        if following < size
+    ]
+    return sorted({*mixtures, *smaller})

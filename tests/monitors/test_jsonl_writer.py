@@ -86,6 +86,18 @@ def test_what_a_rollback_went_back_from_does_not_count(tmp_path: Path) -> None:
     ]
 
 
+def test_a_rollback_to_the_step_right_before_replaces_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, attempt=1)
+    for loss, digits in ((1.0, "a1"), (2.0, "b2")):
+        writer.write(3, {"train/loss": loss, "data/batch_hash": digits, f"train/loss/of_{digits}": loss})
+        writer.write(3, {"eval/loss": loss} if loss == 1.0 else {"eval/bits": loss})
+    writer.close()
+    (row,) = read_metrics(path)
+    assert (row["train/loss"], row["data/batch_hash"], row["eval/bits"]) == (2.0, "b2", 2.0)
+    assert not {"train/loss/of_a1", "eval/loss"} & row.keys()
+
+
 @pytest.mark.parametrize(
     "torn", [b'{"step": 3, "attempt": 1, "train/lo', b'{"step": 3, "attempt": 1, "x": 1}', b"\x00\xff"]
 )

@@ -178,7 +178,7 @@ def start(job: Job) -> dict[str, Any]:
     folder = Path(job.folder)
     tier = Tier("shared", folder / "checkpoints", job.every_steps, Retention(job.keep_last))
     saver = Saver(engine, job.background, [])
-    stability = Stability(StabilityConfig(bad_steps=5), lambda run, step: False, lambda sequences: [])
+    stability = Stability(StabilityConfig(bad_steps=5), (), lambda run, step: None, lambda sequences: [])
     callbacks = (first, second, stability, Checkpointing(saver, [tier], "resolved: true\n"))
     state = resume(engine, [tier], "full", callbacks, this_place(), Lineage()).state
     begun_at = state.step

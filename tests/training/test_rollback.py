@@ -8,13 +8,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scaletrain.checkpoint.layout import list_checkpoints
 from scaletrain.checkpoint.weights import read_weights
+from scaletrain.launch.events import append_event
 from scaletrain.training.data_history import DataHistory
+from scaletrain.training.rollback import choose_step_back
+from scaletrain.training.skipped import recorded_return
 from tests.training.data_runs import STEPS, DataRun
 from tests.training.mishaps import Mishap
 
-# Steps 1 to 5 take 6 sequences, the others 8: step 7 takes 38 to 45, and step 8 takes 46 to 53.
-SPIKE = Mishap(sequences=(48,))
+# Steps 1 to 5 take 6 sequences, the others 8: step 13 takes 86 to 93, and 14 to 16 take 94 to 117. As the mixture
+# changes in step 6, the window of 8 begins there: step 13 is the first that is judged, by 6 to 9.
+SPIKE = Mishap(sequences=(96, 104, 112))
+SPIKE_STEPS = 18
 GOES_BACK = {
+    "train.max_steps": SPIKE_STEPS,
     "optim.lr": 3e-3,
     "data.num_workers": 1,
     "stability.window_steps": 8,
@@ -23,8 +29,8 @@ GOES_BACK = {
     "log.writers": "[tensorboard]",
     "log.every_steps": 1,
 }
-# Step 8 spikes, with step 7 its sequences are left out; the run goes on from the checkpoint of step 6.
-LEFT_OUT = range(38, 54)
+# Steps 14 to 16 spike, with step 13 their sequences are left out; the run goes on from the checkpoint of step 12.
+LEFT_OUT = range(86, 118)
 
 
 def curve(run: DataRun) -> list[tuple[int, float, str, float]]:
@@ -40,16 +46,17 @@ def gone_back(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> DataRu
 
 def test_a_spike_sends_the_run_back_and_its_sequences_are_left_out(gone_back: DataRun, uncut: DataRun) -> None:
     (event,) = gone_back.events("rollback")
-    assert (event["to_step"], event["first_sequence"], event["stop_sequence"]) == (6, LEFT_OUT.start, LEFT_OUT.stop)
-    assert event["reason"].startswith("the loss of step 8 is ") and len(event["documents"]) == 8
+    assert (event["to_step"], event["first_sequence"], event["stop_sequence"]) == (12, LEFT_OUT.start, LEFT_OUT.stop)
+    assert event["reason"].startswith("the loss of step 16 is ") and len(event["documents"]) == 8
+    assert event["reason"].endswith("the last of 3 steps in a row above 10")
     # One curve, without what the run went back from, and the attempt is the same.
-    assert [row["step"] for row in gone_back.rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in gone_back.rows] == list(range(1, SPIKE_STEPS + 1))
     assert {row["attempt"] for row in gone_back.rows} == {1}
-    assert gone_back.hashes[:6] == uncut.hashes[:6]
-    assert gone_back.ends == [6, 12, 18, 24, 30, 38, 62, 70, 78, 86, 94, 102]
+    assert gone_back.hashes[:12] == uncut.hashes
+    assert gone_back.ends == [*range(6, 31, 6), *range(38, 87, 8), *range(126, 167, 8)]
     assert max(row["train/loss"] for row in gone_back.rows) < 7
     begins = [0, *gone_back.ends[:-1]]
-    begins[6] = LEFT_OUT.stop
+    begins[12] = LEFT_OUT.stop
     dataset = gone_back.dataset()
     sums = [
         sum(dataset.micro_batch([sequence])["checksum"] for sequence in range(*step)) % 2**64
@@ -58,8 +65,8 @@ def test_a_spike_sends_the_run_back_and_its_sequences_are_left_out(gone_back: Da
     assert gone_back.hashes == [f"{value:016x}" for value in sums]
     # The history of the data knows of it.
     history = DataHistory.open(gone_back.run_dir)
-    assert all(found.recorded == found.computed for found in history.verify(range(1, STEPS + 1)))
-    pieces = [piece for step in range(1, STEPS + 1) for piece in history.pieces(step)]
+    assert all(found.recorded == found.computed for found in history.verify(range(1, SPIKE_STEPS + 1)))
+    pieces = [piece for step in range(1, SPIKE_STEPS + 1) for piece in history.pieces(step)]
     assert not {piece.sequence for piece in pieces} & set(LEFT_OUT)
     key = event["documents"][0].partition("/")[2]
     assert {use.sequence for use in history.uses(key)} == {piece.sequence for piece in pieces if piece.key == key}
@@ -79,9 +86,10 @@ def test_wherever_the_run_is_cut_it_comes_to_the_same(
 ) -> None:
     overrides = GOES_BACK | {"deepspeed": f"configs/ds/{settings}.json", "train.precision": precision}
     cut = DataRun(tmp_path, corpora, overrides)
-    # Between a checkpoint and the spike; then behind the rollback; the last start loses its newest checkpoints.
-    assert cut.start(2, mishap=Mishap(SPIKE.sequences, kill_at=6))[0] == "requeue"
-    assert cut.start(2, mishap=Mishap(SPIKE.sequences, kill_at=9))[0] == "requeue"
+    # Within the spike; then behind the rollback; the last start loses its newest checkpoints.
+    assert cut.start(2, mishap=Mishap(SPIKE.sequences, kill_at=14))[0] == "requeue"
+    assert [folder.name for folder in list_checkpoints(cut.run_dir / "checkpoints")][:1] == ["step_00000015"]
+    assert cut.start(2, mishap=Mishap(SPIKE.sequences, kill_at=16))[0] == "requeue"
     cut.forget_checkpoints_behind(3)
     cut.complete(2, mishap=SPIKE)
     whole = gone_back
@@ -91,7 +99,7 @@ def test_wherever_the_run_is_cut_it_comes_to_the_same(
         whole.complete(2, mishap=SPIKE)
     assert curve(cut) == curve(whole)
     assert len(cut.events("rollback")) == len(whole.events("rollback")) == 1
-    last = [run.run_dir / "checkpoints" / "step_00000012" for run in (cut, whole)]
+    last = [run.run_dir / "checkpoints" / f"step_{SPIKE_STEPS:08d}" for run in (cut, whole)]
     weights = [read_weights(folder) for folder in last]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0] | weights[1])
     states = [json.loads((folder / "state.json").read_text()) for folder in last]
@@ -102,6 +110,20 @@ def test_wherever_the_run_is_cut_it_comes_to_the_same(
         cut.forget_checkpoints_behind(3)
         cut.complete(3, mishap=SPIKE)
         assert (cut.hashes, cut.ends) == (whole.hashes, whole.ends)
+
+
+def test_a_run_does_not_go_back_to_the_same_step_twice_in_a_row(tmp_path: Path) -> None:
+    def newest_intact(newest_step: int) -> int | None:
+        return max((step for step in (50, 100, 150) if step <= newest_step), default=None)
+
+    assert choose_step_back(newest_intact, 140, None) == choose_step_back(newest_intact, 140, 50) == 100
+    assert choose_step_back(newest_intact, 140, 100) == 50
+    assert choose_step_back(newest_intact, 99, 50) == 50  # there is none before
+    assert choose_step_back(newest_intact, 49, None) is None
+    assert recorded_return(tmp_path) is None
+    for to_step in (100, 50):
+        append_event(tmp_path / "events.jsonl", "rollback", time_s=1.0, step=140, attempt=1, to_step=to_step)
+    assert recorded_return(tmp_path) == 50
 
 
 def test_steps_that_stay_bad_send_the_run_back_as_often_as_it_may(corpora: Path, tmp_path: Path) -> None:
@@ -134,10 +156,11 @@ def test_steps_that_stay_bad_send_the_run_back_as_often_as_it_may(corpora: Path,
 def test_without_an_older_checkpoint_a_run_goes_on_after_a_spike(corpora: Path, tmp_path: Path, uncut: DataRun) -> None:
     run = DataRun(tmp_path, corpora, GOES_BACK | {"checkpoint.every_steps": 0})
     run.complete(2, mishap=SPIKE)
-    assert run.hashes == uncut.hashes and not run.events("rollback")
-    assert [event["step"] for event in run.events("loss_spike")] == [8]
+    assert run.hashes[:12] == uncut.hashes and not run.events("rollback")
+    # Once: what the loss is judged by is forgotten.
+    assert [event["step"] for event in run.events("loss_spike")] == [16]
     (warning,) = run.warnings
-    assert "no intact checkpoint of step 6 or before" in warning
+    assert "no intact checkpoint of step 12 or before" in warning
 
 
 def test_a_second_fault_of_one_device_is_told_and_ends_a_deterministic_run(
