@@ -1,5 +1,6 @@
 """Requests to a run: signals, the files ``stop`` and ``save``, the job's end; seen at the next step's border."""
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -67,9 +68,12 @@ class StopRequests:
         self._thread.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._run_dir is not None and not self._seen:
-            os.write(2, b"asked to end: finishes the step, then saves; the same signal again ends at once\n")
+        is_first = not self._seen
         self._note(number)
+        if self._run_dir is not None and is_first:
+            # Ctrl-C also ends the tee that reads this, and a log's disk may be full: neither must cost the save.
+            with contextlib.suppress(OSError):
+                os.write(2, b"asked to end: finishes the step, then saves; the same signal again ends at once\n")
 
     def _note(self, number: int) -> None:
         verdict = Verdict.STOPPED if number == signal.SIGINT else Verdict.REQUEUE

@@ -73,7 +73,10 @@ def main_rank(tmp_path: Path) -> Iterator[Rank]:
     rank = Rank(tmp_path, "main")
     yield rank
     rank.process.kill()
-    rank.process.communicate()
+    rank.process.wait()
+    for stream in (rank.process.stdin, rank.process.stdout, rank.process.stderr):
+        assert stream is not None
+        stream.close()
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,15 @@ def test_the_first_reason_stands_and_stopping_weighs_more(main_rank: Rank) -> No
         os.kill(main_rank.process.pid, number)
         main_rank.asked()
     assert main_rank.asked() == "stopped: SIGINT, requeue: SIGUSR1"
+
+
+def test_a_request_counts_where_nobody_reads_the_standard_error(main_rank: Rank) -> None:
+    """Ctrl-C in ``... 2>&1 | tee log`` ends the tee as well."""
+    assert main_rank.process.stderr is not None
+    main_rank.process.stderr.close()
+    os.kill(main_rank.process.pid, signal.SIGINT)
+    assert main_rank.asked() == "stopped: SIGINT"
+    assert main_rank.process.poll() is None
 
 
 def test_the_stop_file_is_seen_once_and_by_the_main_rank_only(main_rank: Rank, tmp_path: Path) -> None:
