@@ -17,7 +17,7 @@ from scaletrain.config.help import help_text
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import ConfigError, DataError, ScaletrainError, UnreachableError
-from scaletrain.launch.deadline import hard_end_s
+from scaletrain.launch.deadline import SLURM_VARIABLE, hard_end_s, is_stale
 from scaletrain.launch.endings import end_at_once, let_go_of_streams, record_ending, say
 from scaletrain.launch.events import append_event
 from scaletrain.launch.keeper import start_keeper
@@ -85,7 +85,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
         for number in ENDING_SIGNALS:
             signal.signal(number, _leave)
         SignalThread(leave_stuck)
-        end_s = hard_end_s(os.environ, config.train.exit_by_s)
+        end_s = _hard_end_s(config.train.exit_by_s, ranks)
         start_keeper(folder.path, ranks.rank, end_s=end_s)
         from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 
@@ -124,6 +124,21 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
         # The interpreter takes its handlers back before it is gone: a late signal would change the exit code.
         signal.signal(number, signal.SIG_IGN)
     return EXIT_CODES[ending.verdict]
+
+
+def _hard_end_s(exit_by_s: float, ranks: Ranks) -> float | None:
+    """When this rank will be ended; a job that ends before anything can be trained gets its verdict now."""
+    now_s = time.time()
+    end_s = hard_end_s(os.environ, exit_by_s, now_s)
+    if exit_by_s and ranks.is_main and is_stale(os.environ, now_s):
+        stale = f"{SLURM_VARIABLE}={os.environ[SLURM_VARIABLE]}"
+        logger.warning("%s is over, and so of another job: this run ends at no certain time", stale)
+    if end_s is not None and end_s <= now_s:
+        leaving = SystemExit(EXIT_CODES[Verdict.REQUEUE])
+        left_s = end_s + exit_by_s - now_s
+        leaving.add_note(f"the job ends in {left_s:.0f} s, and train.exit_by_s = {exit_by_s:g} leaves no time")
+        raise leaving
+    return end_s
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

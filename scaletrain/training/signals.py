@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from scaletrain.launch.deadline import Deadline
+from scaletrain.launch.deadline import Deadline, recent_saves_s
 from scaletrain.launch.signal_thread import ENDING_SIGNALS, SignalThread
 from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict
 
@@ -53,7 +53,8 @@ class StopRequests:
             end_s: When this process will be ended, in Unix seconds; None for never.
         """
         self._run_dir = run_dir if watch_file else None
-        self._deadline = Deadline(end_s if watch_file else None)
+        saves_s = recent_saves_s(run_dir / "events.jsonl") if watch_file and end_s is not None else ()
+        self._deadline = Deadline(end_s if watch_file else None, saves_s)
         self._end_at_once = end_at_once
         self._seen: dict[Verdict, str] = {}
         self._first_s: dict[int, float] = {}
@@ -93,7 +94,7 @@ class StopRequests:
         """Which requests this rank has met; called once at each border.
 
         Args:
-            save_s: Duration of the last save, in seconds.
+            save_s: Duration of the last save in this start, in seconds; 0 before the first.
 
         Returns:
             One for each of ``KINDS``, and last whether to save and go on.

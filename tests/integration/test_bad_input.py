@@ -218,3 +218,12 @@ def test_a_mistake_that_cannot_be_told_leaves_its_verdict(new_run: NewRun) -> No
         code = subprocess.call(command, env=ENVIRONMENT | {"SCALETRAIN_JOB_END_TIME": "soon"}, stdout=full, stderr=full)
     (verdict,) = (run.run_dir / "exit" / "unclaimed").glob("*.json")
     assert code == 2 and "SCALETRAIN_JOB_END_TIME=soon is no time" in json.loads(verdict.read_text())["reason"]
+
+
+def test_a_job_that_ends_before_anything_is_trained_says_so(new_run: NewRun) -> None:
+    run = new_run("short")
+    result = run.alone(environment={"SCALETRAIN_JOB_END_TIME": str(time.time() + 20)})
+    assert result.returncode == 75, result.stdout
+    assert "s, and train.exit_by_s = 30 leaves no time" in result.stdout and "Traceback" not in result.stdout
+    (verdict,) = (run.run_dir / "exit" / "unclaimed").glob("*.json")
+    assert json.loads(verdict.read_text())["verdict"] == "requeue"
