@@ -73,6 +73,8 @@ class Rank:
 
 @pytest.fixture
 def main_rank(tmp_path: Path) -> Iterator[Rank]:
+    (tmp_path / "stop").touch()
+    os.utime(tmp_path / "stop", (0, 0))  # meant for an earlier start
     rank = Rank(tmp_path, "main")
     yield rank
     rank.process.kill()
