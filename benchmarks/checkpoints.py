@@ -34,7 +34,8 @@ from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.ranks import from_environment
 from scaletrain.training.build import build_engine
 from scaletrain.training.processes import connect
-from scaletrain.training.saving import Outcome, Saver, Tier
+from scaletrain.training.saving import Outcome, Saver
+from scaletrain.training.tiers import Tier
 
 ROOT = Path(__file__).parents[1]
 RANKS = 2
@@ -93,7 +94,7 @@ class Rounds:
         """Saves, with steps beside it where it goes on beside them."""
         saver = self.savers[name]
         tier = Tier("shared", self.folder / name, 1, Retention(1))
-        assert saver.begin(tier, self.steps, lambda state: {}, prunes=True) is None
+        assert saver.begin(tier, self.steps, lambda state, save_id: {}, prunes=True) is None
         while (outcome := saver.advance(waits=name == "foreground")) is None:
             self.beside_s.append(self.step())
         assert outcome.problem is None, outcome.problem

@@ -49,8 +49,8 @@ class CheckpointError(ScaletrainError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
-class SaveError(CheckpointError):
-    """The state cannot be saved now, though nothing is wrong with the run: another start may succeed."""
+class StorageError(CheckpointError):
+    """The run's storage cannot be used now, though nothing is wrong with the run: another start may succeed."""
 
 
 class HealthError(ScaletrainError):

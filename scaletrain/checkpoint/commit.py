@@ -65,6 +65,9 @@ def discard(folder: Path) -> None:
     Raises:
         OSError: The file system refused.
     """
+    if folder.is_symlink():  # a user has moved it elsewhere: what it leads to is theirs
+        folder.unlink()
+        return
     condemned = folder.with_name(discarded_name(folder))
     if condemned.exists():
         shutil.rmtree(condemned)

@@ -35,21 +35,22 @@ class HostCopies:
         Returns:
             The same with tensors in host memory. It holds until the next call.
         """
+        free: dict[int, list[Tensor]] = {}
+        for buffer in self._buffers:
+            free.setdefault(buffer.numel(), []).append(buffer)
         copies: dict[int, Tensor] = {}
         for storage in storages(content):
-            position = len(copies)
             source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            copies[storage.data_ptr()] = self._buffer(position, source).copy_(source, non_blocking=True)
+            fitting = free.get(source.numel())
+            buffer = fitting.pop() if fitting else self._new_buffer(source)
+            copies[storage.data_ptr()] = buffer.copy_(source, non_blocking=True)
         get_accelerator().synchronize()
         return _rebuild(content, copies)
 
-    def _buffer(self, position: int, source: Tensor) -> Tensor:
-        if position == len(self._buffers):
-            self._buffers.append(torch.empty(0, dtype=torch.uint8, device="cpu"))
-        if self._buffers[position].numel() != source.numel():
-            pinned = source.device.type == "cuda"
-            self._buffers[position] = torch.empty(source.numel(), dtype=torch.uint8, device="cpu", pin_memory=pinned)
-        return self._buffers[position]
+    def _new_buffer(self, source: Tensor) -> Tensor:
+        pinned = source.device.type == "cuda"
+        self._buffers.append(torch.empty(source.numel(), dtype=torch.uint8, device="cpu", pin_memory=pinned))
+        return self._buffers[-1]
 
 
 def storages(content: Any) -> Iterator[torch.UntypedStorage]:

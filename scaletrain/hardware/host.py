@@ -92,6 +92,31 @@ def cgroup_limits(membership: Path = Path("/proc/self/cgroup"), mount: Path = Pa
     return CgroupLimits(min(cpus, default=None), min(memory_bytes, default=None))
 
 
+def free_memory(membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process could still take, in bytes.
+
+    Args:
+        membership: The kernel's list of the process's groups.
+        mount: Where the tree of groups is mounted.
+
+    Returns:
+        What the machine has left, or what is left below the tightest limit of the control groups.
+    """
+    free = [int(psutil.virtual_memory().available)]
+    for controllers, path in _memberships(membership):
+        for folder in _levels(mount, controllers, path):
+            free += [limit - _memory_in_use(folder) for limit in _memory_limit(folder)]
+    return max(0, min(free))
+
+
+def _memory_in_use(folder: Path) -> int:
+    """What a group has in use, without the pages of files that the kernel would drop."""
+    used = (_words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes") or ["0"])[0]
+    words = _words(folder / "memory.stat")
+    stat = dict(zip(words[::2], words[1::2], strict=False))
+    return int(used) - int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
+
+
 def _memberships(membership: Path) -> list[tuple[str, str]]:
     """Lines such as "0::/a/b" (version 2) or "4:cpu,cpuacct:/a/b" (version 1), as (controllers, path)."""
     try:

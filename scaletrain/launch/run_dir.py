@@ -1,5 +1,6 @@
 """The run directory: the unit that the same command starts, or goes on with."""
 
+import errno
 import json
 import os
 import uuid
@@ -7,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scaletrain.errors import ConfigError
+from scaletrain.errors import ConfigError, StorageError
 from scaletrain.launch.attempts import launch_of_this_process, new_attempt, register_rank
 from scaletrain.launch.heartbeat import Lease
 from scaletrain.launch.identity import Change, Identity, changes, read_identity, write_identity
 from scaletrain.launch.lease import release_lease, take_lease
 from scaletrain.launch.provenance import code_state, versions
 
+_RUN_ID = "run_id"
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Errors of a file system that is full or sick: somebody mends it, and the same command goes on."""
 _FOLDERS = ("exit", "tb", "checkpoints", "logs")
 
 
@@ -40,7 +44,6 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.displaced: Lease | None = None
-        self._run_id = self.path / "run_id"
 
     def claim(self) -> int:
         """Makes the folder where it is missing, takes its lease and numbers this start. For rank 0.
@@ -55,14 +58,22 @@ class RunDirectory:
             for folder in _FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             self.displaced = take_lease(self.path)
-            if not self._run_id.exists():
-                _replace(self._run_id, uuid.uuid4().hex + "\n")
+            self._name_run()
             return new_attempt(self.path, launch_of_this_process())
 
     @property
     def run_id(self) -> str:
-        """Tells this run apart from any other, wherever its folder is; there once rank 0 has claimed the folder."""
-        return self._run_id.read_text().strip()
+        """Tells this run apart from any other, wherever its folder is moved; there once rank 0 has claimed it."""
+        return read_run_id(self.path) or ""
+
+    def _name_run(self) -> None:
+        known = _read_run_id(self.path)
+        if known is None:
+            known = (uuid.uuid4().hex, self.path)
+        elif known[1] != self.path and read_run_id(known[1]) == known[0]:
+            # A copy, beside its original: the two must not share what stands outside of their folders.
+            known = (uuid.uuid4().hex, self.path)
+        _replace(self.path / _RUN_ID, json.dumps({"id": known[0], "path": str(self.path)}) + "\n")
 
     def join(self, attempt: int, rank: int) -> None:
         """Registers this process as a rank of an attempt: signals for the rank go to the pid written there.
@@ -140,6 +151,20 @@ class RunDirectory:
             release_lease(self.path)
 
 
+def read_run_id(run_dir: Path) -> str | None:
+    """What tells a run apart from any other; None where its folder has not been claimed yet."""
+    known = _read_run_id(run_dir)
+    return known[0] if known else None
+
+
+def _read_run_id(run_dir: Path) -> tuple[str, Path] | None:
+    try:
+        content = json.loads((run_dir / _RUN_ID).read_text())
+        return str(content["id"]), Path(content["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _replace(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
@@ -152,7 +177,8 @@ def _told_as_config_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename or path
-        raise ConfigError(
+        kind = StorageError if error.errno in _PASSING else ConfigError
+        raise kind(
             f"run directory {path} cannot be written: {error.strerror or error} ({place}); "
             "give another --run_dir, or make room and permission there"
         ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from scaletrain.errors import DivergenceError, HealthError, SaveError, ScaletrainError, UnreachableError
+from scaletrain.errors import DivergenceError, HealthError, ScaletrainError, StorageError, UnreachableError
 
 
 class Verdict(StrEnum):
@@ -60,7 +60,7 @@ def verdict_of(error: BaseException) -> Verdict:
         return Verdict.GAVE_UP
     if isinstance(error, HealthError):
         return Verdict.SICK_NODE
-    if isinstance(error, ScaletrainError) and not isinstance(error, UnreachableError | SaveError):
+    if isinstance(error, ScaletrainError) and not isinstance(error, UnreachableError | StorageError):
         return Verdict.USER_ERROR
     if isinstance(error, SystemExit):
         # Code 0 is no verdict: a library that leaves early has not completed the run.

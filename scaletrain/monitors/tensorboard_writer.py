@@ -23,7 +23,8 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step, flush_secs=_FLUSH_S)
+        self._writer: SummaryWriter | None = None
+        self._purge_step: int | None = first_step  # until a file begins with it
         self._is_refused = False
 
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
@@ -61,7 +62,8 @@ class TensorBoardWriter:
         """With a new writer and a new file where the one before could not write, which it never does again."""
         try:
             if self._writer is None:
-                self._writer = SummaryWriter(str(self._folder), flush_secs=_FLUSH_S)
+                self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=_FLUSH_S)
+                self._purge_step = None
             use(self._writer)
             self._is_refused = False
         except OSError as error:

@@ -8,11 +8,10 @@ from functools import partial
 
 import torch
 
-from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
 from scaletrain.config.load import dump_yaml
-from scaletrain.config.schema import CheckpointConfig, RunConfig
+from scaletrain.config.schema import RunConfig
 from scaletrain.data.dataset import MicroBatch, SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
@@ -41,15 +40,17 @@ from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
+from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import can_go_back, resume
 from scaletrain.training.rollback import RollBack, documents_of, restore_skipped, settle_rollback
-from scaletrain.training.saving import Saver, Tier
+from scaletrain.training.saving import Saver
 from scaletrain.training.signals import StopRequests
 from scaletrain.training.stability import Stability
+from scaletrain.training.tiers import open_tiers
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
-    tiers = tiers_of(config.checkpoint, folder, ranks)
+    tiers = open_tiers(config.checkpoint, folder, ranks)
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
@@ -101,11 +102,13 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     identity = f"{config.seed} {corpora.fingerprint}"
     health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
     stateful = (mixing, health, stability, evaluating, checkpointing)
-    resumed = resume(engine, tiers, verify, stateful, ranks, start.trust_checkpoint)
+    lineage = shared_lineage(folder.path)
+    resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
     state = resumed.state
+    checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
-    if state.step >= train.max_steps:
+    if state.step >= train.max_steps and checkpointing.saved_at == state.step:
         beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
         logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
         return Ending(Verdict.COMPLETE, "all steps were done before")
@@ -120,7 +123,9 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             ending = _fit(config, corpora, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
             checkpointing.settle(run)
-            state = resume(engine, tiers, verify, stateful, ranks, start.trust_checkpoint, back.newest_step).state
+            resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint, back.newest_step)
+            resumed.record_refused(run)
+            state = resumed.state
             settle_rollback(run, tiers, back, state, documents_of(dataset, back.left_out) if ranks.is_main else ())
             continue
         _conclude(ending, run, evaluating)
@@ -204,27 +209,6 @@ def build_reporting(
         dump_yaml(config),
         evaluating,
     )
-
-
-def tiers_of(checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks) -> list[Tier]:
-    """The places for checkpoints: the shared one, and each node's own where the run has one.
-
-    Args:
-        checkpoint: When and where the run saves.
-        folder: The run's folder.
-        ranks: The place of this process.
-
-    Returns:
-        One or two places.
-    """
-    retention = Retention(checkpoint.keep_last, checkpoint.keep_every_steps, checkpoint.keep_best)
-    tiers = [Tier("shared", folder.checkpoints, checkpoint.every_steps, retention)]
-    if checkpoint.local_dir is not None:
-        # Two, since the newest may be complete on some of the nodes only.
-        place = checkpoint.local_dir.absolute() / f"{folder.path.name}-{folder.run_id[:12]}"
-        committer = ranks.rank - ranks.local_rank
-        tiers.append(Tier("local", place, checkpoint.local_every_steps, Retention(2), committer))
-    return tiers
 
 
 def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:

@@ -7,13 +7,15 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scaletrain.checkpoint.layout import CONFIG, STATE, list_unfinished
-from scaletrain.errors import SaveError
+from scaletrain.errors import StorageError
 from scaletrain.monitors import names
 from scaletrain.protocols import Callback, Run
-from scaletrain.training.saving import Outcome, Saver, Tier
+from scaletrain.training.saving import Outcome, Saver
+from scaletrain.training.tiers import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,31 @@ class Checkpointing(Callback):
         self._saver = saver
         self._tiers = tiers
         self._resolved_config = resolved_config
-        self._saved_at: int | None = None
+        self._saved_at = 0  # a run that has not begun needs no checkpoint
         self._last_step_applied = True
         self._validation: tuple[int, float] | None = None
         self._retry_at: dict[str, int] = {}
         self._retry_after_steps: dict[str, int] = {}
 
+    def note_resumed(self, step: int, folder: Path | None, refused: Sequence[Path]) -> None:
+        """Takes note of what the run goes on from.
+
+        Args:
+            step: Where it stands.
+            folder: The checkpoint that was loaded; one in the shared place need not be saved there again.
+            refused: Checkpoints that were not loaded; they go once a new one is complete in their place.
+        """
+        if folder is not None and folder.parent == self._tiers[0].checkpoints:
+            self._saved_at = step
+        self._saver.superseded = list(refused)
+
+    @property
+    def saved_at(self) -> int:
+        """The last step that the shared place holds."""
+        return self._saved_at
+
     def on_start(self, run: Run) -> None:
-        """Removes what a killed run left half written; a resumed step needs no new save."""
-        self._saved_at = run.state.step
+        """Removes what a killed run left half written."""
         for tier in self._tiers:
             if tier.is_committer:
                 with contextlib.suppress(OSError):  # a save will meet it, and tell
@@ -76,7 +94,7 @@ class Checkpointing(Callback):
         """Saves what is not saved yet, also in a run that was asked to stop.
 
         Raises:
-            SaveError: There was no way to.
+            StorageError: There was no way to.
         """
         self.settle(run)
         pauses = iter(_LAST_PAUSES_S if run.state.step >= run.max_steps else ())
@@ -85,7 +103,7 @@ class Checkpointing(Callback):
             if outcome.problem is not None:
                 pause_s = next(pauses, None)
                 if pause_s is None:
-                    raise SaveError(
+                    raise StorageError(
                         f"step {run.state.step} cannot be saved: {outcome.problem}. Make room or permission there; "
                         "the same command goes on from the last checkpoint."
                     )
@@ -110,17 +128,18 @@ class Checkpointing(Callback):
         self._conclude(run, outcome)
         return outcome
 
-    def _texts_of(self, run: Run) -> Callable[[dict[str, Any]], Mapping[str, str]]:
+    def _texts_of(self, run: Run) -> Callable[[dict[str, Any], str], Mapping[str, str]]:
         """The state as it is now: when the files are written, the run has gone on."""
         content = {
             "format": 1,
+            "attempt": run.attempt,
             "training": run.state.to_json(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in run.callbacks},
             "validation_loss": self._validation_loss(run.state.step),
         }
-        return lambda engine: {
+        return lambda engine, save_id: {
             CONFIG: self._resolved_config,
-            STATE: json.dumps({**content, "engine": engine}, indent=1),
+            STATE: json.dumps({**content, "save_id": save_id, "engine": engine}, indent=1),
         }
 
     def _validation_loss(self, step: int) -> float | None:
@@ -139,7 +158,7 @@ class Checkpointing(Callback):
         self._retry_after_steps.pop(tier.name, None)
         if tier is self._tiers[0]:
             self._saved_at = outcome.step
-        run.save_s = outcome.seconds
+            run.save_s = outcome.seconds
         run.record_event(
             "save",
             step=outcome.step,
@@ -171,8 +190,9 @@ class Checkpointing(Callback):
         )
         if run.is_main:
             logger.error(
-                "step %d is NOT saved: %s. The run and its earlier checkpoints go on; tries again after step %d.",
+                "step %d is NOT saved to %s: %s. Earlier checkpoints stay; tries again after step %d, if there is one.",
                 outcome.step,
+                tier.checkpoints,
                 outcome.problem,
                 self._retry_at[tier.name],
             )

@@ -68,7 +68,9 @@ class Evaluating(Callback):
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Evaluates when it is time."""
-        if self._config.every_steps and run.state.step % self._config.every_steps == 0:
+        every = self._config.every_steps
+        # The last step's too, so that its loss stands in the last checkpoint.
+        if (every and run.state.step % every == 0) or run.state.step >= run.max_steps:
             self._evaluate(run)
 
     def on_end(self, run: Run) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import torch.distributed as dist
 
 from scaletrain.checkpoint.fragments import FragmentReader
-from scaletrain.checkpoint.layout import STATE, folder_name, list_checkpoints, step_of
+from scaletrain.checkpoint.layout import COMPLETE, STATE, folder_name, list_checkpoints, step_of
 from scaletrain.checkpoint.verify import Level, find_damage
 from scaletrain.engine.engine import Engine
-from scaletrain.errors import CheckpointError
+from scaletrain.errors import CheckpointError, StorageError
 from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.ranks import Ranks
-from scaletrain.training.saving import Tier
+from scaletrain.training.lineage import Lineage
+from scaletrain.training.tiers import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Resumed:
     refused: tuple[tuple[Path, str], ...]
 
     def record(self, run: Run, **fields: Any) -> None:
-        """Writes into the run's diary that it starts or goes on, and what was not loaded.
+        """Writes into the run's diary that it starts or goes on, and from what.
 
         Args:
             run: The run.
@@ -46,6 +47,10 @@ class Resumed:
             run.record_event("start", **fields)
         else:
             run.record_event("resume", folder=str(self.folder), **fields)
+        self.record_refused(run)
+
+    def record_refused(self, run: Run) -> None:
+        """Writes into the run's diary what was not loaded."""
         for folder, reason in self.refused:
             run.record_event("refused_checkpoint", folder=str(folder), reason=reason)
 
@@ -65,6 +70,7 @@ def resume(
     verify: Level,
     callbacks: Sequence[Callback],
     ranks: Ranks,
+    lineage: Lineage,
     trusted: bool = False,
     newest_step: int | None = None,
 ) -> Resumed:
@@ -79,6 +85,7 @@ def resume(
         verify: How much of a checkpoint is checked before it is trusted; the ranks share the reading.
         callbacks: Get their states back.
         ranks: The place of this process.
+        lineage: How the run has come to where it is; the same on all ranks.
         trusted: Whether objects of any class may be unpickled, which runs what the files say.
         newest_step: The newest that will do, for a run that goes back; then there must be one.
 
@@ -86,11 +93,12 @@ def resume(
         Where the run goes on.
 
     Raises:
-        CheckpointError: There are checkpoints, but none can be used.
+        CheckpointError: There are checkpoints, but none can be used; or there were some.
+        StorageError: It cannot be told which there are.
     """
     refused: list[tuple[Path, str]] = []
     for candidate in _candidates(tiers, ranks, newest_step):
-        problem, content = _try(engine, candidate, verify, trusted)
+        problem, content = _try(engine, candidate, verify, trusted, lineage)
         if problem is None:
             for callback in callbacks:
                 callback.load_state_dict(content["callbacks"].get(type(callback).__name__, {}))
@@ -98,15 +106,36 @@ def resume(
         refused.append((candidate.folder, problem))
         if ranks.is_main:
             logger.warning("refused checkpoint %s: %s", candidate.folder, problem)
-    if refused:
-        told = "".join(f"\n  {folder}: {reason}" for folder, reason in refused)
-        raise CheckpointError(
-            f"{tiers[0].checkpoints} holds checkpoints, but none is intact:{told}\nRestore one from a copy, or delete "
-            "them to start from step 0."
-        )
+    _refuse_to_start_anew(tiers[0], refused, ranks, lineage)
     if newest_step is not None:
         raise CheckpointError(f"there is no checkpoint of step {newest_step} or before. Start the run anew.")
-    return Resumed(TrainingState(), None, ())
+    return Resumed(TrainingState(), None, tuple(refused))
+
+
+def _refuse_to_start_anew(shared: Tier, refused: Sequence[tuple[Path, str]], ranks: Ranks, lineage: Lineage) -> None:
+    """Lets a run begin at step 0 only where it has not saved yet, but to disks of nodes that may be others now.
+
+    Raises:
+        CheckpointError: What it has saved cannot be used, or is not there; on all ranks.
+    """
+    problems = [f"{folder}: {reason}" for folder, reason in refused if folder.parent == shared.checkpoints]
+    incomplete: list[Any] = [[]]
+    if ranks.is_main and shared.checkpoints.is_dir():
+        numbered = [folder for folder in shared.checkpoints.iterdir() if step_of(folder) is not None]
+        incomplete = [[f"{folder}: {COMPLETE} is missing" for folder in numbered if not (folder / COMPLETE).exists()]]
+    dist.broadcast_object_list(incomplete, src=0)
+    problems += incomplete[0]
+    if problems:
+        told = "".join(f"\n  {problem}" for problem in problems)
+        raise CheckpointError(
+            f"{shared.checkpoints} holds checkpoints, but none can be loaded:{told}\nRestore one from a copy, or give "
+            "another --run_dir to start from step 0."
+        )
+    if lineage.last_saved is not None:
+        raise CheckpointError(
+            f"this run has saved step {lineage.last_saved}, but {shared.checkpoints} holds no checkpoint. Mount or "
+            "restore it, or give another --run_dir to start from step 0."
+        )
 
 
 def can_go_back(engine: Engine, tiers: Sequence[Tier], verify: Level, ranks: Ranks, newest_step: int) -> bool:
@@ -133,28 +162,38 @@ def can_go_back(engine: Engine, tiers: Sequence[Tier], verify: Level, ranks: Ran
 def _candidates(tiers: Sequence[Tier], ranks: Ranks, newest_step: int | None) -> list[_Candidate]:
     """The checkpoints to try, the newest first; of one step the local one first, since it is near."""
     listed: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(listed, [_steps(tier.checkpoints) for tier in tiers])
+    dist.all_gather_object(listed, [_steps(tier) if _lists(tier, ranks) else ([], "") for tier in tiers])
     candidates = []
     for position, tier in reversed(list(enumerate(tiers))):
         if tier.name == "shared":
-            steps, part, parts = set(listed[0][position]), ranks.rank, ranks.world_size
+            found, problem = listed[0][position]
+            if problem:
+                raise StorageError(f"checkpoints in {tier.checkpoints} cannot be listed: {problem}. Mend the storage.")
+            steps, part, parts = set(found), ranks.rank, ranks.world_size
         else:
-            steps = set.intersection(*(set(of_rank[position]) for of_rank in listed))
+            steps = set.intersection(*(set(of_rank[position][0]) for of_rank in listed))
             part, parts = ranks.local_rank, ranks.local_world_size
         steps = {step for step in steps if newest_step is None or step <= newest_step}
         candidates += [_Candidate(step, tier.checkpoints / folder_name(step), part, parts) for step in steps]
     return sorted(candidates, key=lambda candidate: candidate.step, reverse=True)
 
 
-def _steps(checkpoints: Path) -> list[int]:
+def _lists(tier: Tier, ranks: Ranks) -> bool:
+    return tier.name == "local" or ranks.is_main
+
+
+def _steps(tier: Tier) -> tuple[list[int], str]:
+    """The steps in a place, or why they cannot be told; raised on one rank alone it would leave the others waiting."""
     try:
-        return [step_of(folder) or 0 for folder in list_checkpoints(checkpoints)]
-    except OSError as error:  # raised on one rank alone it would leave the others waiting
-        logger.warning("checkpoints in %s cannot be listed: %s", checkpoints, error.strerror)
-        return []
+        return [step_of(folder) or 0 for folder in list_checkpoints(tier.checkpoints)], ""
+    except OSError as error:
+        logger.warning("checkpoints in %s cannot be listed: %s", tier.checkpoints, error.strerror)
+        return [], str(error.strerror)
 
 
-def _try(engine: Engine, candidate: _Candidate, verify: Level, trusted: bool) -> tuple[str | None, dict[str, Any]]:
+def _try(
+    engine: Engine, candidate: _Candidate, verify: Level, trusted: bool, lineage: Lineage
+) -> tuple[str | None, dict[str, Any]]:
     """Loads a checkpoint, or says why not; the same on all ranks."""
     folder = candidate.folder
     damage = find_damage(folder, verify, candidate.part, candidate.parts)
@@ -162,7 +201,7 @@ def _try(engine: Engine, candidate: _Candidate, verify: Level, trusted: bool) ->
     if damage is None:
         try:
             content = json.loads((folder / STATE).read_text())
-            TrainingState.from_json(content["training"])
+            damage = _find_mismatch(content, candidate.step, lineage)
             reader = FragmentReader(folder, content["engine"]["zero_stage"], trusted)
         except (OSError, ValueError, KeyError, TypeError) as error:
             damage = f"{STATE} cannot be read: {error}"
@@ -170,8 +209,15 @@ def _try(engine: Engine, candidate: _Candidate, verify: Level, trusted: bool) ->
             damage = str(error)
     if problems := engine.collect_texts(damage or ""):
         return "; ".join(problems), {}
+    if len(engine.collect_texts(str(content.get("save_id", "")))) > 1:
+        return "the nodes hold parts of different saves", {}
     try:
         engine.load(reader, content["engine"])
     except CheckpointError as error:  # on all ranks
         return str(error), {}
     return None, content
+
+
+def _find_mismatch(content: dict[str, Any], step: int, lineage: Lineage) -> str | None:
+    held = TrainingState.from_json(content["training"]).step
+    return f"it holds step {held}" if held != step else lineage.find_break(content)

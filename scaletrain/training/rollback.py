@@ -10,10 +10,10 @@ import torch.distributed as dist
 from scaletrain.checkpoint.commit import discard
 from scaletrain.checkpoint.layout import list_checkpoints, step_of
 from scaletrain.data.dataset import SequenceDataset
-from scaletrain.errors import DataError
+from scaletrain.errors import DataError, StorageError
 from scaletrain.protocols import Run, SequenceRange, TrainingState
-from scaletrain.training.saving import Tier
 from scaletrain.training.skipped import ROLLBACK_EVENT, recorded_ranges, recorded_skips
+from scaletrain.training.tiers import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,11 @@ def settle_rollback(
     """
     # First, and then the event: cut between the two, the next start comes to the same rollback once more. The other way
     # round it would go on from a checkpoint that lies behind the rollback.
-    discard_later(tiers, state.step)
-    dist.barrier()
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, discard_later(tiers, state.step))
+    if any(problems):
+        told = "; ".join(dict.fromkeys(filter(None, problems)))
+        raise StorageError(f"checkpoints behind step {state.step} cannot be deleted: {told}. Mend the storage.")
     if run.is_main:
         logger.warning("goes back from step %d to step %d: %s", run.state.step, state.step, back.reason)
     left_out = back.left_out
@@ -67,17 +70,24 @@ def settle_rollback(
     state.skipped_sequences = tuple(dict.fromkeys([*state.skipped_sequences, left_out]))
 
 
-def discard_later(tiers: Sequence[Tier], step: int) -> None:
+def discard_later(tiers: Sequence[Tier], step: int) -> str | None:
     """Deletes the checkpoints behind a step: they hold what the run went back from, and would be the newest.
 
     Args:
         tiers: The places for checkpoints.
         step: The step that the run went back to.
+
+    Returns:
+        Why this rank could not, or None.
     """
-    for tier in tiers:
-        for folder in list_checkpoints(tier.checkpoints) if tier.is_committer else ():
-            if (step_of(folder) or 0) > step:
-                discard(folder)
+    try:
+        for tier in tiers:
+            for folder in list_checkpoints(tier.checkpoints) if tier.is_committer else ():
+                if (step_of(folder) or 0) > step:
+                    discard(folder)
+    except OSError as error:
+        return f"{error.strerror} ({error.filename})"
+    return None
 
 
 def documents_of(dataset: SequenceDataset, sequences: SequenceRange) -> list[str]:

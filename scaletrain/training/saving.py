@@ -4,8 +4,11 @@ Ranks never wait for each other inside of it but for agreements that all of them
 is told to all, and ends the save, not the run.
 """
 
+import contextlib
 import logging
+import secrets
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,47 +16,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch.distributed as dist
 
-from scaletrain.checkpoint.commit import commit, prepare
+from scaletrain.checkpoint.commit import commit, discard, prepare
 from scaletrain.checkpoint.layout import folder_name, partial_name
 from scaletrain.checkpoint.records import FileRecord
-from scaletrain.checkpoint.retention import Retention, prune
+from scaletrain.checkpoint.retention import prune
 from scaletrain.checkpoint.writing import write_part
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.snapshot import HostCopies, storages
+from scaletrain.hardware.host import free_memory
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.protocols import SavedPart
+from scaletrain.training.tiers import Tier
 
 logger = logging.getLogger(__name__)
 
 _SMALL_FILES_BYTES = 16 << 20  # descriptions and states beside the tensors, which are counted exactly
 _MEMORY_LEFT_BYTES = 1 << 30  # of the host, behind the copies
-
-
-@dataclass(frozen=True)
-class Tier:
-    """A place for checkpoints.
-
-    Attributes:
-        name: ``shared``: all ranks see one folder; ``local``: each node has its own.
-        checkpoints: The folder.
-        every_steps: Interval of saves; 0 for none.
-        retention: What stays.
-        committer: The rank that makes and commits the folder that this rank writes to.
-    """
-
-    name: Literal["shared", "local"]
-    checkpoints: Path
-    every_steps: int
-    retention: Retention
-    committer: int = 0
-
-    @property
-    def is_committer(self) -> bool:
-        """Whether this rank makes and commits the folder."""
-        return self.committer == dist.get_rank()
 
 
 @dataclass(frozen=True)
@@ -123,18 +103,26 @@ class _Save:
     begun_s: float
     stall_s: float = 0.0
     size_bytes: int = 0
-    is_committing: bool = False
+    phase: Literal["write", "commit", "clean"] = "write"
     problem: str | None = None
     job: _Job | None = None
+    is_committed: bool = False
 
     @property
     def partial(self) -> Path:
         return self.tier.checkpoints / partial_name(self.step)
 
+    @property
+    def final(self) -> Path:
+        return self.tier.checkpoints / folder_name(self.step)
+
     def end(self) -> Outcome:
-        """The outcome; nobody writes any more."""
+        """The outcome; nobody writes any more. What is on one node only must not be taken for a checkpoint."""
         if self.problem is not None and self.tier.is_committer:
             shutil.rmtree(self.partial, ignore_errors=True)
+            if self.is_committed:
+                with contextlib.suppress(OSError):
+                    discard(self.final)
         seconds = time.perf_counter() - self.begun_s
         return Outcome(self.tier, self.step, self.problem, self.size_bytes, self.stall_s, seconds)
 
@@ -156,6 +144,8 @@ class Saver:
         self._records = records
         self._copies = HostCopies()
         self._save: _Save | None = None
+        self.superseded: list[Path] = []
+        """Checkpoints that were refused at the start; they go once a new one is complete in their place."""
 
     @property
     def is_busy(self) -> bool:
@@ -163,14 +153,15 @@ class Saver:
         return self._save is not None
 
     def begin(
-        self, tier: Tier, step: int, texts: Callable[[dict[str, Any]], Mapping[str, str]], prunes: bool
+        self, tier: Tier, step: int, texts: Callable[[dict[str, Any], str], Mapping[str, str]], prunes: bool
     ) -> Outcome | None:
         """Begins to save; none may be on its way.
 
         Args:
             tier: Where to.
             step: The step that the run stands at.
-            texts: Makes the files beside the tensors from the engine's state.
+            texts: Makes the files beside the tensors from the engine's state and the name of this save, the same in all
+                folders that it is written to.
             prunes: Whether older checkpoints may make room once this one is complete.
 
         Returns:
@@ -179,12 +170,13 @@ class Saver:
         save = _Save(tier, step, prunes, time.perf_counter())
         part = self._engine.collect(tier.is_committer)
         size = sum(storage.nbytes() for storage in storages(part.contents))
-        save.problem = _find_room(save, size)
+        more = size - self._copies.allocated_bytes if self.in_background else 0
+        save.problem, save_id, fits = _find_room(save, size, more)
         if save.problem is not None:
             save.stall_s = time.perf_counter() - save.begun_s
             return save.end()
-        own_texts = texts(part.state) if tier.is_committer else {}
-        copied = self._copied(part, size) if self.in_background else None
+        own_texts = texts(part.state, save_id) if tier.is_committer else {}
+        copied = self._copied(part) if self.in_background and fits else None
         written = copied or part
         save.job = _Job(lambda: write_part(save.partial, dist.get_rank(), written, own_texts), copied is not None)
         save.stall_s = time.perf_counter() - save.begun_s
@@ -225,33 +217,40 @@ class Saver:
         committer = save.tier.committer
         shares = _gather((committer, save.job.records, save.job.problem))
         save.problem = "; ".join(dict.fromkeys(problem for _, _, problem in shares if problem)) or None
-        if save.problem is not None or save.is_committing:
+        if save.problem is not None or save.phase == "clean":
             return True
+        if save.phase == "commit":
+            save.phase, save.job = "clean", _Job(lambda: self._clean(save), self.in_background)
+            return False
         records = {name: record for other, own, _ in shares if other == committer for name, record in own.items()}
         save.size_bytes = sum(record.size for _, own, _ in shares for record in own.values())
-        save.is_committing = True
-        save.job = _Job(lambda: self._commit(save, records), self.in_background)
+        save.phase, save.job = "commit", _Job(lambda: self._commit(save, records), self.in_background)
         return False
 
     def _commit(self, save: _Save, records: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
-        tier = save.tier
-        if tier.is_committer:
+        if save.tier.is_committer:
             for record in self._records:
                 record.flush()
-            commit(save.partial, tier.checkpoints / folder_name(save.step), records)
-            if save.prunes:
-                try:
-                    prune(tier.checkpoints, tier.retention, save.step)
-                except OSError as error:  # the checkpoint is complete all the same
-                    logger.warning("old checkpoints in %s cannot be deleted: %s", tier.checkpoints, error)
+            commit(save.partial, save.final, records)
+            save.is_committed = True
         return {}
 
-    def _copied(self, part: SavedPart, size: int) -> SavedPart | None:
-        """The part in host memory; None where there is no room for it, so that the training has to wait."""
-        more = size - self._copies.allocated_bytes
-        if more > 0 and psutil.virtual_memory().available - more < _MEMORY_LEFT_BYTES:
-            logger.warning("the training waits for this save: %.3g GB of memory for a copy are not free", more / 1e9)
-            return None
+    def _clean(self, save: _Save) -> dict[str, FileRecord]:
+        """Makes room, now that the checkpoint is complete everywhere."""
+        tier = save.tier
+        if tier.is_committer and save.prunes:
+            try:
+                for folder in [folder for folder in self.superseded if folder.parent == tier.checkpoints]:
+                    self.superseded.remove(folder)
+                    if folder != save.final and folder.exists():
+                        discard(folder)
+                prune(tier.checkpoints, tier.retention, save.step)
+            except OSError as error:  # the checkpoint is complete all the same
+                logger.warning("old checkpoints in %s cannot be deleted: %s", tier.checkpoints, error)
+        return {}
+
+    def _copied(self, part: SavedPart) -> SavedPart | None:
+        """The part in host memory; None where it cannot be had there, so that the training has to wait."""
         try:
             return replace(part, contents=self._copies.take(part.contents))
         except (MemoryError, RuntimeError) as error:  # raised by this rank alone, it would leave the others waiting
@@ -259,8 +258,31 @@ class Saver:
             return None
 
 
-def _find_room(save: _Save, size: int) -> str | None:
-    """Makes the folder, and compares what is free there with what all ranks will write to it."""
+@dataclass(frozen=True)
+class _Need:
+    """What a rank says before a save begins: what it will write and copy, and what there is room for."""
+
+    committer: int
+    host: str
+    size_bytes: int
+    copy_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    problem: str | None
+    save_id: str
+
+
+def _find_room(save: _Save, size: int, more: int) -> tuple[str | None, str, bool]:
+    """Makes the folder, and compares what all ranks need with what there is.
+
+    Args:
+        save: The save that begins.
+        size: Bytes that this rank will write.
+        more: Bytes of host memory that this rank lacks for a copy.
+
+    Returns:
+        Why the save cannot begin, or None; its name; and whether the copies of this node fit into its memory.
+    """
     tier = save.tier
     free, problem = 0, None
     if tier.is_committer:
@@ -268,16 +290,21 @@ def _find_room(save: _Save, size: int) -> str | None:
             free = prepare(save.partial)
         except OSError as error:
             problem = f"{error.strerror} ({error.filename})"
-    answers = _gather((tier.committer, size, free, problem))
-    for rank, (committer, _, free, problem) in enumerate(answers):
-        if rank != committer:
-            continue
-        needed = sum(own for other, own, _, _ in answers if other == rank) + _SMALL_FILES_BYTES
-        if problem is None and needed > free:
-            problem = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB free in {tier.checkpoints}"
-        if problem is not None:
-            return problem
-    return None
+    place = (tier.committer, socket.gethostname())
+    needs: list[_Need] = _gather(_Need(*place, size, max(0, more), free, free_memory(), problem, secrets.token_hex(8)))
+    for rank, need in enumerate(needs):
+        needed = sum(other.size_bytes for other in needs if other.committer == rank) + _SMALL_FILES_BYTES
+        if need.committer == rank and need.problem is None and needed > need.free_bytes:
+            problem = f"{needed / 1e9:.3g} GB are needed and {need.free_bytes / 1e9:.3g} GB free in {tier.checkpoints}"
+            return problem, "", False
+        if need.problem is not None:
+            return need.problem, "", False
+    own = [need for need in needs if need.host == place[1]]
+    copies = sum(need.copy_bytes for need in own)
+    fits = copies == 0 or min(need.memory_bytes for need in own) - copies > _MEMORY_LEFT_BYTES
+    if not fits and tier.is_committer:
+        logger.warning("the training waits for this save: %.3g GB of memory for copies are not free", copies / 1e9)
+    return None, needs[0].save_id, fits
 
 
 def _gather(own: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scaletrain.hardware.host import CgroupLimits, cgroup_limits, describe_host
+from scaletrain.hardware.host import CgroupLimits, cgroup_limits, describe_host, free_memory
 
 # The calls of NVIDIA's library that the client makes, for two GPUs, the second of which shares the host's memory.
 NVML = r"""
@@ -110,3 +110,17 @@ def test_no_quota_and_no_control_groups_mean_no_limit(groups: tuple[Path, Path])
     (mount / "cpu/cpu.cfs_quota_us").write_text("-1\n")
     (mount / "cpu/cpu.cfs_period_us").write_text("100000\n")
     assert cgroup_limits(membership, mount) == CgroupLimits(None, None)
+
+
+def test_free_memory_is_what_the_tightest_group_leaves(tmp_path: Path) -> None:
+    group = tmp_path / "job" / "step"
+    group.mkdir(parents=True)
+    (tmp_path / "membership").write_text("0::/job/step\n")
+    (tmp_path / "job" / "memory.max").write_text("max\n")
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("2500000\n")
+    (group / "memory.stat").write_text("anon 1000000\ninactive_file 700000\n")
+    assert free_memory(tmp_path / "membership", tmp_path) == 3000000 - (2500000 - 700000)
+    (group / "memory.current").write_text("9900000\n")
+    assert free_memory(tmp_path / "membership", tmp_path) == 0
+    assert free_memory(tmp_path / "nowhere", tmp_path) > 2**20

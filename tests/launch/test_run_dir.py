@@ -1,7 +1,10 @@
 """A run directory: one living owner, numbered starts, and no other run's model or data."""
 
+import errno
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from scaletrain.config.load import dump_yaml, load_config
-from scaletrain.errors import ConfigError
+from scaletrain.errors import ConfigError, StorageError
 from scaletrain.launch.attempts import attempt_of, launch_of_this_process
 from scaletrain.launch.heartbeat import STALE_S, Lease, lease_path, read_lease, refresh_lease
 from scaletrain.launch.identity import identity_of
 from scaletrain.launch.lease import take_lease
 from scaletrain.launch.processes import this_process
 from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.launch.verdicts import Verdict, verdict_of
 
 OWNER = """
 import sys, time
@@ -254,3 +258,36 @@ class TestNotWritable:
             [sys.executable, "-c", code, str(folder / "run")], capture_output=True, text=True, timeout=60
         )
         assert "Permission denied" in done.stdout, done.stderr
+
+
+def test_a_moved_run_keeps_its_name_and_a_copy_gets_one_of_its_own(tmp_path: Path) -> None:
+    def name_of(path: Path) -> str:
+        folder = RunDirectory(path)
+        folder.claim()
+        folder.release()
+        return folder.run_id
+
+    first = name_of(tmp_path / "run")
+    assert name_of(tmp_path / "run") == first and len(first) == 32
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copy = name_of(tmp_path / "copy")
+    assert copy != first and name_of(tmp_path / "copy") == copy
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert name_of(tmp_path / "moved") == first
+
+
+def test_a_sick_file_system_is_no_mistake_of_the_user(tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path / "run")
+    folder.claim()
+    folder.release()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="") as full:
+            (tmp_path / "file").write_text("x")
+        assert full.value.errno == errno.EFBIG
+        with pytest.raises(StorageError, match="cannot be written"):
+            folder.describe("a: 1\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert verdict_of(StorageError("")) is Verdict.CRASH

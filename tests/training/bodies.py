@@ -28,11 +28,13 @@ from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.feed import Feed
+from scaletrain.training.lineage import Lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.resuming import resume
-from scaletrain.training.saving import Saver, Tier
+from scaletrain.training.saving import Saver
 from scaletrain.training.signals import StopRequests
 from scaletrain.training.stability import Stability
+from scaletrain.training.tiers import Tier
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, MAX_SEQ_LEN, Case
 
@@ -178,7 +180,7 @@ def start(job: Job) -> dict[str, Any]:
     saver = Saver(engine, job.background, [])
     stability = Stability(StabilityConfig(bad_steps=5), lambda run, step: False, lambda sequences: [])
     callbacks = (first, second, stability, Checkpointing(saver, [tier], "resolved: true\n"))
-    state = resume(engine, [tier], "full", callbacks, this_place()).state
+    state = resume(engine, [tier], "full", callbacks, this_place(), Lineage()).state
     begun_at = state.step
     run = TrainingRun(state, job.max_steps, folder, 1, dist.get_rank() == 0, callbacks)
     timing = Throughput(1.0, None, dist.get_world_size())

@@ -18,16 +18,20 @@ from scaletrain.checkpoint.fragments import FragmentReader
 from scaletrain.checkpoint.retention import Retention
 from scaletrain.checkpoint.weights import read_weights
 from scaletrain.config.batch_plan import BatchPlan
+from scaletrain.config.schema import CheckpointConfig
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.snapshot import HostCopies
-from scaletrain.errors import CheckpointError
+from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.launch.events import read_events
+from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.ranks import Ranks
 from scaletrain.training.checkpointing import Checkpointing
+from scaletrain.training.lineage import Lineage
 from scaletrain.training.loop import TrainingRun
 from scaletrain.training.resuming import resume
-from scaletrain.training.saving import Saver, Tier
+from scaletrain.training.saving import Saver
+from scaletrain.training.tiers import Tier, open_tiers
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, Case
 
@@ -46,6 +50,8 @@ class Plan:
         full_disk: Steps during which rank 1 cannot write more than a few bytes into a file.
         save_requested_at: Step at which a user has asked for a checkpoint.
         goes_on: Whether the run has more steps than these: it is asked to stop.
+        lineage: How the run has come to where it is.
+        attempt: Number of this start.
     """
 
     folder: str
@@ -57,6 +63,8 @@ class Plan:
     full_disk: range = range(0)
     save_requested_at: int | None = None
     goes_on: bool = False
+    lineage: Lineage = field(default_factory=Lineage)
+    attempt: int = 1
 
 
 def tiers_of(plan: Plan) -> list[Tier]:
@@ -92,10 +100,11 @@ def train(plan: Plan) -> dict[str, Any]:
     tiers = tiers_of(plan)
     folder, rank = Path(plan.folder), dist.get_rank()
     folder.mkdir(exist_ok=True)
-    records = [JsonlWriter(folder / "metrics.jsonl", 1)] if rank == 0 else []
+    records = [JsonlWriter(folder / "metrics.jsonl", plan.attempt)] if rank == 0 else []
     checkpointing = Checkpointing(Saver(engine, plan.background, records), tiers, "")
-    resumed = resume(engine, tiers, "full", [checkpointing], place())
-    run = TrainingRun(resumed.state, plan.steps + plan.goes_on, folder, 1, rank == 0, [checkpointing])
+    resumed = resume(engine, tiers, "full", [checkpointing], place(), plan.lineage)
+    checkpointing.note_resumed(resumed.state.step, resumed.folder, [path for path, _ in resumed.refused])
+    run = TrainingRun(resumed.state, plan.steps + plan.goes_on, folder, plan.attempt, rank == 0, [checkpointing])
     checkpointing.on_start(run)
     begun_at, losses = run.state.step, []
     while run.state.step < plan.steps:
@@ -146,7 +155,7 @@ def save_twice(folder: str, case: Case) -> None:
     for name, background in (("at_once", False), ("beside", True)):
         saver = Saver(engine, background, [])
         tier = Tier("shared", Path(folder) / name, 1, Retention(2))
-        assert saver.begin(tier, 2, lambda state: {}, prunes=True) is None
+        assert saver.begin(tier, 2, lambda state, save_id: {}, prunes=True) is None
         if background:
             for step in range(2, 4):
                 train_step(engine, cut, step)
@@ -202,3 +211,20 @@ def load_alone_broken(folder: str, case: Case, breaks: int) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     return []
+
+
+def open_places(run_dir: str, local_dir: str) -> str:
+    """Opens the places of a run whose nodes are its ranks; returns what was raised."""
+    folder = RunDirectory(Path(run_dir))
+    if dist.get_rank() == 0:
+        folder.claim()
+    dist.barrier()
+    try:
+        open_tiers(CheckpointConfig(local_dir=Path(local_dir), local_every_steps=1), folder, place())
+    except ConfigError as error:
+        return str(error)
+    finally:
+        dist.barrier()
+        if dist.get_rank() == 0:
+            folder.release()
+    return ""

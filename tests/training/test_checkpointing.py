@@ -65,7 +65,8 @@ def test_without_an_intact_checkpoint_all_ranks_say_so(tmp_path: Path) -> None:
     run_on_ranks(2, bodies.start, job)
     os.truncate(tmp_path / "checkpoints" / "step_00000002" / "state.json", 10)
     with pytest.raises(
-        AssertionError, match=r"(?s)CheckpointError: .*none is intact.*step_00000002: state.json has 10.*Restore one"
+        AssertionError,
+        match=r"(?s)CheckpointError: .*none can be loaded.*step_00000002: state.json has 10.*Restore one",
     ):
         run_on_ranks(2, bodies.start, job)
 

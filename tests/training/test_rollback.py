@@ -107,6 +107,7 @@ def test_wherever_the_run_is_cut_it_comes_to_the_same(
 def test_steps_that_stay_bad_send_the_run_back_as_often_as_it_may(corpora: Path, tmp_path: Path) -> None:
     # Step 4 takes 18 to 23, step 5 takes 24 to 29.
     overrides = {"stability.bad_steps": 2, "stability.max_rollbacks": 1, "checkpoint.every_steps": 1}
+    overrides |= {"checkpoint.keep_last": 20}
     run = DataRun(tmp_path, corpora, overrides)
     once = Mishap(sequences=(20, 25), factor=float("nan"))
     run.complete(2, mishap=once)

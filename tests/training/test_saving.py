@@ -15,6 +15,7 @@ from scaletrain.checkpoint.durable import write_text
 from scaletrain.checkpoint.fragments import load_tensors
 from scaletrain.checkpoint.layout import STATE, folder_name, list_checkpoints, list_unfinished, partial_name
 from scaletrain.checkpoint.retention import Retention, prune
+from scaletrain.training.lineage import read_lineage
 from tests.distributed import run_on_ranks
 from tests.engine.bodies import Case
 from tests.training import saving_bodies as bodies
@@ -110,15 +111,17 @@ def test_a_run_goes_on_from_the_newest_that_is_complete_on_all_nodes(tmp_path: P
     assert results[0]["from"] == str(bodies.node_folder(plan.folder, 0) / folder_name(7))
     assert results[0]["losses"] == uncut["losses"][7:]
 
-    # One node has lost a bit of it: both go to 6, which is whole on both; without the local place to 4.
+    # One node has lost a bit of it: both go to 6, which is whole on both. It ends there, and saves where all can see.
     flip_a_bit(next((bodies.node_folder(str(kept), 1) / folder_name(7)).glob("*optim_states.pt")))
     later = replace(plan, folder=str(kept), steps=6, every_steps=0, local=100)
     results = run_on_ranks(2, bodies.train, later)
     assert [result["begun_at"] for result in results] == [6, 6]
     refused = [(Path(path).name, "another checksum" in why) for path, why in results[0]["refused"]]
     assert refused == [(folder_name(7), True)]
-    results = run_on_ranks(2, bodies.train, replace(later, steps=5, local=0))
-    assert [result["begun_at"] for result in results] == [4, 4]
+    (alone,) = run_on_ranks(1, bodies.train, replace(later, local=0))
+    assert alone["from"] == str(kept / "checkpoints" / folder_name(6)) and alone["losses"] == []
+    # What was refused makes room once there is a new one in its place; here there was none yet.
+    assert folder_name(7) in [folder.name for folder in list_checkpoints(bodies.node_folder(str(kept), 1))]
 
 
 def test_a_local_checkpoint_of_another_topology_is_passed_over(tmp_path: Path) -> None:
@@ -130,6 +133,60 @@ def test_a_local_checkpoint_of_another_topology_is_passed_over(tmp_path: Path) -
     (result,) = run_on_ranks(1, bodies.train, replace(plan, steps=2))
     assert result["begun_at"] == 2
     assert [(Path(path).parent.name, "missing" in why) for path, why in result["refused"]] == [("run", True)]
+
+
+def test_parts_of_different_saves_are_never_joined(tmp_path: Path) -> None:
+    plans = [Plan(str(tmp_path / name), Case(stage=2), steps=3, every_steps=2, local=1, goes_on=True) for name in "ab"]
+    for plan in plans:
+        run_on_ranks(2, bodies.train, plan)
+    mixed, other = (bodies.node_folder(plan.folder, 1) / folder_name(3) for plan in plans)
+    shutil.rmtree(mixed)
+    shutil.copytree(other, mixed)
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / folder_name(3))
+    results = run_on_ranks(2, bodies.train, replace(plans[0], local=100, every_steps=0))
+    assert [result["begun_at"] for result in results] == [2, 2]
+    assert results[0]["refused"][0][1] == results[1]["refused"][0][1] == "the nodes hold parts of different saves"
+
+
+def test_a_save_that_one_node_cannot_commit_is_on_none(tmp_path: Path) -> None:
+    plan = Plan(str(tmp_path), Case(stage=2), steps=2, every_steps=0, local=2)
+    blocked = bodies.node_folder(plan.folder, 1) / folder_name(2)
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()  # no folder: it cannot be replaced like one
+    run_on_ranks(2, bodies.train, plan)
+    assert bodies.events(str(tmp_path)) == [("save_failed", 2, "local"), ("save", 2, "shared")]
+    assert list(bodies.node_folder(plan.folder, 0).iterdir()) == []
+
+
+def test_a_folder_that_several_nodes_see_is_no_nodes_own(tmp_path: Path) -> None:
+    told = run_on_ranks(2, bodies.open_places, str(tmp_path), str(tmp_path / "disk"))
+    assert all("several nodes see the same folder" in text for text in told)
+    told = run_on_ranks(2, bodies.open_places, str(tmp_path), "/proc/nowhere")
+    assert told[0] == told[1] and "No such file or directory on node" in told[0]
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_in_silence(tmp_path: Path) -> None:
+    plan = Plan(str(tmp_path), steps=2)
+    run_on_ranks(1, bodies.train, plan)
+    (tmp_path / "checkpoints" / folder_name(2) / "COMPLETE").unlink()
+    with pytest.raises(AssertionError, match=r"(?s)none can be loaded:.*step_00000002: COMPLETE is missing"):
+        run_on_ranks(1, bodies.train, plan)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(
+        AssertionError, match=r"this run has saved step 2, but .* holds no checkpoint. Mount or restore"
+    ):
+        run_on_ranks(1, bodies.train, replace(plan, lineage=read_lineage(tmp_path)))
+
+
+def test_what_was_refused_makes_room_for_what_replaces_it(tmp_path: Path) -> None:
+    plan = Plan(str(tmp_path), Case(stage=1), steps=5, every_steps=2)
+    run_on_ranks(2, bodies.train, plan)
+    flip_a_bit(next((tmp_path / "checkpoints" / folder_name(5)).glob("*optim_states.pt")))
+    shutil.copytree(tmp_path / "checkpoints" / folder_name(4), tmp_path / "checkpoints" / folder_name(9))
+    results = run_on_ranks(2, bodies.train, replace(plan, steps=6))
+    assert [result["begun_at"] for result in results] == [4, 4]
+    assert "it holds step 4" in [reason for _, reason in results[0]["refused"]]
+    assert [folder.name for folder in list_checkpoints(tmp_path / "checkpoints")] == [folder_name(6), folder_name(4)]
 
 
 def test_whole_models_are_on_every_nodes_disk(tmp_path: Path) -> None:
