@@ -17,8 +17,8 @@ from scaletrain.config.help import help_text
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import ConfigError, DataError, ScaletrainError, UnreachableError
-from scaletrain.launch.deadline import hard_end_s
-from scaletrain.launch.endings import end_at_once, record_ending
+from scaletrain.launch.deadline import SLURM_VARIABLE, hard_end_s, is_stale
+from scaletrain.launch.endings import end_at_once, let_go_of_streams, record_ending, say
 from scaletrain.launch.events import append_event
 from scaletrain.launch.keeper import start_keeper
 from scaletrain.launch.processes import die_with_launcher
@@ -57,10 +57,10 @@ def main(argv: Sequence[str]) -> int:
         if command.dry_run:
             return _dry_run(config, ranks)
     except ScaletrainError as error:
-        _complain(error, ranks)
         # A folder is not made for a typing mistake, but a launch, or an existing run, gets its verdict.
         if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
             record_ending(RunDirectory(Path(overrides["run_dir"])), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
+        _complain(error, ranks)
         return EXIT_CODES[Verdict.USER_ERROR]
     return _run(config, ranks, command.trust_checkpoint)
 
@@ -75,7 +75,6 @@ def _dry_run(config: RunConfig, ranks: Ranks) -> int:
 def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
     folder = RunDirectory(config.run_dir)
     attempt: int | None = None
-    failed = True
 
     def leave_stuck(number: int) -> None:
         # The main thread may import a library or wait for its peers, where no exception reaches it.
@@ -86,7 +85,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
         for number in ENDING_SIGNALS:
             signal.signal(number, _leave)
         SignalThread(leave_stuck)
-        end_s = hard_end_s(os.environ, config.train.exit_by_s)
+        end_s = _hard_end_s(config.train.exit_by_s, ranks)
         start_keeper(folder.path, ranks.rank, end_s=end_s)
         from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 
@@ -107,23 +106,39 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
         from scaletrain.training.build import Start, train
 
         ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
-        failed = False
     except BaseException as error:
         said = getattr(error, "__notes__", None) if isinstance(error, SystemExit) else None
         ending = Ending(verdict_of(error), said[0] if said else str(error) or type(error).__name__)
+        # First of all: words may fail, where nobody reads them any more or the disk of a log is full.
+        record_ending(folder, attempt, ranks, ending)
         if isinstance(error, ScaletrainError):
             _complain(error, ranks, is_alone=attempt is None)
         elif isinstance(error, SystemExit):
-            logger.info("ends before the first step, as asked")
+            logger.info("ends before the first step: %s", ending.reason)
         else:
-            traceback.print_exc()
-    record_ending(folder, attempt, ranks, ending)
-    if not failed:
+            say("".join(traceback.format_exception(error)).rstrip())
+    else:
+        record_ending(folder, attempt, ranks, ending)
         disconnect()
     for number in ENDING_SIGNALS:
         # The interpreter takes its handlers back before it is gone: a late signal would change the exit code.
         signal.signal(number, signal.SIG_IGN)
     return EXIT_CODES[ending.verdict]
+
+
+def _hard_end_s(exit_by_s: float, ranks: Ranks) -> float | None:
+    """When this rank will be ended; a job that ends before anything can be trained gets its verdict now."""
+    now_s = time.time()
+    end_s = hard_end_s(os.environ, exit_by_s, now_s)
+    if exit_by_s and ranks.is_main and is_stale(os.environ, now_s):
+        stale = f"{SLURM_VARIABLE}={os.environ[SLURM_VARIABLE]}"
+        logger.warning("%s is over, and so of another job: this run ends at no certain time", stale)
+    if end_s is not None and end_s <= now_s:
+        leaving = SystemExit(EXIT_CODES[Verdict.REQUEUE])
+        left_s = end_s + exit_by_s - now_s
+        leaving.add_note(f"the job ends in {left_s:.0f} s, and train.exit_by_s = {exit_by_s:g} leaves no time")
+        raise leaving
+    return end_s
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -149,8 +164,10 @@ def _complain(error: ScaletrainError, ranks: Ranks, is_alone: bool = False) -> N
     """
     is_shared = isinstance(error, ConfigError | DataError) and not (is_alone and isinstance(error, UnreachableError))
     if ranks.local_rank == 0 or not is_shared:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    let_go_of_streams()
+    sys.exit(code)

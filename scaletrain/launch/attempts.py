@@ -67,6 +67,18 @@ def attempt_of(run_dir: Path, rank: int, process: Process, launch: Process) -> i
     return None
 
 
+def joined_attempt(run_dir: Path, rank: int, process: Process) -> int | None:
+    """Finds the attempt that a process was registered for, as with ``register_rank``; None where it was not yet.
+
+    Args:
+        run_dir: The run's folder.
+        rank: Global index of the process.
+        process: The process.
+    """
+    newest = sorted(_attempts(run_dir / "exit"), reverse=True)[:_LOOKED_AT]
+    return next((one for one in newest if _is(run_dir / "exit" / str(one) / f"{rank}.pid", process)), None)
+
+
 def _attempts(exit_dir: Path) -> list[int]:
     try:
         return [int(name) for name in os.listdir(exit_dir) if name.isdigit()]

@@ -1,5 +1,6 @@
 """How a rank takes its leave: the verdict, the event and the lease; in order, or at once from any thread."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -54,8 +55,27 @@ def end_at_once(folder: RunDirectory, attempt: int | None, ranks: Ranks, ending:
     bound = threading.Timer(_LEAVE_S, os._exit, (code,))
     bound.daemon = True
     bound.start()
-    print(f"ends at once: {ending.reason}", file=sys.stderr, flush=True)
-    # A verdict that stands was written by the main thread, which is ending by itself.
-    if not verdict_path(folder.path, attempt, ranks.rank, os.getpid()).exists():
-        record_ending(folder, attempt, ranks, ending)
-    os._exit(code)
+    try:
+        # A verdict that stands was written by the main thread, which is ending by itself.
+        if not verdict_path(folder.path, attempt, ranks.rank, os.getpid()).exists():
+            record_ending(folder, attempt, ranks, ending)
+        say(f"ends at once: {ending.reason}")
+    finally:
+        os._exit(code)
+
+
+def say(text: str) -> None:
+    """Prints to standard error, which nobody may read any more, or whose disk may be full: the end must not fail."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def let_go_of_streams() -> None:
+    """Flushes the standard streams; what they do not take is dropped, or the interpreter would end with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -29,7 +29,9 @@ def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: floa
     - The launcher that started it is gone: the keeper kills it (the kernel does too, see ``die_with_launcher``).
     - The command above that launcher is gone: this process gets SIGUSR1, after ``grace_s`` SIGKILL, and the
       launcher is killed where it did not end by then.
-    - The job is about to end: this process gets SIGKILL, and the verdict ``requeue``.
+    - The job is about to end: this process gets SIGKILL, the verdict ``requeue``, and a line in its standard error.
+    - Another rank of the attempt ended before the first step, and this one waits for it: half of ``grace_s`` later it
+      is ended with the same verdict.
     - Processes that this one leaves behind, such as DataLoader workers, are killed.
     - The lease of the run directory is refreshed while this process lives, if it is the owner.
 

@@ -3,6 +3,7 @@
 It imports little and holds no thread, so that nothing of what goes wrong in a rank can go wrong here.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -17,9 +18,11 @@ from scaletrain.launch.attempts import attempt_of
 from scaletrain.launch.events import append_event
 from scaletrain.launch.heartbeat import REFRESH_S, refresh_lease
 from scaletrain.launch.processes import Process, descendants, exit_signal_or_code, kill
-from scaletrain.launch.verdicts import Verdict, verdict_path, write_verdict
+from scaletrain.launch.siblings import Siblings
+from scaletrain.launch.verdicts import Ending, Verdict, verdict_path, write_verdict
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_REQUESTS = {Verdict.STOPPED: signal.SIGINT, Verdict.REQUEUE: signal.SIGTERM}
 _TICK_S = 2.0  # how often the rank's children are listed: after its end they could no longer be found
 _LEFT_BEHIND_S = 2.0  # time in which children of a rank that has ended may end by themselves
 _LAUNCHER_MARGIN_S = 5.0  # time for a launcher to notice that its ranks have ended
@@ -34,7 +37,8 @@ class Keeper:
         process: The watched process.
         launch: What its ranks on this machine have in common.
         launchers: The launchers above it, the nearest first.
-        grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone.
+        grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone; twice the time for which the
+            rank may wait for a sibling that is gone.
         end_s: When the rank is killed, in Unix seconds; None for never.
     """
 
@@ -57,29 +61,33 @@ class Keeper:
         self._end_s = end_s
         self._children: set[Process] = set()
         self._refreshed_s = float("-inf")
+        self._siblings = Siblings(run_dir, rank, process, grace_s / 2)
+        self._fallen: Ending | None = None
         self._cause = ""
         self._verdict = Verdict.CRASH
 
     def watch(self) -> None:
         """Returns when the rank has ended and everything is settled."""
-        while self._time_left_s() > 0 and not self._wait(
-            [self._process, *self._launchers], min(_TICK_S, self._time_left_s())
+        while (
+            self._time_left_s() > 0
+            and self._fallen is None
+            and not self._wait([self._process, *self._launchers], min(_TICK_S, self._time_left_s()))
         ):
             self.look_around()
+            self._fallen = self._siblings.fallen()
         gone = next((launcher for launcher in self._launchers if not launcher.is_alive()), None)
         if gone is not None:
             self._cause = f"its launcher (process {gone.pid}) ended, and it was ended with it"
             if self._process.is_alive():
                 self._end_rank()
         elif self._process.is_alive():
-            self._cause = "the job is about to end (train.exit_by_s), and the rank had not ended by itself"
-            self._verdict = Verdict.REQUEUE
-            self.look_around()
-            kill(self._process, signal.SIGKILL)
-            self._wait([self._process], _LAUNCHER_MARGIN_S)
+            late = "the job is about to end (train.exit_by_s), and the rank had not ended by itself"
+            self._end_for(self._fallen or Ending(Verdict.REQUEUE, late))
         manner = exit_signal_or_code(self._process)
-        self._write_verdict(manner)
-        self._clear_away(self._children, _LEFT_BEHIND_S)
+        try:
+            self._write_verdict(manner)
+        finally:
+            self._clear_away(self._children, _LEFT_BEHIND_S)
 
     def _time_left_s(self) -> float:
         return float("inf") if self._end_s is None else self._end_s - time.time()
@@ -91,6 +99,22 @@ class Keeper:
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
             refresh_lease(self._run_dir, self._process)
             self._refreshed_s = time.monotonic()
+
+    def _end_for(self, ending: Ending) -> None:
+        """Ends a rank for which it is too late, or which waits for a sibling that is gone, with a word in its log."""
+        self._cause, self._verdict = ending.reason, ending.verdict
+        self.look_around()
+        log = _open_stderr(self._process)
+        if self._fallen is not None and ending.verdict in _REQUESTS:
+            # Before the first step a rank that is asked gives back what it holds, within seconds.
+            kill(self._process, _REQUESTS[ending.verdict])
+            self._wait([self._process], _LAUNCHER_MARGIN_S)
+        kill(self._process, signal.SIGKILL)
+        if log is not None:
+            with contextlib.suppress(OSError):
+                os.write(log, f"ended by its keeper: rank {self._rank}: {ending.reason}\n".encode())
+            os.close(log)
+        self._wait([self._process], _LAUNCHER_MARGIN_S)
 
     def _end_rank(self) -> None:
         self.look_around()
@@ -152,6 +176,15 @@ class Keeper:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+def _open_stderr(process: Process) -> int | None:
+    """The standard error of another process, in a way that can never wait for a reader; None where there is none."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/{process.pid}/fd/2", flags)
+    except OSError:
+        return None
 
 
 def main(task: dict[str, Any]) -> None:

@@ -128,10 +128,18 @@ def write_verdict(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, default=str)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(content, file, default=str)
+            file.flush()
+            os.fsync(file.fileno())
+        _put_in_place(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _put_in_place(draft: Path, path: Path) -> None:
     try:
         os.link(draft, path)  # unlike a rename, a link never replaces a verdict that stands
     except FileExistsError:
@@ -139,9 +147,6 @@ def write_verdict(
     except OSError:  # a file system without hard links
         if not path.exists():
             os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
 
 
 def read_verdict(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Wires a run's configuration into objects, and trains."""
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from scaletrain.data.loader import Share, StepStream, evaluation_batches, evalua
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
+from scaletrain.launch.deadline import shown
 from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
@@ -108,7 +110,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
-    _announce(config, share_of(config, ranks, state), engine, dataset, state)
+    _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
     if state.step >= train.max_steps and checkpointing.saved_at == state.step:
         beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
         logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
@@ -299,7 +301,14 @@ def build_engine(config: RunConfig, plan: BatchPlan, n_sources: int) -> Engine:
     return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)
 
 
-def _announce(config: RunConfig, share: Share, engine: Engine, dataset: SequenceDataset, state: TrainingState) -> None:
+def _announce(
+    config: RunConfig,
+    share: Share,
+    engine: Engine,
+    dataset: SequenceDataset,
+    state: TrainingState,
+    end_s: float | None,
+) -> None:
     train, plan = config.train, share.plan(state.sequences)
     step_tokens = plan.global_batch_size * train.max_seq_len
     sequences = share.schedule.sequence_after(state.sequences, max(0, train.max_steps - state.step))
@@ -325,6 +334,10 @@ def _announce(config: RunConfig, share: Share, engine: Engine, dataset: Sequence
     if state.skipped_sequences:
         ranges = ", ".join(f"{one.first} to {one.stop - 1}" for one in share.schedule.left_out)
         rows.append(("passed over", f"sequences {ranges}"))
+    if end_s is not None:
+        rows.append(
+            ("job's end", f"saves and ends before {shown(end_s)}, {(end_s - time.time()) / 3600:.2f} h from now")
+        )
     start = f"goes on at step {state.step}" if state.step else "starts"
     logger.info("%s", start_banner(f"{config.run_dir} {start}", rows))
 

@@ -11,6 +11,7 @@ from typing import Any
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import CheckpointError, DataError
 from scaletrain.launch.events import append_event
+from scaletrain.launch.siblings import mark_trained
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
 from scaletrain.monitors.throughput import Throughput
@@ -36,6 +37,12 @@ class TrainingRun:
     save_requested: bool = False
     save_s: float = 0.0
     _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def step_done(self, result: StepResult) -> None:
+        """Keeps what a step did; after the first, the keepers need not end ranks that wait for each other."""
+        if self.is_main and self.last_step is None:
+            mark_trained(self.folder, self.attempt)
+        self.last_step = result
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
@@ -117,7 +124,7 @@ def fit(
             state.optimizer_steps += result.applied
             state.target_tokens += agreed.targets * result.applied
             run.batch_hash = f"{agreed.checksum:016x}"
-            run.last_step = result
+            run.step_done(result)
             metrics = {
                 names.TRAIN_LOSS: result.loss,
                 names.TRAIN_GRAD_NORM: result.grad_norm if math.isfinite(result.grad_norm) else math.nan,

@@ -1,6 +1,8 @@
 """Requests to a run: signals, the files ``stop`` and ``save``, the job's end; seen at the next step's border."""
 
+import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -9,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from scaletrain.launch.deadline import Deadline
+from scaletrain.launch.deadline import Deadline, recent_saves_s
+from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.signal_thread import ENDING_SIGNALS, SignalThread
 from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict
+
+logger = logging.getLogger(__name__)
 
 KINDS = (Verdict.STOPPED, Verdict.REQUEUE)
 """Kinds of request to end, the weightier first: a terminal's Ctrl-C reaches the ranks as SIGINT, and a moment later the
@@ -46,13 +51,15 @@ class StopRequests:
         """Installs the handlers; called once the ranks are connected, since before that dying at once is right.
 
         Args:
-            run_dir: A file ``stop`` in it ends the run, a file ``save`` has it saved; each is deleted when seen.
+            run_dir: A file ``stop`` in it ends the run, a file ``save`` has it saved; each is deleted when seen, and
+                not heeded where it is older than this process.
             watch_file: Whether this rank looks for the files, and at the time.
             end_at_once: Ends the process, called in another thread.
             end_s: When this process will be ended, in Unix seconds; None for never.
         """
-        self._run_dir = run_dir if watch_file else None
-        self._deadline = Deadline(end_s if watch_file else None)
+        self._files = RequestFiles(run_dir, own_start_s()) if watch_file else None
+        saves_s = recent_saves_s(run_dir / "events.jsonl") if watch_file and end_s is not None else ()
+        self._deadline = Deadline(end_s if watch_file else None, saves_s)
         self._end_at_once = end_at_once
         self._seen: dict[Verdict, str] = {}
         self._first_s: dict[int, float] = {}
@@ -67,9 +74,12 @@ class StopRequests:
         self._thread.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._run_dir is not None and not self._seen:
-            os.write(2, b"asked to end: finishes the step, then saves; the same signal again ends at once\n")
+        is_first = not self._seen
         self._note(number)
+        if self._files is not None and is_first:
+            # Ctrl-C also ends the tee that reads this, and a log's disk may be full: neither must cost the save.
+            with contextlib.suppress(OSError):
+                os.write(2, b"asked to end: finishes the step, then saves; the same signal again ends at once\n")
 
     def _note(self, number: int) -> None:
         verdict = Verdict.STOPPED if number == signal.SIGINT else Verdict.REQUEUE
@@ -89,7 +99,7 @@ class StopRequests:
         """Which requests this rank has met; called once at each border.
 
         Args:
-            save_s: Duration of the last save, in seconds.
+            save_s: Duration of the last save in this start, in seconds; 0 before the first.
 
         Returns:
             One for each of ``KINDS``, and last whether to save and go on.
@@ -105,7 +115,58 @@ class StopRequests:
         return self._seen.get(verdict, "asked on another rank")
 
     def _take_file(self, name: str) -> bool:
-        if self._run_dir is None or not (self._run_dir / name).exists():
+        return self._files is not None and self._files.take(name)
+
+
+class RequestFiles:
+    """The files by which a user asks for something; what is wrong with one of them never ends a run."""
+
+    def __init__(self, run_dir: Path, started_s: float) -> None:
+        """Deletes what was asked of an earlier start, with a warning.
+
+        Args:
+            run_dir: The folder that they are in.
+            started_s: When this start began, in Unix seconds.
+        """
+        self._run_dir = run_dir
+        self._served: set[str] = set()
+        self._warned: set[str] = set()
+        for name in ("stop", "save"):
+            with contextlib.suppress(OSError):
+                if (run_dir / name).lstat().st_mtime < started_s:
+                    logger.warning("%s is older than this start: it is deleted, not heeded", run_dir / name)
+                    self._remove(name)
+
+    def take(self, name: str) -> bool:
+        """Whether a file is there; then it is deleted. One that cannot be deleted counts once.
+
+        Args:
+            name: ``stop`` or ``save``.
+
+        Returns:
+            Whether it asks for something that was not asked before.
+        """
+        try:
+            (self._run_dir / name).lstat()
+        except FileNotFoundError:
+            self._served.discard(name)
             return False
-        (self._run_dir / name).unlink(missing_ok=True)
+        except OSError as error:
+            self._warn(name, f"cannot be looked for: {error.strerror}")
+            return False
+        if name in self._served:
+            return False
+        self._remove(name)
         return True
+
+    def _remove(self, name: str) -> None:
+        try:
+            (self._run_dir / name).unlink(missing_ok=True)
+        except OSError as error:
+            self._served.add(name)
+            self._warn(name, f"cannot be deleted, and counts once: {error.strerror}")
+
+    def _warn(self, name: str, problem: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning("the file %s %s", self._run_dir / name, problem)

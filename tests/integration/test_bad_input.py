@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from scaletrain.data.order import DatasetOptions
 from scaletrain.data.shard_index import ShardIndex, index_path
 from scaletrain.data.shards import ShardReader
 from scaletrain.launch.verdicts import read_verdicts
-from tests.integration.runs import MAKE_SHARDS, TRAIN, NewRun, TinyRun, python
+from tests.integration.runs import ENVIRONMENT, MAKE_SHARDS, TRAIN, NewRun, TinyRun, python
 
 # Value, rule and remedy, as parts of the message.
 Message = tuple[str, ...]
@@ -207,3 +209,21 @@ def test_a_shard_found_damaged_by_one_rank_ends_all_ranks(new_run: NewRun, manif
         assert "Traceback" not in told and "gloo" not in told
     told = run.output_of("rank-0").read_text()
     assert "Sequence 51 holds token 65535" in told and "make_shards" in told
+
+
+def test_a_mistake_that_cannot_be_told_leaves_its_verdict(new_run: NewRun) -> None:
+    run = new_run("untold")
+    command = [sys.executable, str(TRAIN), "--config", str(run.config)]
+    with open("/dev/full", "w") as full:
+        code = subprocess.call(command, env=ENVIRONMENT | {"SCALETRAIN_JOB_END_TIME": "soon"}, stdout=full, stderr=full)
+    (verdict,) = (run.run_dir / "exit" / "unclaimed").glob("*.json")
+    assert code == 2 and "SCALETRAIN_JOB_END_TIME=soon is no time" in json.loads(verdict.read_text())["reason"]
+
+
+def test_a_job_that_ends_before_anything_is_trained_says_so(new_run: NewRun) -> None:
+    run = new_run("short")
+    result = run.alone(environment={"SCALETRAIN_JOB_END_TIME": str(time.time() + 20)})
+    assert result.returncode == 75, result.stdout
+    assert "s, and train.exit_by_s = 30 leaves no time" in result.stdout and "Traceback" not in result.stdout
+    (verdict,) = (run.run_dir / "exit" / "unclaimed").glob("*.json")
+    assert json.loads(verdict.read_text())["verdict"] == "requeue"

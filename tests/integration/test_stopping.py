@@ -40,6 +40,7 @@ def test_whoever_waits_for_its_peers_ends_when_it_is_told_and_when_its_job_ends(
         ended = read_verdicts(run.run_dir, 1)[0]
         assert ended["verdict"] == verdict and words in ended["reason"], ended
         assert run.events(1)[-1] == "exit" and "Traceback" not in run.output_of("rank-0").read_text()
+    assert "ended by its keeper: rank 0: the job is about to end" in late.output_of("rank-0").read_text()
     # What can be given back is given back; the keeper leaves that to the next start, which sees that the owner died.
     assert not (terminated.run_dir / "lease.json").exists() and not (interrupted.run_dir / "lease.json").exists()
     assert ended["written_by"] == "keeper" and ended["manner"] == "signal 9 (SIGKILL)"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,18 @@ def test_another_stage_and_another_number_of_ranks_go_on(new_run: NewRun, finish
     assert [attempt for _, attempt, _ in curve] == [1] * 8 + [2] * 4
     assert [loss for *_, loss in curve] == pytest.approx([loss for *_, loss in reference], abs=1e-5)
 
-    again = run.alone()
+    again = run.alone(environment={"SLURM_JOB_END_TIME": "1000"})  # a shell has kept it from another job
+    assert "SLURM_JOB_END_TIME=1000 is over" in again.stdout
     assert again.returncode == 0 and "the run is complete: it is at step 12 of 12" in again.stdout
     assert run.verdicts(3) == [Verdict.COMPLETE] and run.curve("attempt", "train/loss") == curve
 
 
 def test_a_stop_file_ends_a_run_and_is_taken_away(new_run: NewRun) -> None:
     run = new_run("stopped")
-    (process,) = run.start_ranks(1, *FOREVER)
+    (process,) = run.start_ranks(1, *FOREVER, environment={"SCALETRAIN_JOB_END_TIME": str(time.time() + 3600)})
     run.wait_for_step(2, attempt=1)
+    assert "saves and ends before" in run.output_of("rank-0").read_text()
+    assert (run.run_dir / "exit" / "1" / "trained").exists(), "the keepers leave the ranks alone"
     (run.run_dir / "stop").touch()
     assert process.wait(timeout=30) == 130
     assert run.verdicts(1) == [Verdict.STOPPED] and not (run.run_dir / "stop").exists()

@@ -1,7 +1,9 @@
 """The run's diary and its end, as files that survive a kill at any moment."""
 
+import errno
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,13 @@ def test_codes_tell_verdicts_apart() -> None:
     assert set(EXIT_CODES) == set(Verdict)
     assert len(set(EXIT_CODES.values())) == len(Verdict)
     assert EXIT_CODES[Verdict.COMPLETE] == 0
+
+
+def test_a_verdict_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        write_verdict(tmp_path, 1, 0, Verdict.STOPPED, "SIGINT")
+    assert list((tmp_path / "exit" / "1").iterdir()) == []

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
+from scaletrain.launch.attempts import register_rank
 from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path
-from scaletrain.launch.verdicts import read_verdict, read_verdicts
+from scaletrain.launch.processes import this_process
+from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.launch.siblings import Siblings, mark_trained
+from scaletrain.launch.verdicts import Verdict, read_verdict, read_verdicts, write_verdict
 from tests.processes import eventually, living
 
 # A rank as the entry point starts one. Its child stands for a DataLoader worker, which ignores signals.
@@ -31,6 +35,8 @@ run_dir, behaviour = Path(sys.argv[-2]), sys.argv[-1]
 rank = int(os.environ.get("RANK", "0"))
 run = RunDirectory(run_dir)
 attempt = run.claim() if rank == 0 else None
+if attempt:
+    run.join(attempt, rank)
 if behaviour == "has a child":
     child = ["sh", "-c", "trap '' TERM INT; sleep 90", str(run_dir)]
     subprocess.Popen(child, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -127,6 +133,30 @@ def test_a_rank_that_has_said_how_it_ended(tree: Tree) -> None:
     nothing_lives(tree)
     assert tree.verdict()["verdict"] == "complete"
     assert read_events(tree.run_dir / "events.jsonl") == []
+
+
+def test_a_rank_that_waits_for_one_that_has_ended_ends_like_it(tree: Tree) -> None:
+    runner = tree.start("sleeps")
+    write_verdict(tree.run_dir, 1, 1, Verdict.STOPPED, "SIGINT before the first step")
+    verdict = tree.verdict()
+    assert verdict["verdict"] == "stopped" and verdict["manner"] in ("signal 2 (SIGINT)", "exit code 1")
+    assert "rank 1 had ended before the first step (SIGINT before the first step)" in verdict["reason"]
+    runner.wait(timeout=5)
+    nothing_lives(tree)
+
+
+@pytest.mark.parametrize("ended", [Verdict.CRASH, Verdict.COMPLETE])
+def test_who_has_trained_or_is_complete_is_not_waited_for(tmp_path: Path, ended: Verdict) -> None:
+    attempt = RunDirectory(tmp_path).claim()
+    early = Siblings(tmp_path, 1, this_process(), grace_s=0.0)
+    write_verdict(tmp_path, attempt, 0, ended, "why")
+    assert early.fallen() is None  # nobody knows yet that it belongs to this attempt
+    register_rank(tmp_path, attempt, 1)
+    fallen = Siblings(tmp_path, 1, this_process(), grace_s=0.0).fallen()
+    assert (fallen.verdict if fallen else None) == (ended if ended is Verdict.CRASH else None)
+    assert Siblings(tmp_path, 1, this_process(), grace_s=60.0).fallen() is None
+    mark_trained(tmp_path, attempt)
+    assert Siblings(tmp_path, 1, this_process(), grace_s=0.0).fallen() is None
 
 
 def test_a_launcher_killed_takes_its_rank_along(tree: Tree) -> None:

@@ -1,14 +1,17 @@
 """Signals and files become requests; a first signal ends nothing by itself, the same once more ends the process."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from scaletrain.training.signals import RequestFiles
 
 # A rank that says what it has been asked for, a line for each line that it is sent.
 RANK = """
@@ -70,10 +73,15 @@ class Rank:
 
 @pytest.fixture
 def main_rank(tmp_path: Path) -> Iterator[Rank]:
+    (tmp_path / "stop").touch()
+    os.utime(tmp_path / "stop", (0, 0))  # meant for an earlier start
     rank = Rank(tmp_path, "main")
     yield rank
     rank.process.kill()
-    rank.process.communicate()
+    rank.process.wait()
+    for stream in (rank.process.stdin, rank.process.stdout, rank.process.stderr):
+        assert stream is not None
+        stream.close()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +109,15 @@ def test_the_first_reason_stands_and_stopping_weighs_more(main_rank: Rank) -> No
     assert main_rank.asked() == "stopped: SIGINT, requeue: SIGUSR1"
 
 
+def test_a_request_counts_where_nobody_reads_the_standard_error(main_rank: Rank) -> None:
+    """Ctrl-C in ``... 2>&1 | tee log`` ends the tee as well."""
+    assert main_rank.process.stderr is not None
+    main_rank.process.stderr.close()
+    os.kill(main_rank.process.pid, signal.SIGINT)
+    assert main_rank.asked() == "stopped: SIGINT"
+    assert main_rank.process.poll() is None
+
+
 def test_the_stop_file_is_seen_once_and_by_the_main_rank_only(main_rank: Rank, tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     other = Rank(tmp_path, "other")
@@ -114,6 +131,53 @@ def test_the_save_file_is_seen_once_and_ends_nothing(main_rank: Rank, tmp_path: 
     (tmp_path / "save").touch()
     assert main_rank.asked() == "save"
     assert not (tmp_path / "save").exists() and main_rank.asked() == ""
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """How many warnings there were since it was last asked."""
+
+    def count() -> int:
+        found = len(caplog.records)
+        caplog.clear()
+        return found
+
+    return count
+
+
+def test_files_from_before_the_start_are_not_heeded(tmp_path: Path, told: Callable[[], int]) -> None:
+    for name in ("stop", "save"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    files = RequestFiles(tmp_path, time.time() - 60)
+    assert told() == 2 and list(tmp_path.iterdir()) == []
+    (tmp_path / "stop").touch()
+    files = RequestFiles(tmp_path, time.time() - 60)  # while it starts, it is asked
+    assert files.take("stop") and not files.take("stop") and told() == 0
+
+
+def test_an_entry_that_cannot_be_deleted_counts_once(tmp_path: Path, told: Callable[[], int]) -> None:
+    files = RequestFiles(tmp_path, time.time() - 60)
+    (tmp_path / "save").mkdir()
+    assert [files.take("save") for _ in range(3)] == [True, False, False] and told() == 1
+    (tmp_path / "save").rmdir()
+    assert not files.take("save")
+    (tmp_path / "save").touch()
+    assert files.take("save") and not files.take("save") and told() == 0
+    (tmp_path / "stop").mkdir()
+    os.utime(tmp_path / "stop", (0, 0))
+    assert not RequestFiles(tmp_path, time.time() - 60).take("stop") and told() == 2
+
+
+def test_a_folder_that_cannot_be_looked_into_asks_for_nothing(
+    tmp_path: Path, told: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "lstat", stale)
+    files = RequestFiles(tmp_path, time.time())
+    assert [files.take("stop") for _ in range(3)] == [False] * 3 and told() == 1
 
 
 def test_the_same_signal_again_ends_at_once_even_in_c_code(main_rank: Rank) -> None:
