@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 960, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
 _COLUMNS = 450  # of a curve: more points than that are drawn as the lowest and highest of each column
+_LARGEST = 1e300  # that is drawn, so that the distance of two values is a number as well
+_CLOSEST = 1e-9  # distance of the axis' ends relative to their size: closer ones lose digits, and can be one number
 
 Point = tuple[float, float]
 
@@ -79,7 +81,8 @@ def curves(
 ) -> str:
     """Draws curves over common axes.
 
-    Single points far above all others, such as a spike of the loss, are cut off at the upper edge.
+    Single points far above all others, such as a spike of the loss, are cut off at the upper edge. What is not finite
+    is left out.
 
     Args:
         series: What to draw, the first below the others.
@@ -90,6 +93,7 @@ def curves(
     Returns:
         The SVG element; a short text where there is no point.
     """
+    series = [replace(one, points=[*map(_clamped, filter(_is_finite, one.points))]) for one in series]
     points = [point for one in series for point in one.points]
     if not points:
         return '<p class="note">nothing to draw yet</p>'
@@ -138,7 +142,12 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _spread(low: float, high: float) -> Point:
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    """Ends of an axis that holds both bounds, as far from each other as can be drawn."""
+    closest = max(1.0 / _LARGEST, _CLOSEST * max(abs(low), abs(high)))
+    if high - low > closest:
+        return low, high
+    room = max(0.5, closest)
+    return low - room, high + room
 
 
 def _thin(points: Sequence[Point], left: float, right: float) -> Sequence[Point]:
@@ -150,13 +159,22 @@ def _thin(points: Sequence[Point], left: float, right: float) -> Sequence[Point]
     return [point for own in columns.values() for point in sorted({min(own, key=_y), max(own, key=_y)})]
 
 
+def _is_finite(point: Point) -> bool:
+    return math.isfinite(point[0]) and math.isfinite(point[1])
+
+
+def _clamped(point: Point) -> Point:
+    x, y = (min(max(value, -_LARGEST), _LARGEST) for value in point)
+    return x, y
+
+
 def _y(point: Point) -> float:
     return point[1]
 
 
 def _x_axis(left: float, right: float, floor: float, label: Callable[[float], str]) -> list[str]:
     drawn = [f'<line class="base" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{floor}" y2="{floor}"/>']
-    if right > left:
+    if right - left > 1.0 / _LARGEST:
         for tick in ticks(left, right, most=8):
             x = _LEFT + (tick - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
             drawn.append(f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 4}"/>')
