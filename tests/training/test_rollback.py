@@ -184,6 +184,7 @@ def test_a_second_fault_of_one_device_is_told_and_ends_a_deterministic_run(
 
 def test_a_flipped_bit_ends_the_run_before_it_is_saved(corpora: Path, tmp_path: Path) -> None:
     overrides = {"checkpoint.every_steps": 2, "stability.check_every_steps": 4, "deepspeed": "configs/ds/zero2.json"}
+    overrides |= {"checkpoint.background": False}
     run = DataRun(tmp_path, corpora, overrides)
     for error in run.start(3, mishap=Mishap(flip=(2, 7))):
         assert error.startswith("HealthError: At step 8 the ranks differ") and "weights of rank 2 (device 2 of" in error
