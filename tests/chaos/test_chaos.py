@@ -39,6 +39,7 @@ FULL = Trial(
     (Setting(stage=2, max_steps=48, every_steps=2),),
     strikes=((Strike("fill_disk", steps=5), Strike("fill_disk", steps=20)),),
     disk="run",
+    nan="1:12",
     most_attempts=1,
 )
 
