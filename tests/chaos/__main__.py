@@ -1,6 +1,7 @@
 """Kills, damages and fills, trial after trial: ``python -m tests.chaos --trials 100 --seed 7``."""
 
 import argparse
+import shutil
 import signal
 import sys
 import tempfile
@@ -52,6 +53,8 @@ def main() -> int:
         server.close()
     print(f"{options.trials} trials in {time.monotonic() - begin_s:.0f} s, {len(deviating)} deviate", end="")
     print(f": {deviating}; their folders are in {folder}" if deviating else "")
+    if not deviating and options.folder is None:
+        shutil.rmtree(folder)
     return 1 if deviating else 0
 
 
