@@ -179,6 +179,11 @@ def interval_table(advice: Advice) -> Table:
     return Table(("save every", "training", "steps", "cost", "formula"), tuple(rows))
 
 
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters; an ellipsis tells that there was more."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
 def _save_lines(summary: Summary) -> list[str]:
     lines = []
     for saves in summary.saves:
@@ -206,7 +211,7 @@ def _layout(table: Table) -> list[str]:
     lines = []
     for row in rows:
         cells = [
-            cell[:_MOST_REASON] if column == last else f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
+            cut(cell, _MOST_REASON) if column == last else f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
