@@ -73,6 +73,23 @@ def page(summary: Summary, lines: Sequence[Record], title: str) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="under">{escape(headline(summary))}</p>',
+        *(_course(summary, lines) if account.attempts else []),
+        "<h2>Interruptions, saves and faults</h2>",
+        _list(map(_shortened, facts(summary))),
+        "<h2>Checkpoint interval</h2>",
+        _list(map(escape, advice_notes(summary.advice))),
+        "" if summary.advice.problem else _table(interval_table(summary.advice)),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    style = f"<style>{_CSS}{colours}{strokes}</style>"
+    content = "\n".join(filter(None, body))
+    return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>\n{content}\n</body></html>\n'
+
+
+def _course(summary: Summary, lines: Sequence[Record]) -> list[str]:
+    """What the attempts did."""
+    account = summary.account
+    return [
         _figures(summary),
         "<h2>Where the time went</h2>",
         stacked_bar(
@@ -90,16 +107,7 @@ def page(summary: Summary, lines: Sequence[Record], title: str) -> str:
         '<p class="note">Over steps. Red: trained in vain. Blue: validation.</p>',
         "<h2>Attempts</h2>",
         _table(attempts_table(summary)),
-        "<h2>Interruptions, saves and faults</h2>",
-        _list(map(_shortened, facts(summary))),
-        "<h2>Checkpoint interval</h2>",
-        _list(map(escape, advice_notes(summary.advice))),
-        "" if summary.advice.problem else _table(interval_table(summary.advice)),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    style = f"<style>{_CSS}{colours}{strokes}</style>"
-    content = "\n".join(filter(None, body))
-    return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>\n{content}\n</body></html>\n'
 
 
 def _figures(summary: Summary) -> str:

@@ -45,12 +45,10 @@ def report_lines(summary: Summary, title: str) -> list[str]:
     advice = summary.advice
     return [
         f"{title}: {headline(summary)}",
-        f"goodput {summary.account.goodput:.1%}",
+        *([f"goodput {summary.account.goodput:.1%}"] if summary.account.attempts else []),
         "",
-        *_layout(shares_table(summary)),
-        "",
-        *_layout(attempts_table(summary)),
-        "",
+        *([*_layout(shares_table(summary)), ""] if summary.account.wall_us else []),
+        *([*_layout(attempts_table(summary)), ""] if summary.account.attempts else []),
         *facts(summary),
         "",
         "checkpoint interval",
@@ -62,6 +60,8 @@ def report_lines(summary: Summary, title: str) -> list[str]:
 def headline(summary: Summary) -> str:
     """How the run stands, in one line."""
     attempts = len(summary.account.attempts)
+    if not attempts:
+        return "no attempt was numbered yet"
     return ", ".join(
         [
             summary.verdict or "ended without a verdict",
@@ -107,6 +107,24 @@ def attempts_table(summary: Summary) -> Table:
 
 def facts(summary: Summary) -> list[str]:
     """Interruptions, saves and faults, a line each."""
+    lines = _attempt_lines(summary) if summary.account.attempts else []
+    if summary.unnumbered_starts:
+        verdict, reason = summary.last_unnumbered
+        lines.append(
+            f"starts that ended before they had a number: {summary.unnumbered_starts}, the last as {verdict}: "
+            f"{' '.join(reason.split())}"
+        )
+    for event in summary.rollbacks:
+        lines.append(f"rollback: to step {event.get('to_step', '?')}{_skipped_range(event)}: {event.get('reason', '')}")
+    if summary.transient_faults:
+        places = "; ".join(f"{count} at {place}" for place, count in summary.transient_faults)
+        lines.append(f"transient faults: {places}")
+    if summary.skipped_steps:
+        lines.append(f"skipped steps: {summary.skipped_steps} without a finite gradient")
+    return lines
+
+
+def _attempt_lines(summary: Summary) -> list[str]:
     lines = []
     if summary.interruptions:
         asked = summary.interruptions - summary.failures
@@ -124,15 +142,7 @@ def facts(summary: Summary) -> list[str]:
     lines.append(lost)
     if summary.recovery_s is not None:
         lines.append(f"recovery: {format_duration(summary.recovery_s)} from a failure to the next step")
-    lines += _save_lines(summary)
-    for event in summary.rollbacks:
-        lines.append(f"rollback: to step {event.get('to_step', '?')}{_skipped_range(event)}: {event.get('reason', '')}")
-    if summary.transient_faults:
-        places = "; ".join(f"{count} at {place}" for place, count in summary.transient_faults)
-        lines.append(f"transient faults: {places}")
-    if summary.skipped_steps:
-        lines.append(f"skipped steps: {summary.skipped_steps} without a finite gradient")
-    return lines
+    return lines + _save_lines(summary)
 
 
 def advice_notes(advice: Advice) -> list[str]:

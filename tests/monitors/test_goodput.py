@@ -179,7 +179,7 @@ any_lines = st.lists(
 def test_the_shares_of_any_records_add_up_to_the_wall_time(
     events: list[dict[str, Any]], lines: list[dict[str, Any]], claims: dict[int, float | None], is_running: bool
 ) -> None:
-    records = RunRecords(events, lines, claims, {}, is_running, 1500.0 if is_running else None)
+    records = RunRecords(events, lines, claims, {}, (), is_running, 1500.0 if is_running else None)
     summary = summarize(records)
     told = summary.account
     assert all(us >= 0 for us in told.shares_us.values())
@@ -241,7 +241,7 @@ def test_the_figures_of_interruptions_and_saves() -> None:
 
 def test_a_run_without_a_failure_gets_a_bound_and_says_so() -> None:
     run = run_with_failures(0)
-    summary = summarize(RunRecords(run.events, run.lines, run.claims, {}, True, run.now_s + 5))
+    summary = summarize(RunRecords(run.events, run.lines, run.claims, {}, (), True, run.now_s + 5))
     assert summary.verdict == "running" and summary.lost_steps == 0
     assert summary.account.shares_us[Spent.OTHER] == pytest.approx(5e6, abs=100)
     assert summary.advice.is_bound
