@@ -13,9 +13,21 @@ from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path, read_lease
 from scaletrain.launch.lease import is_alive
 from scaletrain.launch.verdicts import UNCLAIMED, read_verdict
+from scaletrain.monitors import names
 from scaletrain.monitors.jsonl_writer import read_records
 
 Record = Mapping[str, Any]
+
+_USED = (
+    "step",
+    "attempt",
+    "time_s",
+    names.TRAIN_LOSS,
+    names.PERF_STEP_TIME_S,
+    names.PERF_DATA_WAIT_S,
+    names.EVAL_LOSS,
+)
+"""Keys of a line of metrics.jsonl that a run's account is computed from."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class RunRecords:
 
     Attributes:
         events: Lines of events.jsonl, in their order.
-        lines: Lines of metrics.jsonl, in their order, those of steps that were done again included.
+        lines: Lines of metrics.jsonl, in their order, those of steps that were done again included; of each, what the
+            account of a run needs.
         claims: By attempt, when it was numbered; None where nothing tells.
         verdicts: By attempt, what the files of its ranks say.
         unclaimed: What the ranks of starts say that ended before they had a number, oldest first.
@@ -96,7 +109,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> list[Record]:
-    return list(read_records(path)) if path.exists() else []
+    return list(read_records(path, _USED)) if path.exists() else []
 
 
 def _claim_s(folder: Path) -> float | None:

@@ -10,6 +10,7 @@ from scaletrain.launch.verdicts import Verdict, verdict_path, write_verdict
 from scaletrain.monitors.goodput_page import page
 from scaletrain.monitors.goodput_summary import summarize
 from scaletrain.monitors.goodput_text import report_lines
+from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.run_records import read_run
 
 NOTHING_NUMBERED = "starts that ended before they had a number: "
@@ -55,3 +56,14 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "exit/unclaimed").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds no run"):
         read_run(tmp_path)
+
+
+def test_of_a_line_of_metrics_only_what_is_used_is_held_in_memory(tmp_path: Path) -> None:
+    used = {"train/loss": 2.0, "perf/step_time_s": 1.0, "perf/data_wait_s": 0.5, "eval/loss": float("inf")}
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", 1)
+    writer.write_text("text/config", 0, "x" * 10_000)
+    writer.write(1, used | {"train/grad_norm": 1.0, "data/batch_hash": "a" * 1000})
+    writer.close()
+    first, second = read_run(tmp_path).lines
+    assert set(first) == {"step", "attempt", "time_s"}
+    assert {key: value for key, value in second.items() if key != "time_s"} == {"step": 1, "attempt": 1, **used}
