@@ -156,12 +156,12 @@ def advice_notes(advice: Advice) -> list[str]:
             "no failure yet: only a bound is known. With 95 % confidence the mean time between failures is at least "
             f"{format_duration(advice.failure_s)}; intervals should be at least, and cost at most, what stands here",
         ]
-    noun = _count(advice.failures, "failure")
-    notes = [
-        stall,
-        f"{noun} and rollbacks counted, one every {format_duration(advice.failure_s)}; recovery takes "
-        f"{format_duration(advice.recovery_s)}",
-    ]
+    counted = f"{_count(advice.failures - advice.rollbacks, 'failure')}, {_count(advice.rollbacks, 'rollback')}"
+    if advice.recovery_s is None:
+        recovery = "how long recovery takes is not known yet, and counts as no time"
+    else:
+        recovery = f"recovery takes {format_duration(advice.recovery_s)}"
+    notes = [stall, f"{counted}: one every {format_duration(advice.failure_s)}; {recovery}"]
     if advice.uncertainty > 0.15:
         notes.append(f"too few failures for a sharp figure: the intervals are known to ±{advice.uncertainty:.0%}")
     if any(interval.seconds < advice.save_s for interval in advice.recommended):
@@ -242,7 +242,7 @@ def _percent(share: float) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number or 'no'} {noun}{'s' if number > 1 else ''}"
 
 
 def _or_dash(value: int | None) -> str:
