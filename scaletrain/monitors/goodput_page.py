@@ -1,8 +1,8 @@
 """A run's account as one HTML page that stands alone: no script, nothing to fetch, for light and dark screens."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from itertools import groupby
 
 from scaletrain.monitors import names
 from scaletrain.monitors.goodput import Account, Segment, Spent
@@ -11,6 +11,7 @@ from scaletrain.monitors.goodput_text import (
     Table,
     advice_notes,
     attempts_table,
+    cut,
     facts,
     headline,
     interval_table,
@@ -22,6 +23,8 @@ from scaletrain.monitors.run_records import Record, number
 from scaletrain.monitors.svg_charts import Series, curves, stacked_bar, stacked_columns
 
 _COLUMNS = 240  # of the timeline
+_MOST_DOTS = 60  # of the validation: more are drawn as a line
+_MOST_TEXT = 160  # characters of a reason; the whole text shows under the pointer
 _STYLES = {spent: f"k{index}" for index, spent in enumerate(Spent)}
 
 _CSS = """
@@ -49,7 +52,7 @@ svg { display: block; width: 100%; height: auto; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em; }
 .axis { fill: var(--soft); font-size: 12px; } .middle { text-anchor: middle; } .end { text-anchor: end; }
 .grid { stroke: var(--rule); } .base { stroke: var(--soft); }
-.curve { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+.curve { fill: none; stroke-width: 1.6; stroke-linejoin: round; } .curve.thin { stroke-width: .9; }
 """
 
 
@@ -70,6 +73,23 @@ def page(summary: Summary, lines: Sequence[Record], title: str) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="under">{escape(headline(summary))}</p>',
+        *(_course(summary, lines) if account.attempts else []),
+        "<h2>Interruptions, saves and faults</h2>",
+        _list(map(_shortened, facts(summary))),
+        "<h2>Checkpoint interval</h2>",
+        _list(map(escape, advice_notes(summary.advice))),
+        "" if summary.advice.problem else _table(interval_table(summary.advice)),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    style = f"<style>{_CSS}{colours}{strokes}</style>"
+    content = "\n".join(filter(None, body))
+    return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>\n{content}\n</body></html>\n'
+
+
+def _course(summary: Summary, lines: Sequence[Record]) -> list[str]:
+    """What the attempts did."""
+    account = summary.account
+    return [
         _figures(summary),
         "<h2>Where the time went</h2>",
         stacked_bar(
@@ -84,19 +104,10 @@ def page(summary: Summary, lines: Sequence[Record], title: str) -> str:
         '<p class="note">Red: trained in vain. After a restart the curve begins where the run went back to.</p>',
         "<h2>Loss</h2>",
         _losses(account, lines),
-        '<p class="note">Over steps. Red: trained in vain. Dots: validation.</p>',
+        '<p class="note">Over steps. Red: trained in vain. Blue: validation.</p>',
         "<h2>Attempts</h2>",
         _table(attempts_table(summary)),
-        "<h2>Interruptions, saves and faults</h2>",
-        _list(facts(summary)),
-        "<h2>Checkpoint interval</h2>",
-        _list(advice_notes(summary.advice)),
-        "" if summary.advice.problem else _table(interval_table(summary.advice)),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    style = f"<style>{_CSS}{colours}{strokes}</style>"
-    content = "\n".join(filter(None, body))
-    return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>\n{content}\n</body></html>\n'
 
 
 def _figures(summary: Summary) -> str:
@@ -120,14 +131,21 @@ def _table(table: Table, keys: Sequence[str] = ()) -> str:
         key = f'<i class="key {keys[index]}"></i>' if index < len(keys) else ""
         rows.append(
             "<tr>"
-            + "".join(f"<td>{key if not column else ''}{escape(cell)}</td>" for column, cell in enumerate(row))
+            + "".join(f"<td>{key if not column else ''}{_shortened(cell)}</td>" for column, cell in enumerate(row))
             + "</tr>"
         )
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _list(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+def _list(items: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+
+
+def _shortened(text: str) -> str:
+    """A text as markup."""
+    if len(text) <= _MOST_TEXT:
+        return escape(text)
+    return f'<span title="{escape(text)}">{escape(cut(text, _MOST_TEXT))}</span>'
 
 
 def _timeline(account: Account) -> str:
@@ -170,9 +188,9 @@ def _progress(account: Account) -> str:
     first_s = account.attempts[0].begin_us / 1e6 if account.attempts else 0.0
     series = []
     for attempt in account.attempts:
-        for lost, steps in groupby(attempt.steps, key=_is_lost):
+        for steps in stretches(attempt.steps):
             points = [(max(0.0, step.time_s - first_s) / unit_s, float(step.step)) for step in steps]
-            series.append(Series(_style(lost), points))
+            series.append(Series(_style(steps[0].lost), points))
     return curves(series, label, format_count, "steps over time")
 
 
@@ -188,19 +206,57 @@ def _time_axis(account: Account) -> tuple[float, Callable[[float], str]]:
 def _losses(account: Account, lines: Sequence[Record]) -> str:
     lost, kept = [], []
     for attempt in account.attempts:
-        for is_lost, steps in groupby(attempt.steps, key=_is_lost):
+        for steps in stretches(attempt.steps):
             points = [(float(step.step), step.loss) for step in steps if step.loss is not None]
-            if is_lost:
+            if steps[0].lost:
                 lost.append(Series(_style(True), points))
             else:
                 kept += points
-    validation = {line["step"]: value for line in lines if (value := number(line.get(names.EVAL_LOSS))) is not None}
-    dots = Series(_STYLES[Spent.EVALUATION], [(float(step), loss) for step, loss in sorted(validation.items())], False)
-    return curves([Series(_style(False), kept), *lost, dots], format_count, "{:g}".format, "loss over steps")
+    points = evaluations(account.steps, lines)
+    validation = Series(f"{_STYLES[Spent.EVALUATION]} thin", points, len(points) > _MOST_DOTS)
+    return curves([Series(_style(False), kept), *lost, validation], format_count, "{:g}".format, "loss over steps")
 
 
-def _is_lost(step: Step) -> bool:
-    return step.lost
+def stretches(steps: Iterable[Step]) -> list[list[Step]]:
+    """Cuts an attempt's steps where they begin or cease to be lost, and where the run went back.
+
+    Args:
+        steps: The steps, in the order in which they were trained.
+
+    Returns:
+        The stretches, none of them empty; the steps of each ascend.
+    """
+    found: list[list[Step]] = []
+    for step in steps:
+        if not found or step.lost != found[-1][-1].lost or step.step <= found[-1][-1].step:
+            found.append([])
+        found[-1].append(step)
+    return found
+
+
+def evaluations(steps: Iterable[Step], lines: Iterable[Record]) -> list[tuple[float, float]]:
+    """The validation loss over the steps that the run still has.
+
+    Args:
+        steps: All the run's steps, the lost ones included.
+        lines: Raw lines of metrics.jsonl.
+
+    Returns:
+        Step and loss, ascending; of a step that was evaluated again, the last.
+    """
+    trained: dict[int, list[Step]] = defaultdict(list)
+    for step in steps:
+        trained[step.step].append(step)
+    found: dict[int, float] = {}
+    for line in lines:
+        loss = number(line.get(names.EVAL_LOSS))
+        if loss is None:
+            continue
+        when = (line["attempt"], number(line.get("time_s")) or 0.0)
+        before = [step for step in trained[line["step"]] if (step.attempt, step.time_s) <= when]
+        if not (before and before[-1].lost):
+            found[line["step"]] = loss
+    return [(float(step), loss) for step, loss in sorted(found.items())]
 
 
 def _style(lost: bool) -> str:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from scaletrain.monitors.goodput import Account, Segment, Spent, account
 from scaletrain.monitors.interval_advice import Advice, advise
-from scaletrain.monitors.run_history import Attempt, stall_s, whole
+from scaletrain.monitors.run_history import Attempt, last_failed_start, stall_s, whole
 from scaletrain.monitors.run_records import Record, RunRecords, number
 
 COMPLETE, RUNNING = "complete", "running"
@@ -42,6 +42,8 @@ class Summary:
         interruptions: How many attempts trained and ended before the run was complete.
         failures: Those of them that nobody had asked for.
         failed_starts: Attempts that ended before their first step.
+        unnumbered_starts: Starts that ended before they were an attempt.
+        last_unnumbered: Verdict and reason of the last one; empty where there is none.
         up_s: Time in which a process of the run was up.
         saves: By tier.
         failed_saves: Reasons of the saves that failed, with how often each occurred.
@@ -56,6 +58,8 @@ class Summary:
     interruptions: int
     failures: int
     failed_starts: int
+    unnumbered_starts: int
+    last_unnumbered: tuple[str, str]
     up_s: float
     saves: tuple[Saves, ...]
     failed_saves: tuple[tuple[str, int], ...]
@@ -109,6 +113,8 @@ def summarize(records: RunRecords) -> Summary:
         len(interrupted),
         len(failed),
         len(ended) - len(interrupted),
+        max(Counter(whole(record.get("rank")) for record in records.unclaimed).values(), default=0),  # a file a rank
+        last_failed_start(records.unclaimed) if records.unclaimed else ("", ""),
         up_s,
         _saves(_events(records, "save")),
         tuple(Counter(str(event.get("reason", "")) for event in _events(records, "save_failed")).most_common()),

@@ -45,12 +45,10 @@ def report_lines(summary: Summary, title: str) -> list[str]:
     advice = summary.advice
     return [
         f"{title}: {headline(summary)}",
-        f"goodput {summary.account.goodput:.1%}",
+        *([f"goodput {summary.account.goodput:.1%}"] if summary.account.attempts else []),
         "",
-        *_layout(shares_table(summary)),
-        "",
-        *_layout(attempts_table(summary)),
-        "",
+        *([*_layout(shares_table(summary)), ""] if summary.account.wall_us else []),
+        *([*_layout(attempts_table(summary)), ""] if summary.account.attempts else []),
         *facts(summary),
         "",
         "checkpoint interval",
@@ -62,6 +60,8 @@ def report_lines(summary: Summary, title: str) -> list[str]:
 def headline(summary: Summary) -> str:
     """How the run stands, in one line."""
     attempts = len(summary.account.attempts)
+    if not attempts:
+        return "no attempt was numbered yet"
     return ", ".join(
         [
             summary.verdict or "ended without a verdict",
@@ -107,6 +107,24 @@ def attempts_table(summary: Summary) -> Table:
 
 def facts(summary: Summary) -> list[str]:
     """Interruptions, saves and faults, a line each."""
+    lines = _attempt_lines(summary) if summary.account.attempts else []
+    if summary.unnumbered_starts:
+        verdict, reason = summary.last_unnumbered
+        lines.append(
+            f"starts that ended before they had a number: {summary.unnumbered_starts}, the last as {verdict}: "
+            f"{' '.join(reason.split())}"
+        )
+    for event in summary.rollbacks:
+        lines.append(f"rollback: to step {event.get('to_step', '?')}{_skipped_range(event)}: {event.get('reason', '')}")
+    if summary.transient_faults:
+        places = "; ".join(f"{count} at {place}" for place, count in summary.transient_faults)
+        lines.append(f"transient faults: {places}")
+    if summary.skipped_steps:
+        lines.append(f"skipped steps: {summary.skipped_steps} without a finite gradient")
+    return lines
+
+
+def _attempt_lines(summary: Summary) -> list[str]:
     lines = []
     if summary.interruptions:
         asked = summary.interruptions - summary.failures
@@ -124,15 +142,7 @@ def facts(summary: Summary) -> list[str]:
     lines.append(lost)
     if summary.recovery_s is not None:
         lines.append(f"recovery: {format_duration(summary.recovery_s)} from a failure to the next step")
-    lines += _save_lines(summary)
-    for event in summary.rollbacks:
-        lines.append(f"rollback: to step {event.get('to_step', '?')}{_skipped_range(event)}: {event.get('reason', '')}")
-    if summary.transient_faults:
-        places = "; ".join(f"{count} at {place}" for place, count in summary.transient_faults)
-        lines.append(f"transient faults: {places}")
-    if summary.skipped_steps:
-        lines.append(f"skipped steps: {summary.skipped_steps} without a finite gradient")
-    return lines
+    return lines + _save_lines(summary)
 
 
 def advice_notes(advice: Advice) -> list[str]:
@@ -146,12 +156,12 @@ def advice_notes(advice: Advice) -> list[str]:
             "no failure yet: only a bound is known. With 95 % confidence the mean time between failures is at least "
             f"{format_duration(advice.failure_s)}; intervals should be at least, and cost at most, what stands here",
         ]
-    noun = _count(advice.failures, "failure")
-    notes = [
-        stall,
-        f"{noun} and rollbacks counted, one every {format_duration(advice.failure_s)}; recovery takes "
-        f"{format_duration(advice.recovery_s)}",
-    ]
+    counted = f"{_count(advice.failures - advice.rollbacks, 'failure')}, {_count(advice.rollbacks, 'rollback')}"
+    if advice.recovery_s is None:
+        recovery = "how long recovery takes is not known yet, and counts as no time"
+    else:
+        recovery = f"recovery takes {format_duration(advice.recovery_s)}"
+    notes = [stall, f"{counted}: one every {format_duration(advice.failure_s)}; {recovery}"]
     if advice.uncertainty > 0.15:
         notes.append(f"too few failures for a sharp figure: the intervals are known to ±{advice.uncertainty:.0%}")
     if any(interval.seconds < advice.save_s for interval in advice.recommended):
@@ -177,6 +187,11 @@ def interval_table(advice: Advice) -> Table:
     if now is not None:
         rows.insert(0, (now.name, _seconds(now.seconds), str(now.steps), f"{most}{_percent(now.cost)}", ""))
     return Table(("save every", "training", "steps", "cost", "formula"), tuple(rows))
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters; an ellipsis tells that there was more."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _save_lines(summary: Summary) -> list[str]:
@@ -206,7 +221,7 @@ def _layout(table: Table) -> list[str]:
     lines = []
     for row in rows:
         cells = [
-            cell[:_MOST_REASON] if column == last else f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
+            cut(cell, _MOST_REASON) if column == last else f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
@@ -227,7 +242,7 @@ def _percent(share: float) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number or 'no'} {noun}{'s' if number > 1 else ''}"
 
 
 def _or_dash(value: int | None) -> str:

@@ -38,9 +38,10 @@ class Advice:
         problem: Why nothing can be said; empty where something can.
         stall_s: How long training stands still for a save, on average.
         save_s: How long a save takes until it is complete, on average: no interval should be shorter.
-        failures: Failures that the mean time between them comes from.
+        failures: Failures that the mean time between them comes from, rollbacks included.
+        rollbacks: Those of them that were rollbacks.
         failure_s: Mean time between failures; without any, what it is at least, with 95 % confidence.
-        recovery_s: Mean time from a failure until training goes on; 0 where none was measured.
+        recovery_s: Mean time from a failure until training goes on; None where none was measured.
         present: The interval that the run has.
         recommended: What the formulas say; without a failure, what an interval should be at least.
     """
@@ -49,8 +50,9 @@ class Advice:
     stall_s: float = 0.0
     save_s: float = 0.0
     failures: int = 0
+    rollbacks: int = 0
     failure_s: float = 0.0
-    recovery_s: float = 0.0
+    recovery_s: float | None = None
     present: Interval | None = None
     recommended: tuple[Interval, ...] = ()
 
@@ -80,7 +82,7 @@ def advise(
         events: The run's events.
         step_s: What a step takes on average, its wait for data included; None before there was one.
         up_s: Time in which the run was up.
-        failures: How many failures it had in that time.
+        failures: How many failures it had in that time, rollbacks included.
         recovery_s: Mean time from a failure until training went on; None where that never happened.
 
     Returns:
@@ -100,20 +102,31 @@ def advise(
     if stalled_s <= 0:
         return Advice("training never stood still for a save: save as often as one can be completed")
     failure_s = up_s / failures if failures else failure_bound_s(up_s)
-    recovery_s = recovery_s or 0.0
+    recovers_s = recovery_s or 0.0
 
     def interval(name: str, source: str, seconds: float) -> Interval:
         steps = max(1, round(seconds / step_s))
-        return Interval(name, source, seconds, steps, cost_share(seconds, stalled_s, failure_s, recovery_s))
+        return Interval(name, source, seconds, steps, cost_share(seconds, stalled_s, failure_s, recovers_s))
 
     now = _present_steps(attempts, stalls)
     recommended = (
         interval("Young", "sqrt(2 δ M), 1974", young_s(stalled_s, failure_s)),
         interval("Daly", "higher order, 2006", daly_s(stalled_s, failure_s)),
-        interval("with recovery", "arXiv 2410.18124", with_recovery_s(stalled_s, failure_s, recovery_s)),
+        interval("with recovery", "arXiv 2410.18124", with_recovery_s(stalled_s, failure_s, recovers_s)),
     )
     present = None if now is None else interval("now", "", now * step_s)
-    return Advice("", stalled_s, fmean(durations), failures, failure_s, recovery_s, present, recommended)
+    rollbacks = sum(event.get("event") == "rollback" for event in events)
+    return Advice(
+        "",
+        stall_s=stalled_s,
+        save_s=fmean(durations),
+        failures=failures,
+        rollbacks=rollbacks,
+        failure_s=failure_s,
+        recovery_s=recovery_s,
+        present=present,
+        recommended=recommended,
+    )
 
 
 def _present_steps(attempts: Sequence[Attempt], saves: dict[tuple[object, int | None], float]) -> int | None:

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from numbers import Integral
 from pathlib import Path
@@ -142,11 +142,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [merged[step] for step in sorted(merged)]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Reads the lines of a metrics file as they were written, those of steps that were done again included.
 
     Args:
         path: A file that JsonlWriter wrote, also one that is being written.
+        keys: What of each line is kept; all of it by default. A long run's lines hold more than fits in memory.
 
     Returns:
         One dictionary for each whole line, in the order of the file.
@@ -155,7 +156,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: There is no such file.
     """
     with path.open("rb") as file:
-        return [record for line in file if (record := _parse(line)) is not None]
+        whole = (record for line in file if (record := _parse(line)) is not None)
+        if keys is None:
+            return list(whole)
+        return [{key: record[key] for key in keys if key in record} for record in whole]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

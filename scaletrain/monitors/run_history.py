@@ -175,17 +175,37 @@ def _verdict(own: OwnRecords) -> tuple[str, str]:
     told = [record for record in told if record.get("verdict") != "complete"] or told
     if not told:
         return "", "no verdict: the machine went away, or the keeper with its rank"
-    told = sorted(told, key=lambda record: number(record.get("time_s")) or 0.0)
-    first_s = number(told[0].get("time_s")) or 0.0
+    return _cause(told)
+
+
+def last_failed_start(unclaimed: Sequence[Record]) -> tuple[str, str]:
+    """How the last start ended that never had a number, and why.
+
+    Args:
+        unclaimed: What the ranks of such starts say, one or more.
+
+    Returns:
+        The verdict, and the reason in words for people.
+    """
+    last_s = max(_told_s(record) for record in unclaimed)
+    return _cause([record for record in unclaimed if _told_s(record) >= last_s - _SAME_FAILURE_S])
+
+
+def _cause(told: Iterable[Record]) -> tuple[str, str]:
+    told = sorted(told, key=_told_s)
     silent = [
         record
         for record in told
-        if record.get("written_by") == "keeper" and (number(record.get("time_s")) or 0.0) <= first_s + _SAME_FAILURE_S
+        if record.get("written_by") == "keeper" and _told_s(record) <= _told_s(told[0]) + _SAME_FAILURE_S
     ]
     cause = (silent or told)[0]
     rank = whole(cause.get("rank"))
     prefix = f"rank {rank}: " if rank is not None and cause.get("verdict") not in ("complete", "stopped") else ""
     return str(cause.get("verdict")), prefix + str(cause.get("reason", ""))
+
+
+def _told_s(record: Record) -> float:
+    return number(record.get("time_s")) or 0.0
 
 
 def _mark_lost(attempts: list[Attempt], records: RunRecords) -> list[Attempt]:

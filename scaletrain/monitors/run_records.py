@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,22 @@ from scaletrain.errors import ConfigError
 from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path, read_lease
 from scaletrain.launch.lease import is_alive
-from scaletrain.launch.verdicts import read_verdict
+from scaletrain.launch.verdicts import UNCLAIMED, read_verdict
+from scaletrain.monitors import names
 from scaletrain.monitors.jsonl_writer import read_records
 
 Record = Mapping[str, Any]
+
+_USED = (
+    "step",
+    "attempt",
+    "time_s",
+    names.TRAIN_LOSS,
+    names.PERF_STEP_TIME_S,
+    names.PERF_DATA_WAIT_S,
+    names.EVAL_LOSS,
+)
+"""Keys of a line of metrics.jsonl that a run's account is computed from."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +36,11 @@ class RunRecords:
 
     Attributes:
         events: Lines of events.jsonl, in their order.
-        lines: Lines of metrics.jsonl, in their order, those of steps that were done again included.
+        lines: Lines of metrics.jsonl, in their order, those of steps that were done again included; of each, what the
+            account of a run needs.
         claims: By attempt, when it was numbered; None where nothing tells.
         verdicts: By attempt, what the files of its ranks say.
+        unclaimed: What the ranks of starts say that ended before they had a number, oldest first.
         is_running: Whether the run's owner lives.
         last_sign_s: The owner's last sign of life; None where the run was given back.
     """
@@ -35,6 +49,7 @@ class RunRecords:
     lines: Sequence[Record]
     claims: Mapping[int, float | None] = field(default_factory=dict)
     verdicts: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    unclaimed: Sequence[Record] = ()
     is_running: bool = False
     last_sign_s: float | None = None
 
@@ -61,9 +76,10 @@ def read_run(run_dir: Path) -> RunRecords:
     try:
         events, lines = read_events(run_dir / "events.jsonl"), _lines(run_dir / "metrics.jsonl")
         folders = [path for path in _folders(run_dir / "exit") if path.name.isdecimal()]
+        unclaimed = sorted(_verdicts((run_dir / "exit" / UNCLAIMED).glob("*.json")), key=_told_s)
     except OSError as error:
         raise ConfigError(f"--run_dir {run_dir} cannot be read: {error.strerror or error}") from None
-    if not (events or lines or folders):
+    if not (events or lines or folders or unclaimed):
         raise ConfigError(
             f"--run_dir {run_dir} holds no run: neither events.jsonl nor metrics.jsonl nor exit/ is there"
         )
@@ -71,7 +87,11 @@ def read_run(run_dir: Path) -> RunRecords:
         events,
         lines,
         {int(folder.name): _claim_s(folder) for folder in folders},
-        {int(folder.name): _verdicts(folder) for folder in folders},
+        {
+            int(folder.name): _verdicts(path for path in folder.glob("*.json") if path.stem.isdecimal())
+            for folder in folders
+        },
+        unclaimed,
         is_running,
         last_sign_s,
     )
@@ -89,7 +109,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> list[Record]:
-    return list(read_records(path)) if path.exists() else []
+    return list(read_records(path, _USED)) if path.exists() else []
 
 
 def _claim_s(folder: Path) -> float | None:
@@ -100,6 +120,10 @@ def _claim_s(folder: Path) -> float | None:
         return None
 
 
-def _verdicts(folder: Path) -> list[Record]:
-    found = [read_verdict(path) for path in sorted(folder.glob("*.json")) if path.stem.isdecimal()]
+def _verdicts(paths: Iterable[Path]) -> list[Record]:
+    found = [read_verdict(path) for path in sorted(paths)]
     return [content for content in found if content is not None]
+
+
+def _told_s(verdict: Record) -> float:
+    return number(verdict.get("time_s")) or 0.0

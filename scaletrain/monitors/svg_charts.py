@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 960, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
+_CHARACTER = 7  # width of an axis' character, about
 _COLUMNS = 450  # of a curve: more points than that are drawn as the lowest and highest of each column
 _LARGEST = 1e300  # that is drawn, so that the distance of two values is a number as well
 _CLOSEST = 1e-9  # distance of the axis' ends relative to their size: closer ones lose digits, and can be one number
@@ -178,7 +179,10 @@ def _x_axis(left: float, right: float, floor: float, label: Callable[[float], st
         for tick in ticks(left, right, most=8):
             x = _LEFT + (tick - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)
             drawn.append(f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 4}"/>')
-            drawn.append(f'<text class="axis middle" x="{x:.1f}" y="{floor + 18}">{escape(label(tick))}</text>')
+            text = label(tick)
+            # The middle of a long label would stand so far right that its end is outside.
+            anchor, x = ("end", WIDTH) if x + _CHARACTER * len(text) / 2 > WIDTH else ("middle", x)
+            drawn.append(f'<text class="axis {anchor}" x="{x:.1f}" y="{floor + 18}">{escape(text)}</text>')
     return drawn
 
 

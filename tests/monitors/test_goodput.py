@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaletrain.monitors.goodput import Spent, account
-from scaletrain.monitors.goodput_page import binned, page
+from scaletrain.monitors.goodput_page import binned, evaluations, page, stretches
 from scaletrain.monitors.goodput_summary import summarize
 from scaletrain.monitors.goodput_text import report_lines
 from scaletrain.monitors.run_records import RunRecords
@@ -179,7 +179,7 @@ any_lines = st.lists(
 def test_the_shares_of_any_records_add_up_to_the_wall_time(
     events: list[dict[str, Any]], lines: list[dict[str, Any]], claims: dict[int, float | None], is_running: bool
 ) -> None:
-    records = RunRecords(events, lines, claims, {}, is_running, 1500.0 if is_running else None)
+    records = RunRecords(events, lines, claims, {}, (), is_running, 1500.0 if is_running else None)
     summary = summarize(records)
     told = summary.account
     assert all(us >= 0 for us in told.shares_us.values())
@@ -241,7 +241,7 @@ def test_the_figures_of_interruptions_and_saves() -> None:
 
 def test_a_run_without_a_failure_gets_a_bound_and_says_so() -> None:
     run = run_with_failures(0)
-    summary = summarize(RunRecords(run.events, run.lines, run.claims, {}, True, run.now_s + 5))
+    summary = summarize(RunRecords(run.events, run.lines, run.claims, {}, (), True, run.now_s + 5))
     assert summary.verdict == "running" and summary.lost_steps == 0
     assert summary.account.shares_us[Spent.OTHER] == pytest.approx(5e6, abs=100)
     assert summary.advice.is_bound
@@ -312,3 +312,66 @@ def test_the_page_stands_alone_and_takes_no_markup_from_the_run() -> None:
     assert "prefers-color-scheme: dark" in text and text.count("<svg") == 4
     for spent in Spent:
         assert spent.value in text
+
+
+def rolled_back_twice(steps: int) -> Simulated:
+    """A run that is saved at step 3, goes back there two times, and is evaluated after every step."""
+    run = Simulated()
+    run.start(0, 500)
+    for _ in range(3):
+        run.train(0)
+    run.save(100, 0, 0)
+    for number in (4, 4, steps):
+        for _ in range(number):
+            run.train(0)
+            run.evaluate(10)
+            run.lines[-1]["eval/loss"] = float(len(run.lines))
+        if number != steps:
+            run.go_back()
+            run.tell("rollback", to_step=3, reason="loss spike " * 50)
+    run.save(100, 0, 0)
+    return run
+
+
+def test_a_lost_stretch_is_drawn_anew_where_the_run_went_back() -> None:
+    run = rolled_back_twice(2)
+    told = summarize(run.records).account
+    (attempt,) = told.attempts
+    assert [[step.step for step in own] for own in stretches(attempt.steps)] == [
+        [1, 2, 3],
+        [4, 5, 6, 7],
+        [4, 5, 6, 7],
+        [4, 5],
+    ]
+    text = page(summarize(run.records), run.lines, "x")
+    assert text.count('class="curve k1"') == 4  # two stretches in each of the two charts
+    for drawn in re.findall(r'class="curve k1" points="(.*?)"', text):
+        assert (places := [float(pair.split(",")[0]) for pair in drawn.split()]) == sorted(places)
+
+
+def test_only_evaluations_of_steps_that_the_run_has_are_drawn() -> None:
+    run = rolled_back_twice(2)
+    run.lines.append({"step": 0, "attempt": 1, "time_s": T0, "eval/loss": 9.0})
+    last = [line["eval/loss"] for line in run.lines if line["step"] in (4, 5) and "eval/loss" in line][-2:]
+    found = evaluations(summarize(run.records).account.steps, run.lines)
+    assert found == [(0.0, 9.0), (4.0, last[0]), (5.0, last[1])]
+
+
+@pytest.mark.parametrize(("steps", "dots", "lines"), [(60, 60, 0), (61, 0, 1)])
+def test_many_evaluations_are_a_thin_line(steps: int, dots: int, lines: int) -> None:
+    run = rolled_back_twice(steps)
+    text = page(summarize(run.records), run.lines, "x")
+    assert (text.count('class="dot k5 thin"'), text.count('class="curve k5 thin"')) == (dots, lines)
+
+
+def test_long_reasons_are_cut_and_say_so() -> None:
+    run = rolled_back_twice(2)
+    run.end("crash", 0)
+    run.events[-1]["reason"] = "<" * 500
+    summary = summarize(run.records)
+    text = page(summary, run.lines, "x")
+    whole, shown = "&lt;" * 500, "&lt;" * 159 + "…"
+    assert f'<span title="{whole}">{shown}</span>' in text
+    assert len(re.findall(r'<span title="rollback: to step 3: (?:loss spike ){50}">rollback[^<]{151}…<', text)) == 2
+    (line,) = [line for line in report_lines(summary, "x") if "<<<" in line]
+    assert line.endswith("<…") and line.count("<") == 99

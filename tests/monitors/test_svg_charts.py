@@ -31,3 +31,9 @@ def test_any_points_are_drawn_within_the_chart(points: list[tuple[float, float]]
     places += [(float(x), float(y)) for x, y in re.findall(r'cx="(.*?)" cy="(.*?)"', drawn)]
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places)
     assert len(re.findall("<text", drawn)) < 40
+
+
+def test_the_last_label_of_the_x_axis_is_not_cut() -> None:
+    drawn = curves([Series("k", [(0.0, 1.0), (8.0, 2.0)])], lambda value: f"{value:g} thousand", "{:g}".format, "x")
+    labels = re.findall(r'class="axis (\w+)" x="(.*?)" y=".*?">(\d+) thousand', drawn)
+    assert labels[-1] == ("end", f"{WIDTH:.1f}", "8") and labels[-2][0] == "middle"
