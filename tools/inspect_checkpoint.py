@@ -34,11 +34,13 @@ def parse(*, run_dir: str, step: str | None = None, verify: str = "false") -> Re
         run_dir: Folder of the run, or a bare folder of checkpoints, such as a backup.
         step: Checkpoint to look into; without a number, or with "newest", the newest complete one.
         verify: Reads every byte and compares checksums; with --step, also gives the norm of each weight. The exit code
-            is 1 where something is damaged.
+            is 1 where something is damaged, and where no complete checkpoint is intact.
     """
     is_newest = step is not None and step.lower() in ("newest", "true")
     if step is not None and not is_newest and not step.isdecimal():
         raise ConfigError(f"--step {step} is not a whole number; give one, or --step newest")
+    if run_dir == "True":  # what fire gives for a flag without a value
+        raise ConfigError("--run_dir needs a folder; for one of that name give ./True")
     if verify.lower() not in ("true", "false"):
         raise ConfigError(f"--verify {verify}: expected true or false, or nothing at all")
     number = None if step is None or is_newest else int(step)
@@ -49,9 +51,15 @@ def run(request: Request) -> int:
     places = find_places(request.run_dir)
     found = summarise(places, "full" if request.verify else "sizes")
     if request.step is None and not request.newest:
-        print_table(found)
+        if found:
+            print_table(found)
+        else:
+            print("no checkpoint")
         print_places(places)
-        return int(any(summary.damage for summary in found))
+        is_without_intact = not any(summary.is_complete and not summary.damage for summary in found)
+        if request.verify and is_without_intact:
+            print("\nno complete checkpoint is intact")
+        return int(any(summary.damage for summary in found) or (request.verify and is_without_intact))
     chosen = next((s for s in found if s.is_complete and request.step in (None, s.step)), None)
     if chosen is None:
         steps = ", ".join(str(summary.step) for summary in found if summary.is_complete) or "none"

@@ -153,7 +153,15 @@ def look_into(folder: Path) -> Details:
         tied = {str(name): str(saved_as) for name, saved_as in engine.pop("tied").items()}
         return Details(_sizes(folder), dict(state.get("training", {})), engine, shapes, tied)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STATE} cannot be read: {error!r}. Choose another step.") from error
+        raise CheckpointError(f"{folder / STATE} cannot be read: {_told(error)}. Choose another step.") from error
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON: {error}"
+    return f"it lacks {error}" if isinstance(error, KeyError) else f"it is none that a run writes: {error}"
 
 
 def ranks_missing(folder: Path) -> int:
@@ -189,7 +197,7 @@ def _summary(folder: Path, where: Literal["shared", "local", "given"], level: Le
         where=where,
         step=step,
         is_complete=is_complete,
-        damage=find_damage(folder, level) if is_complete else None,
+        damage=(find_damage(folder, level) or _wrong_name(folder, step)) if is_complete else None,
         note=note,
         written_s=(marker if is_complete else folder).stat().st_mtime,
         size_bytes=sum(sizes.values()),
@@ -197,6 +205,14 @@ def _summary(folder: Path, where: Literal["shared", "local", "given"], level: Le
         world_size=engine.get("world_size"),
         precision=_precision_of(folder),
     )
+
+
+def _wrong_name(folder: Path, step: int | None) -> str | None:
+    try:
+        told = int(json.loads((folder / STATE).read_text())["training"]["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if told == step else f"{STATE} is that of step {told}: the folder was renamed or copied by hand"
 
 
 def _sizes(folder: Path) -> dict[str, int]:

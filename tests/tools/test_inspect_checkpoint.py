@@ -107,7 +107,23 @@ def test_damage_is_found_and_told(run_dir: Path, tmp_path: Path) -> None:
     assert code == 1 and f"{path.name} has 100 bytes instead of" in out
     (copy / "checkpoints" / folder_name(10) / STATE).write_text("{")
     code, out, err = tool(copy, "--step", "10")
-    assert code == 2 and f"{STATE} cannot be read" in err and "Traceback" not in err
+    assert code == 2 and f"{STATE} cannot be read: it is no JSON: Expecting" in err and "Error" not in err
+
+
+def test_without_an_intact_checkpoint_a_check_fails(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert tool(tmp_path)[:2] == (0, "no checkpoint\n")
+    (tmp_path / "checkpoints" / folder_name(5)).mkdir()
+    code, out, _ = tool(tmp_path)
+    assert code == 0 and "COMPLETE is missing" in out
+    code, out, _ = tool(tmp_path, "--verify")
+    assert code == 1 and "no complete checkpoint is intact" in out
+
+
+def test_a_folder_with_the_name_of_another_step_is_told(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir / "checkpoints" / folder_name(10), tmp_path / folder_name(40))
+    (summary,) = summarise(find_places(tmp_path), "sizes")
+    assert summary.is_complete and str(summary.damage).startswith(f"{STATE} is that of step 10")
 
 
 def test_the_nodes_own_checkpoints_are_listed(run_dir: Path, tmp_path: Path) -> None:
@@ -150,6 +166,7 @@ def test_a_bare_folder_of_checkpoints_is_taken(run_dir: Path) -> None:
         (("--step", "7"), "has no complete checkpoint of that step; there are: 20, 10."),
         (("--step", "last"), "--step last is not a whole number"),
         (("--verify", "perhaps"), "--verify perhaps: expected true or false"),
+        (("--run_dir",), "--run_dir needs a folder"),
         (("--run_dir", "no/such"), "no/such/checkpoints is no folder"),
     ],
 )
