@@ -175,6 +175,20 @@ def test_a_run_directory_holds_what_is_said(
     assert {path.name for path in (workspace / "runs/mine").iterdir() if not path.name.startswith(".")} == said
 
 
+def test_events_are_those_of_the_table() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "scaletrain").rglob("*.py"))
+    written = set(re.findall(r"""(?:record_event\(|append_event\([^"]*"events.jsonl", |_EVENT = )\s*"(\w+)\"""", code))
+    told = {name for cell, _ in rows("event") for name in re.findall(r"\w+", cell)}
+    assert len(written) > 10 and written <= told
+    assert [name for name in told if f'"{name}"' not in code] == []
+
+
+def test_the_pages_are_named() -> None:
+    line = README[README.index("\ndocs/ ") :].split("\ntests/")[0]
+    named = {page.strip().replace(" ", "_") for page in " ".join(line.split()).removeprefix("docs/").split(",")}
+    assert named == {path.stem for path in (ROOT / "docs").glob("*.md")}
+
+
 def test_verdicts_have_the_codes_of_the_table() -> None:
     said = dict(re.findall(r"`(\w+)`, (\d+)", README)) | {
         name: code for code, name in re.findall(r"(\d+)\s\(`(\w+)`\)", README)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fire
 
-from scaletrain.checkpoint.inspection import Details, Summary, look_into, summarise
+from scaletrain.checkpoint.inspection import Details, Place, Summary, find_places, look_into, ranks_missing, summarise
 from scaletrain.errors import CheckpointError, ConfigError, ScaletrainError
 from scaletrain.planning.report import format_bytes
 
@@ -31,14 +31,16 @@ def parse(*, run_dir: str, step: str | None = None, verify: str = "false") -> Re
     """Lists a run's checkpoints, or tells what stands in one of them.
 
     Args:
-        run_dir: Folder of the run.
+        run_dir: Folder of the run, or a bare folder of checkpoints, such as a backup.
         step: Checkpoint to look into; without a number, or with "newest", the newest complete one.
         verify: Reads every byte and compares checksums; with --step, also gives the norm of each weight. The exit code
-            is 1 where something is damaged.
+            is 1 where something is damaged, and where no complete checkpoint is intact.
     """
     is_newest = step is not None and step.lower() in ("newest", "true")
     if step is not None and not is_newest and not step.isdecimal():
         raise ConfigError(f"--step {step} is not a whole number; give one, or --step newest")
+    if run_dir == "True":  # what fire gives for a flag without a value
+        raise ConfigError("--run_dir needs a folder; for one of that name give ./True")
     if verify.lower() not in ("true", "false"):
         raise ConfigError(f"--verify {verify}: expected true or false, or nothing at all")
     number = None if step is None or is_newest else int(step)
@@ -46,15 +48,25 @@ def parse(*, run_dir: str, step: str | None = None, verify: str = "false") -> Re
 
 
 def run(request: Request) -> int:
-    found = summarise(request.run_dir / "checkpoints", "full" if request.verify else "sizes")
+    places = find_places(request.run_dir)
+    found = summarise(places, "full" if request.verify else "sizes")
     if request.step is None and not request.newest:
-        print_table(found)
-        return int(any(summary.damage for summary in found))
+        if found:
+            print_table(found)
+        else:
+            print("no checkpoint")
+        print_places(places)
+        is_without_intact = not any(summary.is_complete and not summary.damage for summary in found)
+        if request.verify and is_without_intact:
+            print("\nno complete checkpoint is intact")
+        return int(any(summary.damage for summary in found) or (request.verify and is_without_intact))
     chosen = next((s for s in found if s.is_complete and request.step in (None, s.step)), None)
     if chosen is None:
         steps = ", ".join(str(summary.step) for summary in found if summary.is_complete) or "none"
         raise CheckpointError(f"{request.run_dir} has no complete checkpoint of that step; there are: {steps}.")
-    print_details(chosen, look_into(chosen.folder), norms_of(chosen) if request.verify else {})
+    missing = ranks_missing(chosen.folder)
+    norms = norms_of(chosen) if request.verify and not missing else {}
+    print_details(chosen, look_into(chosen.folder), norms, request.verify, missing)
     return int(chosen.damage is not None)
 
 
@@ -68,11 +80,14 @@ def norms_of(summary: Summary) -> dict[str, float]:
 
 
 def print_table(found: list[Summary]) -> None:
-    rows = [("step", "complete", "written", "size", "stage", "ranks", "precision", "what is wrong")]
+    rows: list[tuple[str, ...]] = [
+        ("step", "where", "complete", "written", "size", "stage", "ranks", "precision", "what is wrong")
+    ]
     for summary in found:
         rows.append(
             (
                 summary.folder.name if summary.step is None else str(summary.step),
+                summary.where,
                 "yes" if summary.is_complete else "no",
                 written(summary),
                 format_bytes(summary.size_bytes),
@@ -86,9 +101,20 @@ def print_table(found: list[Summary]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def print_details(summary: Summary, details: Details, norms: dict[str, float]) -> None:
+def print_places(places: list[Place]) -> None:
+    for place in places:
+        if place.name == "local":
+            there = "local to this node" if place.folder.is_dir() else "not on this node"
+            print(f"\nlocal: {place.folder}, {there}")
+
+
+def print_details(
+    summary: Summary, details: Details, norms: dict[str, float], is_verified: bool, missing_ranks: int
+) -> None:
     print(f"{summary.folder}  {written(summary)}")
-    print(f"damaged: {summary.damage}" if summary.damage else "intact" if norms else "intact by its sizes")
+    print(f"damaged: {summary.damage}" if summary.damage else "intact" if is_verified else "intact by its sizes")
+    if missing_ranks:
+        print(f"a node's part: the files of {missing_ranks} ranks are on other nodes; no norms")
     print("\nfiles")
     for name, size in details.files.items():
         print(f"  {size:>16,}  {name}")

@@ -157,6 +157,16 @@ def read_run_id(run_dir: Path) -> str | None:
     return known[0] if known else None
 
 
+def local_folder(local_dir: Path, run_id: str) -> Path:
+    """The folder of a run's checkpoints on a node's own disk.
+
+    Args:
+        local_dir: ``checkpoint.local_dir``.
+        run_id: What tells the run apart.
+    """
+    return local_dir.absolute() / run_id[:12]
+
+
 def _read_run_id(run_dir: Path) -> tuple[str, Path] | None:
     try:
         content = json.loads((run_dir / _RUN_ID).read_text())

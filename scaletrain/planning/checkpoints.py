@@ -1,12 +1,16 @@
 """How large a checkpoint is, and whether those that are kept fit where they go."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaletrain.config.schema import ModelConfig
+from scaletrain.config.schema import CheckpointConfig, ModelConfig
 from scaletrain.planning.parameters import count_parameters
 from scaletrain.planning.report import format_bytes
+
+LOCAL_KEEP_LAST = 2
+"""Checkpoints that stay on a node's own disk: the newest may be complete on some of the nodes only."""
 
 # What stands beside the numbers: torch's archive keeps a name, a header and padding for each tensor, and each rank
 # describes in JSON what its file holds. Measured, and rounded up.
@@ -20,12 +24,57 @@ class Room:
     """Space for checkpoints.
 
     Attributes:
-        free_bytes: free on the file system of the run directory.
-        present_bytes: checkpoints that stand there already, which later ones replace.
+        free_bytes: free on their file system.
+        present_bytes: checkpoints that stand there already: they are among those that stay, or make room.
     """
 
     free_bytes: int
     present_bytes: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Checkpoints that stand in a place at the end of a run, at most.
+
+    Attributes:
+        newest: the newest ones.
+        multiples: those that stay for ever, at multiples of ``every_steps``.
+        every_steps: ``checkpoint.keep_every_steps``.
+        best: 1 where the best one stays, or 0.
+    """
+
+    newest: int
+    multiples: int = 0
+    every_steps: int = 0
+    best: int = 0
+
+    @staticmethod
+    def of(checkpoint: CheckpointConfig, max_steps: int) -> "Kept":
+        """Count those of a whole run.
+
+        Args:
+            checkpoint: when the run saves, and what it keeps.
+            max_steps: its length.
+        """
+        every = checkpoint.keep_every_steps
+        # A save falls on a multiple where the two intervals meet, and at the end.
+        met = math.lcm(checkpoint.every_steps or max_steps, every)
+        multiples = max_steps // met + (max_steps % every == 0 and max_steps % met > 0) if every else 0
+        return Kept(checkpoint.keep_last, multiples, every, int(checkpoint.keep_best))
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.newest + self.multiples + self.best
+
+    def __str__(self) -> str:
+        """In words."""
+        parts = [str(self.newest)]
+        if self.multiples:
+            parts.append(f"{self.multiples} at multiples of {self.every_steps}")
+        if self.best:
+            parts.append("the best")
+        return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def checkpoint_bytes(
@@ -34,8 +83,9 @@ def checkpoint_bytes(
     zero_stage: int,
     world_size: int,
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+    ranks_there: int | None = None,
 ) -> int:
-    """Count the bytes of one checkpoint's files, of all ranks together.
+    """Count the bytes of one checkpoint's files, of all ranks together or of those of a node in its own folder.
 
     Stage 0 stores fp32 weights once, whatever the precision; they are its masters. Stages 1 and 2 store the weights of
     the forward pass in the run's precision, and fp32 masters beside them, in fp32 too. Stage 3 stores masters only.
@@ -46,60 +96,70 @@ def checkpoint_bytes(
         zero_stage: 0 to 3.
         world_size: ranks of the run.
         optimizer: the optimizer's name; Adam keeps two moments per parameter, SGD one.
+        ranks_there: ranks that write to the same folder; all by default. What is not divided stands in each folder.
 
     Returns:
         Bytes; the numbers are counted, and a small allowance stands for what is stored beside them.
     """
     moments_bytes = 4 if optimizer == "sgd" else 8
     forward_bytes = (4 if precision == "fp32" else 2) if zero_stage in (1, 2) else 0
-    numbers = count_parameters(model).total * (4 + moments_bytes + forward_bytes)
+    total = count_parameters(model).total
     tensors = _most_tensors(model)
     if zero_stage == 0:
-        return numbers + _RANK_BYTES + _WHOLE_TENSOR_BYTES * tensors
-    return numbers + world_size * (_RANK_BYTES + _TENSOR_BYTES * tensors)
+        return total * (4 + moments_bytes) + _RANK_BYTES + _WHOLE_TENSOR_BYTES * tensors
+    ranks = ranks_there or world_size
+    divided = -(-total * (4 + moments_bytes) * ranks // world_size)
+    return divided + total * forward_bytes + ranks * (_RANK_BYTES + _TENSOR_BYTES * tensors)
 
 
-def room_for(run_dir: Path, free_bytes: int) -> Room:
-    """Look at what a run directory holds already.
+def room_for(checkpoints: Path, free_bytes: int) -> Room:
+    """Look at what a folder of checkpoints holds already.
 
     Args:
-        run_dir: the run's folder; it need not exist.
+        checkpoints: the folder; it need not exist.
         free_bytes: free on its file system.
 
     Returns:
-        The space for its checkpoints.
+        The space for checkpoints.
     """
-    files = (path for path in (run_dir / "checkpoints").rglob("*") if path.is_file())
+    files = (path for path in checkpoints.rglob("*") if path.is_file())
     return Room(free_bytes, sum(path.stat().st_size for path in files))
 
 
-def checkpoint_lines(size: int, keep_last: int, room: Room | None) -> list[str]:
+def checkpoint_lines(size: int, kept: Kept, room: Room | None, is_local: bool = False) -> list[str]:
     """Describe the space that checkpoints take.
 
     A checkpoint is complete before an older one makes room for it, so for a moment there is one more than are kept.
 
     Args:
         size: bytes of one.
-        keep_last: how many stay.
+        kept: how many stay.
         room: what there is; None where it is not known.
+        is_local: whether it is the place on each node's own disk.
 
     Returns:
         Lines without line ends.
     """
-    needed = (keep_last + 1) * size
-    kept = f"{format_bytes(size)} each; {keep_last} kept and one being written: {format_bytes(needed)}"
+    needed = (kept.total + 1) * size
+    label, place = ("on each node", "checkpoint.local_dir here") if is_local else ("checkpoint", "the run directory")
+    first = f"{label:<14} {format_bytes(size)} each; {kept} kept and one being written: {format_bytes(needed)}"
     if room is None:
-        return [f"{'checkpoint':<14} {kept}"]
+        return [first]
     there = f", {format_bytes(room.present_bytes)} in checkpoints" if room.present_bytes else ""
     lines = [
-        f"{'checkpoint':<14} {kept}",
-        f"{'':<14} free at the run directory: {format_bytes(room.free_bytes)}{there}",
+        first,
+        f"{'':<14} free at {place}: {format_bytes(room.free_bytes)}{there}",
     ]
     if needed > room.free_bytes + room.present_bytes:
-        lines.append(
-            f"{'':<14} DOES NOT FIT: make room, lower checkpoint.keep_last, or take a --run_dir with more space"
-        )
+        lines.append(f"{'':<14} DOES NOT FIT: {_remedy(kept, is_local)}")
     return lines
+
+
+def _remedy(kept: Kept, is_local: bool) -> str:
+    if is_local:
+        return "make room, or take a checkpoint.local_dir with more space"
+    key = "raise checkpoint.keep_every_steps" if kept.multiples > kept.newest else "lower checkpoint.keep_last"
+    return f"make room, {key}, or take a --run_dir with more space"
 
 
 def _most_tensors(model: ModelConfig) -> int:

@@ -8,11 +8,11 @@ from scaletrain.config.derive import load_deepspeed_json, offloads_optimizer, of
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
 from scaletrain.data.order import order_of
-from scaletrain.hardware.host import describe_host
+from scaletrain.hardware.host import HostInfo, describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.launch.identity import identity_of
-from scaletrain.launch.run_dir import RunDirectory
-from scaletrain.planning.checkpoints import checkpoint_bytes, checkpoint_lines, room_for
+from scaletrain.launch.run_dir import RunDirectory, local_folder, read_run_id
+from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST, Kept, Room, checkpoint_bytes, checkpoint_lines, room_for
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, format_bytes, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
@@ -38,6 +38,7 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     stage = zero_stage(ds)
     offload: Offload = "all" if offloads_parameters(ds) else "optimizer" if offloads_optimizer(ds) else "none"
     memory = plan_memory(config.model, config.train, stage, world_size, offload, config.optim.name)
+    host = describe_host()
     corpus_lines = _corpus_lines(config)  # before anything is printed: a URL with a password is refused here
     print(dump_yaml(config))
     print("\n".join(corpus_lines))
@@ -47,12 +48,21 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     )
     if plan.filling_share > 0:
         print(f"{'filling':<14} {plan.filling_share:.1%} of the rows are masked, because the sizes do not divide")
-    lines = plan_lines(config.model, config.train, memory, _hardware(config, world_size))
+    lines = plan_lines(config.model, config.train, memory, _hardware(host, config, world_size))
     size = checkpoint_bytes(config.model, config.train.precision, stage, world_size, config.optim.name)
-    room = room_for(config.run_dir, shutil.disk_usage(_existing(config.run_dir)).free)
-    print("\n".join([*lines, *checkpoint_lines(size, config.checkpoint.keep_last, room)]))
+    kept = Kept.of(config.checkpoint, config.train.max_steps)
+    print("\n".join([*lines, *checkpoint_lines(size, kept, _room(config.run_dir / "checkpoints"))]))
+    if config.checkpoint.local_dir is not None:
+        there = _ranks_of_node(host, world_size)
+        part = checkpoint_bytes(config.model, config.train.precision, stage, world_size, config.optim.name, there)
+        folder = local_folder(config.checkpoint.local_dir, read_run_id(config.run_dir) or "new")
+        print("\n".join(checkpoint_lines(part, Kept(LOCAL_KEEP_LAST), _room(folder), is_local=True)))
     if config.checkpoint.background:
         print(f"{'':<14} a copy of one in the hosts' memory while it is written: {format_bytes(size)} over all ranks")
+
+
+def _room(checkpoints: Path) -> Room:
+    return room_for(checkpoints, shutil.disk_usage(_existing(checkpoints)).free)
 
 
 def _existing(folder: Path) -> Path:
@@ -85,9 +95,13 @@ def _corpus_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def _hardware(config: RunConfig, world_size: int) -> Hardware:
-    host = describe_host()
-    host_memory = int(host.memory_gib * _GIB) // max(1, min(world_size, len(host.gpus) or world_size))
+def _ranks_of_node(host: HostInfo, world_size: int) -> int:
+    """As many as it has GPUs; without any all of them are taken to be here."""
+    return max(1, min(world_size, len(host.gpus) or world_size))
+
+
+def _hardware(host: HostInfo, config: RunConfig, world_size: int) -> Hardware:
+    host_memory = int(host.memory_gib * _GIB) // _ranks_of_node(host, world_size)
     if not host.gpus:
         return Hardware(device_memory=host_memory, host_memory=host_memory)
     gpu = host.gpus[0]

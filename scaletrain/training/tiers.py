@@ -11,7 +11,8 @@ import torch.distributed as dist
 from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.schema import CheckpointConfig
 from scaletrain.errors import ConfigError
-from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.launch.run_dir import RunDirectory, local_folder
+from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST
 from scaletrain.ranks import Ranks
 
 
@@ -57,21 +58,10 @@ def open_tiers(checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks)
     tiers = [Tier("shared", folder.checkpoints, checkpoint.every_steps, retention)]
     if checkpoint.local_dir is not None:
         place = local_folder(checkpoint.local_dir, folder.run_id)
-        # Two, since the newest may be complete on some of the nodes only.
         committer = ranks.rank - ranks.local_rank
-        tiers.append(Tier("local", place, checkpoint.local_every_steps, Retention(2), committer))
+        tiers.append(Tier("local", place, checkpoint.local_every_steps, Retention(LOCAL_KEEP_LAST), committer))
         _check_local(tiers[-1], ranks)
     return tiers
-
-
-def local_folder(local_dir: Path, run_id: str) -> Path:
-    """The folder of a run on a node's own disk.
-
-    Args:
-        local_dir: ``checkpoint.local_dir``.
-        run_id: What tells the run apart.
-    """
-    return local_dir.absolute() / run_id[:12]
 
 
 def _check_local(tier: Tier, ranks: Ranks) -> None:

@@ -134,8 +134,10 @@ def test_the_run_directory_of_another_model_is_left_alone(finished: TinyRun, new
     # A plan finds it too, and writes nothing.
     plan = run.alone("--dry_run", "--model.d_model", 64)
     assert plan.returncode == 2 and "model.d_model: 32 there, 64 here" in plan.stdout
-    plan = run.alone("--dry_run", "--optim.lr", 1e-3)
+    local = ("--checkpoint.local_dir", run.folder / "disk", "--checkpoint.local_every_steps", 1)
+    plan = run.alone("--dry_run", "--optim.lr", 1e-3, *local)
     assert plan.returncode == 0 and "changed        optim.lr: 0.003 -> 0.001" in plan.stdout
+    assert "\non each node   " in plan.stdout and "free at checkpoint.local_dir here: " in plan.stdout
 
 
 def test_settings_of_deepspeed_leave_alone_what_the_run_decides(new_run: NewRun) -> None:

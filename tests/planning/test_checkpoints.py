@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scaletrain.config.schema import ModelConfig
-from scaletrain.planning.checkpoints import Room, checkpoint_bytes, checkpoint_lines, room_for
+from scaletrain.config.schema import CheckpointConfig, ModelConfig
+from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST, Kept, Room, checkpoint_bytes, checkpoint_lines, room_for
 from scaletrain.planning.parameters import count_parameters
 from tests.distributed import run_on_ranks
 from tests.engine import bodies
@@ -46,13 +46,54 @@ def test_it_is_what_is_written(
 
 def test_what_is_kept_needs_one_more_while_it_is_written() -> None:
     gib = 2**30
-    (line,) = checkpoint_lines(10 * gib, 2, None)
+    (line,) = checkpoint_lines(10 * gib, Kept(2), None)
     assert line == "checkpoint     10.0 GiB each; 2 kept and one being written: 30.0 GiB"
-    fits = checkpoint_lines(10 * gib, 2, Room(30 * gib, 0))
+    fits = checkpoint_lines(10 * gib, Kept(2), Room(30 * gib, 0))
     assert len(fits) == 2 and fits[1].endswith("free at the run directory: 30.0 GiB")
-    assert "DOES NOT FIT: make room, lower checkpoint.keep_last" in checkpoint_lines(10 * gib, 2, Room(29 * gib, 0))[2]
+    assert (
+        "DOES NOT FIT: make room, lower checkpoint.keep_last"
+        in checkpoint_lines(10 * gib, Kept(2), Room(29 * gib, 0))[2]
+    )
     # What stands there already makes room in time.
-    assert len(checkpoint_lines(10 * gib, 2, Room(10 * gib, 20 * gib))) == 2
+    assert len(checkpoint_lines(10 * gib, Kept(2), Room(10 * gib, 20 * gib))) == 2
+
+
+@pytest.mark.parametrize(
+    ("every", "keep_every", "max_steps", "multiples"),
+    [
+        (100, 1000, 10_000, 10),
+        (100, 0, 10_000, 0),
+        (30, 100, 900, 3),
+        (30, 100, 1000, 4),
+        (0, 100, 1000, 1),
+        (0, 7, 9, 0),
+    ],
+)
+def test_those_that_stay_for_ever_are_counted(every: int, keep_every: int, max_steps: int, multiples: int) -> None:
+    config = CheckpointConfig(every_steps=every, keep_every_steps=keep_every, keep_last=2, keep_best=True)
+    saves = {*range(every, max_steps + 1, every)} | {max_steps} if every else {max_steps}
+    assert multiples == sum(keep_every > 0 and step % keep_every == 0 for step in saves)
+    kept = Kept.of(config, max_steps)
+    assert (kept.multiples, kept.total) == (multiples, 2 + multiples + 1)
+
+
+def test_what_stays_for_ever_and_the_best_need_room() -> None:
+    gib = 2**30
+    first, _, told = checkpoint_lines(10 * gib, Kept(2, 10, 1000, 1), Room(139 * gib, 0))
+    assert first.endswith("each; 2, 10 at multiples of 1000 and the best kept and one being written: 140.0 GiB")
+    assert "DOES NOT FIT: make room, raise checkpoint.keep_every_steps" in told
+    first, second, told = checkpoint_lines(10 * gib, Kept(LOCAL_KEEP_LAST), Room(29 * gib, 0), is_local=True)
+    assert first == "on each node   10.0 GiB each; 2 kept and one being written: 30.0 GiB"
+    assert second.endswith("free at checkpoint.local_dir here: 29.0 GiB") and "with more space" in told
+
+
+def test_a_nodes_part() -> None:
+    model = ModelConfig(**(MODEL | SHAPE))
+    total = count_parameters(model).total
+    assert checkpoint_bytes(model, "bf16", 0, 8, ranks_there=4) == checkpoint_bytes(model, "bf16", 0, 8)
+    assert checkpoint_bytes(model, "bf16", 3, 8, ranks_there=4) * 2 == checkpoint_bytes(model, "bf16", 3, 8)
+    # Each node has the weights of the forward pass whole.
+    assert checkpoint_bytes(model, "bf16", 1, 8, ranks_there=4) * 2 == checkpoint_bytes(model, "bf16", 1, 8) + 2 * total
 
 
 def test_the_room_of_a_run_directory(tmp_path: Path) -> None:
@@ -60,4 +101,4 @@ def test_the_room_of_a_run_directory(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "step_00000001"
     folder.mkdir(parents=True)
     (folder / "a.pt").write_bytes(bytes(300))
-    assert room_for(tmp_path, 7) == Room(7, 300)
+    assert room_for(tmp_path / "checkpoints", 7) == Room(7, 300)

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from scaletrain.checkpoint.commit import commit
-from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, partial_name
+from scaletrain.checkpoint.inspection import Place, find_places, ranks_missing, summarise
+from scaletrain.checkpoint.layout import COMPLETE, CONFIG, FILES, STATE, folder_name, partial_name
 from scaletrain.checkpoint.records import checksum
 from scaletrain.checkpoint.weights import read_weights
+from scaletrain.launch.run_dir import local_folder
 from tests.distributed import run_on_ranks
 from tests.engine import bodies
 from tests.engine.bodies import Case
@@ -53,13 +55,13 @@ def test_the_table_lists_every_folder_without_torch(run_dir: Path) -> None:
     assert code == 0 and "torch" not in err
     head, *rows = [line.split("  ") for line in out.splitlines()]
     assert [cell.strip() for cell in head if cell] == (
-        ["step", "complete", "written", "size", "stage", "ranks", "precision", "what is wrong"]
+        ["step", "where", "complete", "written", "size", "stage", "ranks", "precision", "what is wrong"]
     )
     told = {row[0]: [cell.strip() for cell in row if cell.strip()] for row in rows}
     assert list(told) == ["20", "10", "5", "partial_step_00000030"]
-    assert told["20"][1] == "yes" and told["20"][4:] == ["2", "2", "bf16", "-"]
-    assert told["5"][1] == "no" and told["5"][-1].startswith("COMPLETE is missing")
-    assert told["partial_step_00000030"][1] == "no" and told["partial_step_00000030"][3] == "4.9 KiB"
+    assert told["20"][1:3] == ["shared", "yes"] and told["20"][5:] == ["2", "2", "bf16", "-"]
+    assert told["5"][2] == "no" and told["5"][-1].startswith("COMPLETE is missing")
+    assert told["partial_step_00000030"][2] == "no" and told["partial_step_00000030"][4] == "4.9 KiB"
     assert told["partial_step_00000030"][-1].startswith("unfinished")
 
 
@@ -105,7 +107,57 @@ def test_damage_is_found_and_told(run_dir: Path, tmp_path: Path) -> None:
     assert code == 1 and f"{path.name} has 100 bytes instead of" in out
     (copy / "checkpoints" / folder_name(10) / STATE).write_text("{")
     code, out, err = tool(copy, "--step", "10")
-    assert code == 2 and f"{STATE} cannot be read" in err and "Traceback" not in err
+    assert code == 2 and f"{STATE} cannot be read: it is no JSON: Expecting" in err and "Error" not in err
+
+
+def test_without_an_intact_checkpoint_a_check_fails(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert tool(tmp_path)[:2] == (0, "no checkpoint\n")
+    (tmp_path / "checkpoints" / folder_name(5)).mkdir()
+    code, out, _ = tool(tmp_path)
+    assert code == 0 and "COMPLETE is missing" in out
+    code, out, _ = tool(tmp_path, "--verify")
+    assert code == 1 and "no complete checkpoint is intact" in out
+
+
+def test_a_folder_with_the_name_of_another_step_is_told(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir / "checkpoints" / folder_name(10), tmp_path / folder_name(40))
+    (summary,) = summarise(find_places(tmp_path), "sizes")
+    assert summary.is_complete and str(summary.damage).startswith(f"{STATE} is that of step 10")
+
+
+def test_the_nodes_own_checkpoints_are_listed(run_dir: Path, tmp_path: Path) -> None:
+    copy, local_dir = tmp_path / "copy", tmp_path / "disk"
+    shutil.copytree(run_dir, copy)
+    (copy / "run_id").write_text(json.dumps({"id": "0123456789abcdef", "path": str(copy)}))
+    (copy / "config.yaml").write_text(f"checkpoint: {{local_dir: {local_dir}}}\n")
+    own = local_folder(local_dir, "0123456789abcdef")
+    shared = find_places(copy)[0]
+    assert find_places(copy) == [Place("shared", copy / "checkpoints"), Place("local", own)]
+    assert {summary.where for summary in summarise(find_places(copy), "sizes")} == {"shared"}
+    own.mkdir(parents=True)
+    part = shutil.copytree(shared.folder / folder_name(20), own / partial_name(25))
+    state = json.loads((part / STATE).read_text())
+    (part / STATE).write_text(json.dumps(state | {"training": state["training"] | {"step": 25}}))
+    next(part.glob("fragments_00001.json")).unlink()  # as if the second rank ran on another node
+    names = {file.name for file in part.iterdir()} - {FILES, COMPLETE}
+    commit(part, own / folder_name(25), {name: checksum(part / name) for name in names})
+    shutil.copytree(shared.folder / folder_name(20), own / folder_name(20))
+    found = summarise(find_places(copy), "sizes")
+    assert [(s.step, s.where) for s in found[:3]] == [(25, "local"), (20, "shared"), (20, "local")]
+    code, out, _ = tool(copy)
+    assert code == 0 and out.splitlines()[1].split()[:3] == ["25", "local", "yes"]
+    assert f"local: {own}, local to this node" in out
+    assert ranks_missing(own / folder_name(25)) == 1 and ranks_missing(own / folder_name(20)) == 0
+    code, out, _ = tool(copy, "--step", "25", "--verify")
+    assert code == 0 and "\nintact\n" in out
+    assert "a node's part: the files of 1 ranks are on other nodes" in out and "  norm " not in out
+
+
+def test_a_bare_folder_of_checkpoints_is_taken(run_dir: Path) -> None:
+    (place,) = find_places(run_dir / "checkpoints")
+    assert place == Place("given", run_dir / "checkpoints")
+    assert [summary.step for summary in summarise([place], "full")] == [20, 10, 5, None]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +166,7 @@ def test_damage_is_found_and_told(run_dir: Path, tmp_path: Path) -> None:
         (("--step", "7"), "has no complete checkpoint of that step; there are: 20, 10."),
         (("--step", "last"), "--step last is not a whole number"),
         (("--verify", "perhaps"), "--verify perhaps: expected true or false"),
+        (("--run_dir",), "--run_dir needs a folder"),
         (("--run_dir", "no/such"), "no/such/checkpoints is no folder"),
     ],
 )
