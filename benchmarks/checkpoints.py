@@ -174,6 +174,7 @@ def time_starts(folder: Path, starts: int) -> None:
         "model": model,
         "data": {"manifest": str(manifest)},
         "train": train,
+        "optim": {"warmup_steps": 1, "decay_steps": 100},
         "eval": {"every_steps": 1000, "max_sequences": 8},
         "checkpoint": {"every_steps": 2},
     }
@@ -199,12 +200,11 @@ def start(config: Path, run_dir: Path, attempt: int, flags: list[str]) -> float:
             [*LAUNCH, "--config", str(config), *flags],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
         )
         for rank in range(RANKS)
     ]
     codes = [rank.wait(timeout=600) for rank in ranks]
-    assert codes == [0, 0], codes
+    assert codes == [0, 0], f"the ranks ended with {codes}; what they said stands above"
     lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["attempt"] == attempt]
     return float(lines[0]["time_s"]) - begun_s
 
