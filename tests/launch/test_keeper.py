@@ -90,7 +90,7 @@ class Tree:
         return next(pid for pid, arguments in living(self.run_dir).items() if arguments.split()[1].endswith(name))
 
     def verdict(self) -> dict[str, Any]:
-        return eventually(lambda: read_verdicts(self.run_dir, 1).get(0), 10, "a verdict is written")
+        return eventually(lambda: read_verdicts(self.run_dir, 1).get(0), 40, "a verdict is written")
 
     def clear(self) -> None:
         for pid in living(self._folder):
