@@ -57,7 +57,9 @@ def references(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> 
     return References(tmp_path_factory.mktemp("references"), manifest, server)
 
 
-@pytest.mark.parametrize("trial", [KILLED, MOVED, FULL], ids=lambda trial: trial.name)
+@pytest.mark.parametrize(
+    "trial", [KILLED, pytest.param(MOVED, marks=pytest.mark.thorough), FULL], ids=lambda trial: trial.name
+)
 def test_a_run_ends_as_if_nothing_had_been(
     trial: Trial, references: References, server: ForkServer, tmp_path: Path
 ) -> None:

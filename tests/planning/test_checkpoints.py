@@ -21,12 +21,12 @@ SHAPE_SWIGLU = SHAPE | {"activation": "swiglu", "norm": "rms_norm", "bias": Fals
     ("stage", "precision", "ranks", "shape", "optimizer"),
     [
         (0, "fp32", 1, SHAPE, "adamw"),
-        (0, "bf16", 2, SHAPE, "adamw"),
-        (1, "fp32", 2, SHAPE, "adamw"),
+        pytest.param(0, "bf16", 2, SHAPE, "adamw", marks=pytest.mark.thorough),
+        pytest.param(1, "fp32", 2, SHAPE, "adamw", marks=pytest.mark.thorough),
         (1, "bf16", 2, SHAPE, "sgd"),
         (2, "bf16", 2, SHAPE_SWIGLU | {"head_dim": 62}, "adamw"),
         (3, "fp32", 2, SHAPE, "adamw"),
-        (3, "bf16", 1, SHAPE, "adam"),
+        pytest.param(3, "bf16", 1, SHAPE, "adam", marks=pytest.mark.thorough),
     ],
 )
 def test_it_is_what_is_written(

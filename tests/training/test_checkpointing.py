@@ -23,7 +23,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_weights_of_a_checkpoint_are_the_live_models(stage: int, tied: bool, tmp_path: Path) -> None:
     case = Case(stage=stage, model={"tie_embeddings": tied})
