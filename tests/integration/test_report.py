@@ -49,10 +49,10 @@ def test_a_run_that_was_killed_and_went_on(new_run: NewRun) -> None:
     # The shares are the wall time, and each is about what an onlooker would have measured.
     shares = told.shares_us
     assert sum(shares.values()) == told.wall_us
-    # The start of a process is known to 10 ms.
+    # The start of a process is known to 10 ms, as is the end of the one before.
     assert died_s - 0.02 < launched_s < claimed_s < second.steps[0].time_s
-    assert second.begin_us / 1e6 == pytest.approx(launched_s, abs=0.01)
-    assert shares[Spent.DOWN] / 1e6 == pytest.approx(launched_s - first.end_us / 1e6, abs=0.01)
+    assert second.begin_us / 1e6 == pytest.approx(launched_s, abs=0.03)
+    assert shares[Spent.DOWN] / 1e6 == pytest.approx(launched_s - first.end_us / 1e6, abs=0.03)
     began_s = (first.begin_us / 1e6, second.begin_us / 1e6)
     waited_s = [attempt.steps[0].time_s - begin_s for attempt, begin_s in zip(told.attempts, began_s, strict=True)]
     assert 0.5 * sum(waited_s) < shares[Spent.START_UP] / 1e6 < sum(waited_s)
