@@ -1,0 +1,136 @@
+"""Slurm's own commands, as a job uses them on itself: the edge at which decisions become deeds."""
+
+import logging
+import subprocess
+import time
+from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S = 30.0
+"""Longest wait for a command that only asks: a controller under load takes seconds."""
+_INSIST_S = 20.0
+"""How long a deed is tried again: less than Slurm's KillWait (30 s by default), after which this process is gone."""
+_AGAIN_S = 0.5
+SOONEST_S = 15.0
+"""Seconds until a requeued job may start: Slurm puts a start off by two minutes that is due before it has cleaned up."""
+
+
+class Slurm:
+    """Asks Slurm, and tells it what to do."""
+
+    def show_job(self, job_id: str) -> dict[str, str]:
+        """What Slurm knows of a job.
+
+        Args:
+            job_id: Its number.
+
+        Returns:
+            The fields of ``scontrol show job`` by name; none where Slurm does not answer or does not know it.
+        """
+        return _fields(self._ask("scontrol", "--oneliner", "show", "job", job_id))
+
+    def expand(self, hostlist: str) -> list[str]:
+        """The names in a host list such as ``n[1-3,7]``; none for an empty one."""
+        return self._ask("scontrol", "show", "hostnames", hostlist).split() if hostlist else []
+
+    def addresses(self, nodes: Sequence[str]) -> dict[str, str]:
+        """The address of each node as Slurm uses it; its name where Slurm says nothing."""
+        found = {node: node for node in nodes}
+        for line in self._ask("scontrol", "--oneliner", "show", "node", ",".join(nodes)).splitlines():
+            fields = _fields(line)
+            if fields.get("NodeName") in found:
+                found[fields["NodeName"]] = fields.get("NodeAddr", fields["NodeName"])
+        return found
+
+    def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
+        """Nodes that Slurm holds to be down, failed, drained or out of reach, with their state and its reason."""
+        found = {}
+        for line in self._ask("scontrol", "--oneliner", "show", "node", ",".join(nodes)).splitlines():
+            fields = _fields(line)
+            state = fields.get("State", "")
+            if any(word in state for word in ("DOWN", "FAIL", "DRAIN", "NOT_RESPONDING")) or state.endswith("*"):
+                found[fields["NodeName"]] = f"Slurm has it as {state}"
+        return found
+
+    def requeue(self, job_id: str, excluded: Sequence[str], delay_s: float) -> bool:
+        """Gives the job back to the queue; Slurm then ends this process within KillWait.
+
+        The nodes to avoid and the time of its start can be set only once it is pending, and only as long as this
+        process lives.
+
+        Args:
+            job_id: The job.
+            excluded: All nodes that it must avoid from now on.
+            delay_s: Seconds until it may start, at least ``SOONEST_S``; without that Slurm waits two minutes.
+
+        Returns:
+            Whether Slurm took the job back.
+        """
+        until_s = time.monotonic() + _INSIST_S
+        if not self._insist(until_s, "scontrol", "requeue", job_id):
+            return False
+        changes = [f"StartTime=now+{round(max(SOONEST_S, delay_s))}"]
+        if excluded:
+            changes.insert(0, f"ExcNodeList={','.join(excluded)}")
+        if not self._insist(until_s, "scontrol", "update", f"JobId={job_id}", *changes):
+            logger.warning("the requeued job could not be told: %s", " ".join(changes))
+        return True
+
+    def drain(self, node: str, reason: str) -> bool:
+        """Asks Slurm to give a node no more jobs.
+
+        Returns:
+            Whether it does: only operators may ask.
+        """
+        text = reason.replace('"', "'")[:200]
+        return self._run("scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason=scaletrain: {text}") == 0
+
+    def signal_step(self, job_id: str, step: str, name: str) -> bool:
+        """Sends a signal to all processes of the steps of a name.
+
+        Args:
+            job_id: The job.
+            step: Number of the step.
+            name: Such as ``USR1`` or ``KILL``.
+        """
+        return self._run("scancel", f"--signal={name}", f"{job_id}.{step}") == 0
+
+    def steps(self, job_id: str, name: str) -> list[str]:
+        """Numbers of the running steps of a job that have a name."""
+        lines = self._ask("squeue", "--noheader", "--steps", f"--jobs={job_id}", "--format=%i %j").splitlines()
+        pairs = [line.split(None, 1) for line in lines]
+        return [pair[0].rpartition(".")[2] for pair in pairs if len(pair) == 2 and pair[1].strip() == name]
+
+    def _ask(self, *command: str) -> str:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, stdin=subprocess.DEVNULL)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            logger.warning("%s: %s", " ".join(command), error)
+            return ""
+        if done.returncode != 0:
+            logger.debug("%s: %s", " ".join(command), done.stderr.strip())
+        return done.stdout
+
+    def _run(self, *command: str) -> int:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, stdin=subprocess.DEVNULL)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            logger.warning("%s: %s", " ".join(command), error)
+            return 1
+        if done.returncode > 0:  # less than zero: it got the signal that was meant for the whole job
+            logger.warning("%s: %s", " ".join(command), done.stderr.strip())
+        return done.returncode
+
+    def _insist(self, until_s: float, *command: str) -> bool:
+        while self._run(*command) != 0:
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(_AGAIN_S)
+        return True
+
+
+def _fields(line: str) -> dict[str, str]:
+    """Words such as ``Name=value``; a value with spaces keeps its first word only."""
+    pairs = (word.partition("=") for word in line.split())
+    return {name: value for name, equals, value in pairs if equals}

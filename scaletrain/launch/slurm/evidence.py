@@ -1,0 +1,161 @@
+"""How a launch ended, told from what its ranks left: verdict files first, then exit codes and logs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaletrain.launch.verdicts import UNCLAIMED, Verdict, read_verdict, read_verdicts
+
+_WEIGHT = (
+    Verdict.USER_ERROR,
+    Verdict.GAVE_UP,
+    Verdict.STOPPED,
+    Verdict.SICK_NODE,
+    Verdict.HANG,
+    Verdict.REQUEUE,
+    Verdict.CRASH,
+)
+"""Of ranks that ended differently the first of these counts: a peer of a rank that knows why only sees it gone."""
+
+_SICK_DEVICE = (
+    # Texts of CUDA's runtime errors 214, 226, 46, 802 and 100 (CUDA Runtime API, cudaError_t), and of NVML's 15.
+    (r"uncorrectable ECC error encountered", "uncorrectable ECC error"),
+    (r"uncorrectable NVLink error", "uncorrectable NVLink error"),
+    (r"CUDA-capable device\(s\) is/are busy or unavailable", "a GPU is unavailable"),
+    (r"system not yet initialized", "the GPUs' fabric is not ready"),
+    (r"no CUDA-capable device is detected", "no GPU is found"),
+    (r"GPU is lost", "a GPU is lost"),
+)
+_USERS_MISTAKE = (
+    (r"^ModuleNotFoundError: .*", "a package is missing in the environment of the job"),
+    (r"^SyntaxError: .*", "the code cannot be read"),
+)
+_TAIL_BYTES = 64 * 1024
+_QUOTED_LINES = 12
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended, over all its ranks.
+
+    Attributes:
+        verdict: The weightiest of its ranks.
+        reason: Of that rank, for people.
+        sick: Nodes that are to blame, with the reason.
+        log: Log of the rank that tells most; None where there is none.
+    """
+
+    verdict: Verdict
+    reason: str
+    sick: Mapping[str, str] = field(default_factory=dict)
+    log: Path | None = None
+
+
+def read_outcome(
+    run_dir: Path, log_dir: Path, newer_than: int, since_s: float, ranks: Mapping[int, str], exit_code: int | None
+) -> Outcome:
+    """Reads how a launch ended.
+
+    Args:
+        run_dir: The run's folder.
+        log_dir: Folder of the launch's logs.
+        newer_than: The run's last attempt before the launch.
+        since_s: When the launch began, in Unix seconds.
+        ranks: The node of each rank.
+        exit_code: Of the step; None where it had to be killed.
+
+    Returns:
+        The outcome.
+    """
+    attempts = [int(path.name) for path in (run_dir / "exit").glob("*") if path.name.isdigit()]
+    verdicts = read_verdicts(run_dir, max(attempts)) if attempts and max(attempts) > newer_than else {}
+    found = list(verdicts.values()) + _unclaimed(run_dir, since_s)
+    if len(verdicts) == len(ranks) and all(one["verdict"] == Verdict.COMPLETE for one in verdicts.values()):
+        return Outcome(Verdict.COMPLETE, str(verdicts[0]["reason"]))
+    chosen = _weightiest(found)
+    if chosen is None:
+        how = "had to be killed" if exit_code is None else f"ended with code {exit_code}"
+        outcome = Outcome(Verdict.CRASH, f"the step {how}, and no rank left a verdict", log=_last_log(log_dir))
+    else:
+        outcome = _told(chosen, log_dir, ranks)
+    return _reread(outcome, log_dir, ranks) if outcome.verdict is Verdict.CRASH else outcome
+
+
+def quote(log: Path) -> list[str]:
+    """The last lines of a log."""
+    return _tail(log).splitlines()[-_QUOTED_LINES:]
+
+
+def last_attempt(run_dir: Path) -> int:
+    """Number of the run's last attempt; 0 before the first."""
+    return max((int(path.name) for path in (run_dir / "exit").glob("*") if path.name.isdigit()), default=0)
+
+
+def rank_log(log_dir: Path, rank: int) -> Path:
+    """File that a rank's output goes to."""
+    return log_dir / f"rank-{rank:05d}.log"
+
+
+def _unclaimed(run_dir: Path, since_s: float) -> list[dict[str, Any]]:
+    found = [read_verdict(path) for path in (run_dir / "exit" / UNCLAIMED).glob("*.json")]
+    return [one for one in found if one is not None and one.get("time_s", 0) >= since_s]
+
+
+def _weightiest(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    for verdict in _WEIGHT:
+        of_it = [one for one in found if one["verdict"] == verdict]
+        if of_it:
+            return min(of_it, key=lambda one: (not _was_killed(one), _only_followed(one), one.get("time_s", 0)))
+    return None
+
+
+def _was_killed(verdict: dict[str, Any]) -> bool:
+    """Killed from outside, and not with its launcher: its peers then fail because it is gone."""
+    return str(verdict.get("manner", "")).startswith("signal") and "launcher" not in str(verdict.get("reason"))
+
+
+def _only_followed(verdict: dict[str, Any]) -> bool:
+    return "on another rank" in str(verdict.get("reason"))
+
+
+def _told(verdict: dict[str, Any], log_dir: Path, ranks: Mapping[int, str]) -> Outcome:
+    rank = int(verdict.get("rank", 0))
+    node = ranks.get(rank, str(verdict.get("host")))
+    reason = str(verdict.get("reason", ""))
+    kind = Verdict(verdict["verdict"])
+    sick = {str(host): reason for host in verdict.get("hosts", ())}
+    log = rank_log(log_dir, rank)
+    return Outcome(kind, f"rank {rank} on {node}: {reason}", sick, log if log.exists() else None)
+
+
+def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str]) -> Outcome:
+    """Looks for what a crash was in the logs of all ranks."""
+    for rank, node in ranks.items():
+        text = _tail(rank_log(log_dir, rank))
+        for pattern, what in _SICK_DEVICE:
+            if re.search(pattern, text):
+                reason = f"rank {rank} on {node}: {what}"
+                return Outcome(Verdict.SICK_NODE, reason, {node: reason}, rank_log(log_dir, rank))
+        for pattern, what in _USERS_MISTAKE:
+            line = re.search(pattern, text, re.MULTILINE)
+            if line:
+                reason = f"rank {rank} on {node}: {what}: {line[0]}"
+                return Outcome(Verdict.USER_ERROR, reason, log=rank_log(log_dir, rank))
+    return outcome
+
+
+def _last_log(log_dir: Path) -> Path | None:
+    logs = [path for path in log_dir.glob("rank-*.log") if path.stat().st_size]
+    return max(logs, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,98 @@
+"""What the jobs of a run did: ``job.jsonl`` in its folder, from which progress and crash loops are told."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaletrain.launch.events import append_event, read_events
+
+FILE = "job.jsonl"
+
+
+class Journal:
+    """The diary of a run's jobs.
+
+    Args:
+        run_dir: The run's folder.
+        job_id: The job that writes.
+        restart: How many times it was requeued.
+    """
+
+    def __init__(self, run_dir: Path, job_id: str, restart: int) -> None:
+        self._path = run_dir / FILE
+        self._events = run_dir / "events.jsonl"
+        self._job = {"job_id": job_id, "restart": restart}
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Adds a line.
+
+        Raises:
+            OSError: The run's folder cannot be written.
+        """
+        append_event(self._path, event, **self._job, **fields)
+
+    def saved_step(self) -> int:
+        """The newest step that the run has saved; 0 where it has not saved yet."""
+        saves = [event.get("step") for event in read_events(self._events) if event.get("event") == "save"]
+        return max((step for step in saves if isinstance(step, int)), default=0)
+
+    def launches(self) -> int:
+        """Launches so far, of all jobs."""
+        return sum(event.get("event") == "launch" for event in read_events(self._path))
+
+    def without_progress(self, saved_step: int) -> int:
+        """Launches in a row, the last one among them, that crashed and saved nothing new.
+
+        Args:
+            saved_step: What ``saved_step`` returns now.
+        """
+        return count_without_progress(read_events(self._path), saved_step)
+
+    def history(self) -> list[str]:
+        """A line for each launch, oldest first."""
+        lines, nodes = [], {}
+        for event in read_events(self._path):
+            if event.get("event") == "launch":
+                nodes[event.get("launch")] = ",".join(event.get("nodes", ()))
+            elif event.get("event") == "launch_end":
+                number = event.get("launch")
+                lines.append(
+                    f"launch {number} on {nodes.get(number, '?')}: {event.get('verdict')}, saved up to step "
+                    f"{event.get('saved_step')}: {event.get('reason')}"
+                )
+        return lines
+
+    def fruitless_starts(self) -> int:
+        """Starts of the job in a row, this one among them, in which nothing was launched."""
+        count = 0
+        for event in reversed(read_events(self._path)):
+            if event.get("event") == "launch" or event.get("job_id") != self._job["job_id"]:
+                break
+            count += event.get("event") == "job_start"
+        return count
+
+
+def count_without_progress(events: Sequence[dict[str, Any]], saved_step: int) -> int:
+    """Counts the launches since the last one that was of use.
+
+    A launch that somebody ended, such as the time limit, neither counts nor is progress. One whose end is not told,
+    because its supervisor was gone, counts.
+
+    Args:
+        events: Lines of ``job.jsonl``, oldest first; a launch tells the step saved before it.
+        saved_step: The step saved by now.
+
+    Returns:
+        Their number.
+    """
+    asked = {
+        event.get("launch") for event in events if event.get("event") == "launch_end" and event.get("was_asked") is True
+    }
+    count = 0
+    for event in reversed(events):
+        if event.get("event") != "launch":
+            continue
+        if event.get("saved_step", 0) < saved_step:
+            break
+        count += event.get("launch") not in asked
+    return count

@@ -1,0 +1,157 @@
+"""One launch of a training on some nodes of a job: its start, the wait for its end, and how it ended."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaletrain.launch.slurm.asked import Requests
+from scaletrain.launch.slurm.commands import Slurm
+from scaletrain.launch.slurm.decision import Asked
+from scaletrain.launch.slurm.evidence import Outcome, last_attempt, read_outcome
+from scaletrain.launch.slurm.job import Job
+from scaletrain.launch.slurm.ports import training_port
+from scaletrain.launch.slurm.settings import Settings
+from scaletrain.launch.slurm.steps import Step, node_python, srun_command
+
+_LOOK_S = 60.0
+"""How often Slurm is asked whether this is still the job: on a node that it holds to be dead nothing else tells."""
+_BEFORE_END_S = 20.0
+"""Time before the job's end at which nothing is waited for any more: the job must be given back before."""
+_AFTER_FIRST_S = 90.0
+"""Time in which all nodes end once one has: srun ends them after 60 s, but waits for one that is out of reach."""
+_VERDICTS_S = 15.0
+"""Time for keepers to write the verdicts of ranks that were killed."""
+_TICK_S = 0.2
+
+
+class Launch:
+    """A training on some nodes.
+
+    Args:
+        number: Its number among all launches of the run.
+        job: The job.
+        settings: What the user said.
+        run_dir: The run's folder.
+        root: Folder of the project.
+        nodes: Where to train, the first rank's node first.
+        arguments: The training's.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        job: Job,
+        settings: Settings,
+        run_dir: Path,
+        root: Path,
+        nodes: Sequence[str],
+        arguments: Sequence[str],
+    ) -> None:
+        self._job, self._run_dir, self._nodes = job, run_dir, tuple(nodes)
+        self._slots = settings.local_ranks or max(1, job.gpus)
+        self.log_dir = run_dir / "logs" / f"launch-{number:04d}"
+        self._plan = {
+            "nodes": list(nodes),
+            "addresses": {node: job.addresses[node] for node in nodes},
+            "port": training_port(int(job.job_id), number),
+            "slots": self._slots,
+            "log_dir": str(self.log_dir),
+            "end_s": job.end_s,
+            "command": [str(root / "scaletrain" / "train.py"), *arguments],
+        }
+        plan_path = self.log_dir / "plan.json"
+        command = [node_python(settings), "-m", "scaletrain.launch.slurm.node", str(plan_path)]
+        self._command = srun_command(job, settings, "train", nodes, command, (root, run_dir, Path.cwd()))
+
+    def run(self, requests: Requests, slurm: Slurm) -> Outcome:
+        """Trains.
+
+        Args:
+            requests: What is asked of the job.
+            slurm: To pass it on.
+
+        Returns:
+            How it ended.
+        """
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        (self.log_dir / "plan.json").write_text(json.dumps(self._plan, indent=1) + "\n")
+        before, since_s = last_attempt(self._run_dir), time.time()
+        step = Step(self._command)
+        exit_code = self._watch(step, requests, slurm)
+        step.end()
+        self._await_verdicts(before)
+        return read_outcome(self._run_dir, self.log_dir, before, since_s, self._node_of_rank(), exit_code)
+
+    def as_nodes(self, sick: Mapping[str, str]) -> dict[str, str]:
+        """Names of hosts, as processes know them, as Slurm's names of nodes."""
+        told = self._told()
+        by_host = {str(content.get("host")): node for node, content in told.items()}
+        return {by_host.get(host, host): reason for host, reason in sick.items() if by_host.get(host, host) in told}
+
+    def _watch(self, step: Step, requests: Requests, slurm: Slurm) -> int | None:
+        """Waits for the end; what is asked of the job is passed on to the ranks once."""
+        is_told = False
+        give_up_s = float("inf")
+        next_look_s = time.monotonic() + _LOOK_S
+        while (code := step.poll()) is None:
+            time.sleep(_TICK_S)
+            now_s = time.monotonic()
+            asked = requests.asked()
+            if asked is Asked.NOBODY and now_s >= next_look_s:
+                asked, next_look_s = requests.look(), now_s + _LOOK_S
+            if asked in (Asked.REPLACED, Asked.CANCELLED):
+                self._signal(step, slurm, "KILL")
+                return None
+            if asked is not Asked.NOBODY and not is_told:
+                is_told = True
+                self._signal(step, slurm, "USR1")
+                give_up_s = now_s + self._time_to_save_s(asked, slurm)
+            ended_s = self._first_end_s()
+            if ended_s is not None:
+                give_up_s = min(give_up_s, now_s - (time.time() - ended_s) + _AFTER_FIRST_S)
+            if now_s >= give_up_s:
+                self._signal(step, slurm, "KILL")
+                return None
+        return code
+
+    def _time_to_save_s(self, asked: Asked, slurm: Slurm) -> float:
+        job = self._job
+        if asked is Asked.PREEMPTED:
+            job = Job.of_this_process(os.environ, slurm)  # the end is now that of the time of grace
+        return max(0.0, job.time_left_s() - _BEFORE_END_S)
+
+    def _signal(self, step: Step, slurm: Slurm, name: str) -> None:
+        number = next((str(one["step"]) for one in self._told().values() if one.get("step")), None)
+        if number is None or not slurm.signal_step(self._job.job_id, number, name):
+            step.end()  # nothing runs yet that could save
+
+    def _told(self) -> dict[str, dict[str, Any]]:
+        """What each node has said of itself."""
+        found = {}
+        for node in self._nodes:
+            try:
+                found[node] = json.loads((self.log_dir / f"node-{node}.json").read_text())
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def _first_end_s(self) -> float | None:
+        return min((one["ended_s"] for one in self._told().values() if "ended_s" in one), default=None)
+
+    def _node_of_rank(self) -> dict[int, str]:
+        return {rank: self._nodes[rank // self._slots] for rank in range(len(self._nodes) * self._slots)}
+
+    def _await_verdicts(self, before: int) -> None:
+        until_s = time.monotonic() + _VERDICTS_S
+        ranks = len(self._nodes) * self._slots
+        while time.monotonic() < until_s:
+            attempt = last_attempt(self._run_dir)
+            files = list((self._run_dir / "exit" / str(attempt)).glob("[0-9]*.json"))
+            if attempt > before and len(files) >= ranks:
+                return
+            if attempt == before and not any(self.log_dir.glob("rank-*.log")):
+                return  # no rank has started
+            time.sleep(_TICK_S)

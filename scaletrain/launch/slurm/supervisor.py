@@ -1,0 +1,214 @@
+"""Keeps a training job alive: checks nodes, launches, and decides what follows each end."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from scaletrain.launch.slurm.asked import Requests
+from scaletrain.launch.slurm.checks import Checks
+from scaletrain.launch.slurm.commands import Slurm
+from scaletrain.launch.slurm.decision import Action, Asked, Kind, Situation, decide
+from scaletrain.launch.slurm.evidence import Outcome, quote
+from scaletrain.launch.slurm.job import Job
+from scaletrain.launch.slurm.journal import Journal
+from scaletrain.launch.slurm.launching import Launch
+from scaletrain.launch.slurm.ledger import Failure, Ledger
+from scaletrain.launch.slurm.settings import Settings
+from scaletrain.launch.verdicts import Verdict
+
+
+class Supervisor:
+    """Runs the training of one job.
+
+    Args:
+        job: The job.
+        settings: What the user said.
+        slurm: Slurm's commands.
+        run_dir: The run's folder.
+        root: Folder of the project.
+        arguments: The training's.
+    """
+
+    def __init__(
+        self, job: Job, settings: Settings, slurm: Slurm, run_dir: Path, root: Path, arguments: Sequence[str]
+    ) -> None:
+        self._job, self._settings, self._slurm, self._run_dir = job, settings, slurm, run_dir
+        self._root, self._arguments = root, tuple(arguments)
+        self._node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        self._requests = Requests(job, slurm, self._node)
+        self._journal = Journal(run_dir, job.job_id, job.restarts)
+        self._ledger = Ledger(settings.ledger_folder(os.environ), settings.ledger_days)
+        self._sick: dict[str, str] = {}
+        self._drained: set[str] = set()
+        self._crashes_here = 0
+        self._needed = max(1, len(job.nodes) - settings.spare_nodes)
+
+    def run(self) -> int:
+        """Trains until the job is over or given back.
+
+        Returns:
+            The job's exit code.
+        """
+        (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        self._say(self._first_line())
+        self._journal.write("job_start", job_name=self._job.name, nodes=self._job.nodes, end_s=self._job.end_s)
+        self._sick |= {node: reason for node, reason in self._ledger.avoided().items() if node in self._job.nodes}
+        while True:
+            number = self._journal.launches() + 1
+            problem = self._check(number)
+            usable = self._usable()
+            if problem or len(usable) < self._needed or self._requests.asked() is not Asked.NOBODY:
+                situation = self._without_launch(problem)
+            else:
+                situation = self._launch(number, usable)
+            action = decide(situation)
+            self._carry_out(action)
+            if action.kind is not Kind.LAUNCH:
+                return self._end(action)
+
+    def _first_line(self) -> str:
+        job, run_dir = self._job, self._run_dir
+        array = f" (task {job.array[1]} of {job.array[0]})" if job.array else ""
+        return (
+            f"job {job.job_id}{array}, start {job.restarts + 1}, on {','.join(job.nodes)}: run {run_dir}, logs "
+            f"{run_dir / 'logs'}, what jobs did {run_dir / 'job.jsonl'}, ends of ranks {run_dir / 'exit'}, "
+            f"failed nodes {self._ledger.folder}"
+        )
+
+    def _usable(self) -> list[str]:
+        return [node for node in self._job.nodes if node not in self._sick]
+
+    def _check(self, number: int) -> str:
+        """Checks the nodes that could be used; what is wrong without a node being to blame is returned."""
+        self._blame({node: why for node, why in self._slurm.unusable(self._usable()).items()}, remember=False)
+        if self._settings.preflight == "off":
+            return ""
+        self._say(f"checks {','.join(self._usable())}")
+        folder = self._run_dir / "logs" / f"checks-{number:04d}-{self._job.job_id}-{time.time_ns()}"
+        mounts = (self._root, self._run_dir, Path.cwd())
+        checks = Checks(self._job, self._settings, folder, mounts, self._is_asked)
+        found = checks.check_nodes(self._usable())
+        if not self._is_asked():
+            self._blame(found.sick)
+        between = None
+        if self._settings.preflight == "full" and not self._is_asked() and len(self._usable()) >= self._needed:
+            between = checks.check_connections(self._usable())
+            self._blame(between.sick)
+        for warning in (*found.warnings, *(between.warnings if between else ())):
+            self._say(f"warning: {warning}")
+        if between is not None and between.bandwidth_gb_s is not None:
+            self._say(f"the nodes reach each other at {between.bandwidth_gb_s:.3g} GB/s (bus bandwidth)")
+        return "; ".join(between.unclear) if between else ""
+
+    def _is_asked(self) -> bool:
+        return self._requests.asked() is not Asked.NOBODY
+
+    def _blame(self, sick: Mapping[str, str], remember: bool = True) -> None:
+        for node, reason in sick.items():
+            if node in self._sick:
+                continue
+            self._sick[node] = reason
+            self._say(f"node {node} is not used: {reason}")
+            self._journal.write("sick_node", node=node, reason=reason)
+            if not remember:  # Slurm knows it already
+                continue
+            try:
+                self._ledger.record(Failure(node, time.time(), self._job.job_id, reason))
+            except OSError as error:
+                self._say(f"warning: {self._ledger.folder} cannot be written: {error.strerror}")
+            if self._settings.drain_nodes and self._slurm.drain(node, f"job {self._job.job_id}: {reason}"):
+                self._drained.add(node)
+                self._say(f"node {node} is drained: scontrol update NodeName={node} State=RESUME takes it back")
+
+    def _without_launch(self, problem: str) -> Situation:
+        reason = problem or "; ".join(f"{node}: {why}" for node, why in self._sick.items()) or "the checks were left"
+        return self._situation(None, reason, fruitless_starts=self._journal.fruitless_starts())
+
+    def _launch(self, number: int, usable: Sequence[str]) -> Situation:
+        nodes, spares = list(usable[: self._needed]), list(usable[self._needed :])
+        saved_step = self._journal.saved_step()
+        self._journal.write("launch", launch=number, nodes=nodes, spares=spares, saved_step=saved_step)
+        launch = Launch(number, self._job, self._settings, self._run_dir, self._root, nodes, self._arguments)
+        waiting = f", {','.join(spares)} in reserve" if spares else ""
+        self._say(f"launch {number} on {','.join(nodes)}{waiting}, from step {saved_step}; logs {launch.log_dir}")
+        outcome = launch.run(self._requests, self._slurm)
+        asked = self._requests.look()
+        new_step = self._journal.saved_step()
+        self._journal.write(
+            "launch_end",
+            launch=number,
+            verdict=outcome.verdict,
+            reason=outcome.reason,
+            was_asked=asked is not Asked.NOBODY or outcome.verdict is Verdict.REQUEUE,
+            saved_step=new_step,
+        )
+        self._explain(outcome)
+        self._blame(launch.as_nodes(outcome.sick))
+        without = self._journal.without_progress(new_step)
+        if new_step > saved_step:
+            self._crashes_here = 0
+        elif outcome.verdict in (Verdict.CRASH, Verdict.HANG):
+            self._crashes_here += 1
+        situation = self._situation(outcome.verdict, outcome.reason, progressed=new_step > saved_step)
+        return replace(situation, asked=asked, without_progress=without)
+
+    def _situation(
+        self, verdict: Verdict | None, reason: str, progressed: bool = False, fruitless_starts: int = 0
+    ) -> Situation:
+        return Situation(
+            verdict=verdict,
+            reason=reason,
+            asked=self._requests.asked(),
+            sick=dict(self._sick),
+            healthy=len(self._usable()),
+            needed=self._needed,
+            progressed=progressed,
+            crashes_here=self._crashes_here,
+            fruitless_starts=fruitless_starts,
+            crash_limit=self._settings.crash_limit,
+            backoff_s=self._settings.backoff_s,
+        )
+
+    def _explain(self, outcome: Outcome) -> None:
+        self._say(f"the launch ended: {outcome.verdict}: {outcome.reason}")
+        if outcome.log is not None and outcome.verdict in (Verdict.CRASH, Verdict.SICK_NODE, Verdict.HANG):
+            self._say(f"the last lines of {outcome.log}:")
+            for line in quote(outcome.log):
+                self._say(f"  | {line}")
+
+    def _carry_out(self, action: Action) -> None:
+        excluded = [node for node in self._sick if node not in self._drained]
+        self._journal.write(
+            "decision",
+            action=action.kind,
+            reason=action.reason,
+            delay_s=action.delay_s,
+            excluded=excluded if action.kind is Kind.REQUEUE else [],
+        )
+        without = f", without {','.join(excluded)}" if excluded and action.kind is Kind.REQUEUE else ""
+        delay = f" in {action.delay_s:.0f} s" if action.delay_s else ""
+        self._say(f"{action.kind}{delay}{without}: {action.reason}")
+        if action.kind is Kind.STOP and action.code == 78:
+            self._summarize()
+
+    def _summarize(self) -> None:
+        """After a crash loop: what was tried."""
+        for line in self._journal.history():
+            self._say(f"  {line}")
+
+    def _end(self, action: Action) -> int:
+        if action.kind is not Kind.REQUEUE:
+            return action.code
+        excluded = sorted({*self._job.excluded, *(node for node in self._sick if node not in self._drained)})
+        if not self._slurm.requeue(self._job.job_id, excluded, action.delay_s):
+            self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
+            return 75
+        return 75
+
+    def _say(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{stamp} scaletrain: {text}", file=sys.stderr, flush=True)
