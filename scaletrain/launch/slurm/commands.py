@@ -13,7 +13,7 @@ _INSIST_S = 20.0
 """How long a deed is tried again: less than Slurm's KillWait (30 s by default), after which this process is gone."""
 _AGAIN_S = 0.5
 SOONEST_S = 15.0
-"""Seconds until a requeued job may start: Slurm puts a start off by two minutes that is due before it has cleaned up."""
+"""Seconds until a requeued job may start: one that is due before Slurm has cleaned up is put off by two minutes."""
 
 
 class Slurm:
