@@ -43,8 +43,11 @@ def main(argv: Sequence[str]) -> int:
         The exit code of the verdict.
     """
     die_with_launcher()
+    # Whoever started this rank may have blocked them for a launcher in between, which would kill its ranks soon after.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDING_SIGNALS, signal.SIGQUIT))
     ranks = from_environment()
     log.configure(ranks)
+    log.redirect(ranks, os.environ)
     overrides: dict[str, str] = {}
     try:
         command = parse(argv)

@@ -101,11 +101,8 @@ def decide(now: Situation) -> Action:
         return Action(Kind.LEAVE, f"the job was {now.asked}", code)
     if now.verdict in _ENDS_BY_ITSELF:
         return Action(Kind.STOP, f"{now.verdict}: {now.reason}", EXIT_CODES[now.verdict])
-    if now.asked is not Asked.NOBODY:
-        # Also where the save failed: the run goes on from the checkpoint before.
+    if now.asked is Asked.PREEMPTED:
         return Action(Kind.REQUEUE, f"{now.asked}: {_told(now)}")
-    if now.verdict is Verdict.REQUEUE:
-        return Action(Kind.REQUEUE, _told(now), delay_s=0.0 if now.progressed else _backoff_s(now))
     if now.verdict is None:
         return _without_launch(now)
     if now.without_progress >= now.crash_limit:
@@ -114,6 +111,11 @@ def decide(now: Situation) -> Action:
             f"crash loop: {now.without_progress} launches in a row have saved no new step; the last one: {_told(now)}",
             EXIT_CODES[Verdict.GAVE_UP],
         )
+    if now.asked is not Asked.NOBODY:
+        # Also where the save failed: the run goes on from the checkpoint before.
+        return Action(Kind.REQUEUE, f"{now.asked}: {_told(now)}")
+    if now.verdict is Verdict.REQUEUE:
+        return Action(Kind.REQUEUE, _told(now))
     if now.sick:
         if now.healthy >= now.needed:
             return Action(Kind.LAUNCH, f"{_told(now)}; goes on without {', '.join(sorted(now.sick))}")
@@ -127,11 +129,17 @@ def _without_launch(now: Situation) -> Action:
     if now.fruitless_starts >= now.crash_limit:
         return Action(
             Kind.STOP,
-            f"gave up: {now.fruitless_starts} starts in a row found too few usable nodes; {now.reason}",
+            f"gave up: {now.fruitless_starts} starts in a row launched nothing; the last one: {_unlaunched(now)}",
             EXIT_CODES[Verdict.GAVE_UP],
         )
+    if now.asked is not Asked.NOBODY:
+        return Action(Kind.REQUEUE, f"{now.asked}, before anything was launched")
     delay_s = 0.0 if now.sick else _backoff_s(now)
-    return Action(Kind.REQUEUE, f"{now.reason}; {_too_few(now)}", delay_s=delay_s)
+    return Action(Kind.REQUEUE, _unlaunched(now), delay_s=delay_s)
+
+
+def _unlaunched(now: Situation) -> str:
+    return now.reason if now.healthy >= now.needed else f"{now.reason}; {_too_few(now)}"
 
 
 def _too_few(now: Situation) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.launch.verdicts import UNCLAIMED, Verdict, read_verdict, read_verdicts
+from scaletrain.log import rank_log
 
 _WEIGHT = (
     Verdict.USER_ERROR,
@@ -91,11 +92,6 @@ def quote(log: Path) -> list[str]:
 def last_attempt(run_dir: Path) -> int:
     """Number of the run's last attempt; 0 before the first."""
     return max((int(path.name) for path in (run_dir / "exit").glob("*") if path.name.isdigit()), default=0)
-
-
-def rank_log(log_dir: Path, rank: int) -> Path:
-    """File that a rank's output goes to."""
-    return log_dir / f"rank-{rank:05d}.log"
 
 
 def _unclaimed(run_dir: Path, since_s: float) -> list[dict[str, Any]]:

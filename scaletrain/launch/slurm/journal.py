@@ -41,7 +41,7 @@ class Journal:
         return sum(event.get("event") == "launch" for event in read_events(self._path))
 
     def without_progress(self, saved_step: int) -> int:
-        """Launches in a row, the last one among them, that crashed and saved nothing new.
+        """Launches in a row, the last one among them, that saved nothing new.
 
         Args:
             saved_step: What ``saved_step`` returns now.
@@ -75,7 +75,7 @@ class Journal:
 def count_without_progress(events: Sequence[dict[str, Any]], saved_step: int) -> int:
     """Counts the launches since the last one that was of use.
 
-    A launch that somebody ended, such as the time limit, neither counts nor is progress. One whose end is not told,
+    A launch that was preempted or requeued by others neither counts nor is progress. One whose end is not told,
     because its supervisor was gone, counts.
 
     Args:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.launch.slurm.interface import interface_towards
+from scaletrain.log import FOLDER_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _SHIELDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -65,7 +66,7 @@ def _train(
     }
     _write(log_dir / f"node-{node}.json", told)
     _unlock_extensions(environment)
-    environment |= {"SCALETRAIN_LOG_DIR": str(log_dir)}
+    environment |= {FOLDER_VARIABLE: str(log_dir)}
     if plan.get("end_s") is not None:
         environment.setdefault("SCALETRAIN_JOB_END_TIME", str(plan["end_s"]))
     # Slurm signals every process of a step. DeepSpeed's launcher would kill its ranks 30 s after the first one: blocked

@@ -143,7 +143,7 @@ class Supervisor:
             launch=number,
             verdict=outcome.verdict,
             reason=outcome.reason,
-            was_asked=asked is not Asked.NOBODY or outcome.verdict is Verdict.REQUEUE,
+            was_asked=asked not in (Asked.NOBODY, Asked.TIME_LIMIT),
             saved_step=new_step,
         )
         self._explain(outcome)

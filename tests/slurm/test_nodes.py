@@ -1,0 +1,105 @@
+"""Nodes that fail, on a real Slurm: found, named, left out, and the run goes on with the same losses."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import SlurmRun
+
+NewRun = Callable[[str], SlurmRun]
+
+# A node that cannot be reached holds a collective for no longer than this.
+COLLECTIVE = ("--train.collective_timeout_s", 10)
+
+
+def test_a_killed_process(new_run: NewRun, undisturbed: SlurmRun) -> None:
+    """The launch is repeated on the same nodes: the job is not given back to the queue."""
+    run = new_run("process")
+    run.submit()
+    run.reaches(100)
+    run.kill_rank(rank=1)
+    run.ends_as("COMPLETED")
+    assert run.nodes() == [["n1", "n2"], ["n1", "n2"]]
+    assert "rank 1 on n2" in run.journal("launch_end")[0]["reason"]
+    assert "SIGKILL" in run.journal("launch_end")[0]["reason"]
+    assert run.losses() == undisturbed.losses()
+    assert run.cluster.job(run.job_id)["Restarts"] == "0"
+
+
+def test_a_node_whose_daemon_dies(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
+    """Slurm holds the node to be down some time later, and ends what runs on the others."""
+    run = new_run("daemon")
+    run.submit("--train.max_steps", 900)
+    run.reaches(100)
+    cluster.kill_slurmd("n2")
+    run.ends_as("COMPLETED")
+    assert run.nodes() == [["n1", "n2"], ["n1", "n3"]]
+    assert run.losses()[: len(undisturbed.losses())] == undisturbed.losses()
+
+
+def test_a_node_that_loses_power(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
+    run = new_run("power")
+    run.submit(*COLLECTIVE)
+    run.reaches(100)
+    cluster.power_off("n2")
+    run.ends_as("COMPLETED")
+    assert run.nodes() == [["n1", "n2"], ["n1", "n3"]]
+    assert run.losses() == undisturbed.losses()
+
+
+def test_a_cable_that_is_pulled(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
+    run = new_run("cable")
+    run.submit(*COLLECTIVE, environment={"PREFLIGHT": "nodes", "CHECK_LIMIT_S": "20"})
+    run.reaches(100)
+    cut_s = time.time()
+    cluster.cut("n2")
+    run.ends_as("COMPLETED", 240)
+    assert run.nodes() == [["n1", "n2"], ["n1", "n3"]]
+    # The collectives' limit, and what the launcher, srun and the verdicts take.
+    assert run.journal("launch_end")[0]["time_s"] - cut_s < 10 + 120
+    assert run.losses() == undisturbed.losses()
+
+
+def test_a_spare_takes_over(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
+    """In the same allocation, without a wait in the queue."""
+    run = new_run("spare")
+    run.submit(*COLLECTIVE, nodes=3, environment={"SPARE_NODES": "1"})
+    run.reaches(100)
+    cluster.power_off("n2")
+    run.ends_as("COMPLETED")
+    assert run.nodes() == [["n1", "n2"], ["n1", "n3"]]
+    assert run.journal("launch")[0]["spares"] == ["n3"]
+    assert run.actions() == ["launch", "stop"]
+    assert cluster.job(run.job_id)["Restarts"] == "0"
+    assert run.losses() == undisturbed.losses()
+
+
+def test_a_node_that_fails_its_check(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
+    """Named, requeued without it, and the next start is elsewhere; the ledger knows of it."""
+    run = new_run("check")
+    environment = {"PREFLIGHT": "full", "DRAIN_NODES": "0", "CHECK_LIMIT_S": "40"}
+    cluster.slow_down("n2", "1mbit")
+    run.submit(environment=environment | {"MIN_BANDWIDTH_GB_S": "0.01"})
+    run.ends_as("COMPLETED", 240)
+    assert run.nodes() == [["n1", "n3"]]
+    assert cluster.job(run.job_id)["ExcNodeList"] == "n2"
+    assert [line["node"] for line in run.journal("sick_node")] == ["n2"]
+    assert len(list(run.ledger.glob("n2-*.json"))) == 1
+    assert run.losses() == undisturbed.losses()
+
+
+def test_what_is_left_on_a_node_that_slurm_gave_up(new_run: NewRun, cluster: Cluster) -> None:
+    """The daemon of the first node dies: the job starts elsewhere, and the old supervisor leaves."""
+    run = new_run("zombie")
+    run.submit("--train.max_steps", 2000, nodes=1)
+    run.reaches(100)
+    cluster.kill_slurmd("n1")
+    run.ends_as("COMPLETED", 240, start_now=True)
+    assert len(run.nodes()) >= 2
+    assert not cluster.pids_of("n1", "launch.slurm.supervise")
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
