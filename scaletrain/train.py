@@ -103,7 +103,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
         # Only now torch and then deepspeed are imported: a mistake is told before they are.
         from scaletrain.training.processes import connect, disconnect, share_attempt
 
-        connect(ranks, config.train.deterministic)
+        connect(ranks, config.train.deterministic, config.train.collective_timeout_s)
         attempt = share_attempt(attempt)
         folder.join(attempt, ranks.rank)
         from scaletrain.training.build import Start, train

@@ -27,6 +27,7 @@ FLOORS = {
     "data": 3,
     "optim": 3,
     "monitors": 3,
+    "preflight": 3,
     "tasks": 4,
     "engine": 4,
     "checkpoint": 4,

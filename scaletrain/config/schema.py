@@ -168,6 +168,9 @@ class TrainConfig(Section):
     compile: bool = Field(False, description="torch.compile; more than twice as fast, after 30 to 60 s")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     deterministic: bool = Field(False, description="deterministic kernels on GPUs, for bit-identical restarts")
+    collective_timeout_s: float = Field(
+        1800.0, gt=0, description="longest time, in seconds, for which a rank waits for another one in a collective"
+    )
     exit_by_s: float = Field(
         30.0, ge=0, description="seconds before the job's end at which a rank that still runs is ended; 0 never does"
     )

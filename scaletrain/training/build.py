@@ -44,7 +44,7 @@ from scaletrain.training.health import Health
 from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
-from scaletrain.training.processes import find_peak
+from scaletrain.training.processes import find_peak, limit_collectives
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import newest_intact, resume
 from scaletrain.training.rollback import (
@@ -94,6 +94,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     train, attempt, verify = config.train, start.attempt, config.checkpoint.verify
     first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
     engine = build_engine(config, first_plan, len(corpora.manifests))
+    limit_collectives(train.collective_timeout_s)
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []

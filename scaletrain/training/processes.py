@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from scaletrain.config.schema import TrainConfig
 from scaletrain.hardware.host import describe_host
@@ -15,15 +16,14 @@ from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.monitors.throughput import measure_matmul_flops_per_s
 from scaletrain.ranks import Ranks
 
-_TIMEOUT = timedelta(minutes=30)
 
-
-def connect(ranks: Ranks, deterministic: bool) -> None:
+def connect(ranks: Ranks, deterministic: bool, collective_timeout_s: float) -> None:
     """Connects this process to the others of the run, over NCCL on GPUs and gloo without.
 
     Args:
         ranks: The place of this process.
         deterministic: Whether GPU kernels must give the same bits each time.
+        collective_timeout_s: Longest time, in seconds, for which a collective waits for another rank.
     """
     if deterministic:
         # cuBLAS reads it when it is first used.
@@ -46,7 +46,21 @@ def connect(ranks: Ranks, deterministic: bool) -> None:
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
     # DeepSpeed calls functions that torch 2.13 renames: nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
-    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=_TIMEOUT)
+    timeout = timedelta(seconds=collective_timeout_s)
+    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout)
+
+
+def limit_collectives(collective_timeout_s: float) -> None:
+    """Sets the longest wait of all groups that there are; a group does not take over that of the first one.
+
+    DeepSpeed makes groups of its own, with torch's default of 10 (NCCL) or 30 minutes (gloo), and no setting for that.
+
+    Args:
+        collective_timeout_s: As for ``connect``.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        if not distributed_c10d._rank_not_in_group(group):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=collective_timeout_s), group)
 
 
 def disconnect() -> None:

@@ -23,14 +23,14 @@ def test_two_nodes_train(undisturbed: SlurmRun) -> None:
 def test_the_time_limit(new_run: NewRun, undisturbed: SlurmRun) -> None:
     """The ranks are told by the batch script's signal alone, since they do not watch the time themselves."""
     run = new_run("limit")
-    more = ("--train.max_steps", 2 * STEPS, "--train.exit_by_s", 0)
+    more = ("--train.max_steps", 3 * STEPS, "--train.exit_by_s", 0)
     run.submit(*more, options=("-t", "1", "--signal=B:USR2@25"))
     run.ends_as("COMPLETED", 240)
     assert len(run.nodes()) > 1
     assert run.actions() == ["requeue"] * (len(run.nodes()) - 1) + ["stop"]
     assert all("time limit" in line["reason"] for line in run.journal("decision")[:-1])
     assert run.losses()[:STEPS] == undisturbed.losses()
-    assert len(run.losses()) == 2 * STEPS
+    assert len(run.losses()) == 3 * STEPS
 
 
 def test_scontrol_requeue(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:

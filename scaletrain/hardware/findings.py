@@ -1,0 +1,21 @@
+"""What a check of a node says of one thing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["ok", "warn", "fail", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        check: What was looked at.
+        status: ``fail``: the node must not be used. ``unknown``: the device or the system does not tell.
+        detail: What was found, with the rule and the remedy where something is wrong.
+    """
+
+    check: str
+    status: Status
+    detail: str
