@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
             record_ending(RunDirectory(Path(overrides["run_dir"])), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
         _complain(error, ranks)
-        return EXIT_CODES[Verdict.USER_ERROR]
+        return EXIT_CODES[verdict_of(error)]  # what --dry_run cannot reach now may be there later
     return _run(config, ranks, command.trust_checkpoint)
 
 

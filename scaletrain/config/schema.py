@@ -234,6 +234,9 @@ class RunConfig(Section):
 
     run_dir: Path = Field(Path("runs/run"), description="the run's folder; default runs/<name of the config>")
     seed: int = Field(1337, ge=0, lt=2**63)
+    init: str | None = Field(
+        None, min_length=1, description="RUN[@STEP]: a new run begins with the weights of that checkpoint"
+    )
     deepspeed: Path = Field(Path("configs/ds/zero1.json"), description="DeepSpeed's own settings")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -79,6 +79,11 @@ def joined_attempt(run_dir: Path, rank: int, process: Process) -> int | None:
     return next((one for one in newest if _is(run_dir / "exit" / str(one) / f"{rank}.pid", process)), None)
 
 
+def attempt_numbers(run_dir: Path) -> list[int]:
+    """Numbers of all attempts of a run, ascending."""
+    return sorted(_attempts(run_dir / "exit"))
+
+
 def _attempts(exit_dir: Path) -> list[int]:
     try:
         return [int(name) for name in os.listdir(exit_dir) if name.isdigit()]

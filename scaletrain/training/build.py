@@ -46,7 +46,7 @@ from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak, limit_collectives
 from scaletrain.training.reporting import Reporting
-from scaletrain.training.resuming import newest_intact, resume
+from scaletrain.training.resuming import begin_with, newest_intact, resume
 from scaletrain.training.rollback import (
     RollBack,
     choose_step_back,
@@ -108,6 +108,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     stateful = (mixing, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
+    resumed = begin_with(engine, config.init, resumed, verify, ranks, start.trust_checkpoint)
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)

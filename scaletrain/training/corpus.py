@@ -23,6 +23,7 @@ from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.storage.fetch import FetchPolicy
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote
+from scaletrain.training.init_source import check_source, find_source
 
 logger = logging.getLogger(__name__)
 
@@ -218,11 +219,13 @@ def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> li
         What changed since the start before, for people.
 
     Raises:
-        ConfigError: The folder belongs to another run.
+        ConfigError: The folder belongs to another run, or what it is to begin with does not fit it.
         DataError: A shard does not match its index.
     """
     check_corpora(config, corpora)
     tokenizer = corpora.first.tokenizer
+    if config.init is not None and not folder.has_trained():
+        check_source(find_source(config.init, "off"), config, tokenizer.sha256)
     found = folder.bind(identity_of(config, tokenizer.sha256, corpora.fingerprint))
     described = {
         "sources": {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()},

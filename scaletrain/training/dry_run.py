@@ -16,6 +16,7 @@ from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST, Kept, Room, checkpo
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, format_bytes, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
+from scaletrain.training.init_source import check_source, find_source
 from scaletrain.training.skipped import recorded_ranges
 
 _GIB = 2**30
@@ -76,7 +77,12 @@ def _corpus_lines(config: RunConfig) -> list[str]:
     corpora = open_corpora(config)
     check_corpora(config, corpora)
     identity = identity_of(config, corpora.first.tokenizer.sha256, corpora.fingerprint)
-    lines = [
+    begins = []
+    if config.init is not None and not RunDirectory(config.run_dir).has_trained():
+        beginning = find_source(config.init, "sizes")
+        check_source(beginning, config, corpora.first.tokenizer.sha256)
+        begins = [f"{'begins with':<14} the weights of {beginning.folder}"]
+    lines = begins + [
         f"{'changed':<14} {change.key}: {change.old} -> {change.new}"
         for change in RunDirectory(config.run_dir).compare(identity)
     ]

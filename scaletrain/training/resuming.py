@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from scaletrain.checkpoint.fragments import FragmentReader
 from scaletrain.checkpoint.layout import COMPLETE, STATE, folder_name, list_checkpoints, step_of
 from scaletrain.checkpoint.verify import Level, find_damage
 from scaletrain.engine.engine import Engine
-from scaletrain.errors import CheckpointError, StorageError
+from scaletrain.errors import CheckpointError, ConfigError, StorageError
 from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.ranks import Ranks
+from scaletrain.training.init_source import InitSource, find_source
 from scaletrain.training.lineage import Lineage
 from scaletrain.training.tiers import Tier
 
@@ -30,11 +31,13 @@ class Resumed:
         state: Step 0 without a checkpoint.
         folder: The checkpoint that was loaded.
         refused: Newer ones that were not, each with the reason.
+        source: Another run's checkpoint whose weights it begins with.
     """
 
     state: TrainingState
     folder: Path | None
     refused: tuple[tuple[Path, str], ...]
+    source: InitSource | None = None
 
     def record(self, run: Run, **fields: Any) -> None:
         """Writes into the run's diary that it starts or goes on, and from what.
@@ -45,6 +48,8 @@ class Resumed:
         """
         if self.folder is None:
             run.record_event("start", **fields)
+            if self.source is not None:
+                run.record_event("init", folder=str(self.source.folder), source_step=self.source.step)
         else:
             run.record_event("resume", folder=str(self.folder), **fields)
         self.record_refused(run)
@@ -110,6 +115,55 @@ def resume(
     if newest_step is not None:
         raise CheckpointError(f"there is no checkpoint of step {newest_step} or before. Start the run anew.")
     return Resumed(TrainingState(), None, tuple(refused))
+
+
+def begin_with(
+    engine: Engine, init: str | None, resumed: Resumed, verify: Level, ranks: Ranks, trusted: bool = False
+) -> Resumed:
+    """Loads the weights, and nothing else, of another run's checkpoint where a run begins; every rank calls it.
+
+    Args:
+        engine: The model on all ranks.
+        init: RUN[@STEP]; None begins with the weights that the model was made with.
+        resumed: What ``resume`` returned.
+        verify: How much is checked before.
+        ranks: The place of this process.
+        trusted: Whether objects of any class may be unpickled.
+
+    Returns:
+        The same, with what it begins with.
+
+    Raises:
+        ConfigError: It cannot be found.
+        CheckpointError: It is damaged, or of another model; on all ranks.
+    """
+    if init is None or resumed.folder is not None:
+        return resumed
+    found: list[Any] = [None, ""]
+    if ranks.is_main:
+        try:
+            found[0] = find_source(init, "off" if verify == "off" else "sizes")
+        except ConfigError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found, src=0)
+    source, problem = found
+    if source is None:
+        raise ConfigError(problem)
+    damage = find_damage(source.folder, verify, ranks.rank, ranks.world_size)
+    state: dict[str, Any] = {}
+    if damage is None:
+        try:
+            state = json.loads((source.folder / STATE).read_text())["engine"]
+            reader = FragmentReader(source.folder, state["zero_stage"], trusted)
+        except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
+            damage = str(error)
+    if problems := engine.collect_texts(damage or ""):
+        raise CheckpointError(f"init: {source.folder}: {'; '.join(problems)}. Choose another checkpoint.")
+    # Of an optimizer that has not stepped there are no moments, and its counters begin at zero.
+    engine.load(reader, state | {"moments": [], "applied_steps": 0, "global_steps": 0, "loss_scale": {}})
+    if ranks.is_main:
+        logger.info("begins with the weights of %s", source.folder)
+    return replace(resumed, source=source)
 
 
 def _refuse_to_start_anew(shared: Tier, refused: Sequence[tuple[Path, str]], ranks: Ranks, lineage: Lineage) -> None:

@@ -52,6 +52,7 @@ class Checks:
     def __init__(self, job: Job, settings: Settings, folder: Path, mounts: Sequence[Path], is_asked: Any) -> None:
         self._job, self._settings, self._folder, self._mounts = job, settings, folder, mounts
         self._is_asked = is_asked
+        self._log = folder / "checks.log"
         self._round = 0
         self._best_gb_s: float | None = None
 
@@ -83,6 +84,11 @@ class Checks:
             warnings += [
                 f"{node}: {one['check']}: {one['detail']}" for one in told[node]["findings"] if one["status"] == "warn"
             ]
+        if len(nodes) > 1 and len(sick) > len(nodes) / 2:
+            # Most nodes do not fall sick at once: what they share, such as the environment, is broken.
+            told_of = f"{len(sick)} of {len(nodes)} nodes fail the node check, so none is blamed"
+            first = next(iter(sick))
+            return Findings(unclear=(f"{told_of}; {first}: {sick[first]}; output in {self._log}",))
         return Findings(sick, warnings=tuple(warnings))
 
     def check_connections(self, nodes: Sequence[str]) -> Findings:
@@ -160,9 +166,8 @@ class Checks:
 
     def _run(self, tasks: Sequence[tuple[list[str], list[str]]], limit_s: float) -> None:
         until_s = time.monotonic() + limit_s
-        log = self._folder / "checks.log"
         steps = [
-            Step(srun_command(self._job, self._settings, "check", nodes, command, self._mounts), log)
+            Step(srun_command(self._job, self._settings, "check", nodes, command, self._mounts), self._log)
             for nodes, command in tasks
         ]
         while any(step.poll() is None for step in steps) and time.monotonic() < until_s and not self._is_asked():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scaletrain.launch.attempts import attempt_numbers
 from scaletrain.launch.verdicts import UNCLAIMED, Verdict, read_verdict, read_verdicts
 from scaletrain.log import rank_log
 
@@ -70,8 +71,8 @@ def read_outcome(
     Returns:
         The outcome.
     """
-    attempts = [int(path.name) for path in (run_dir / "exit").glob("*") if path.name.isdigit()]
-    verdicts = read_verdicts(run_dir, max(attempts)) if attempts and max(attempts) > newer_than else {}
+    attempt = last_attempt(run_dir)
+    verdicts = read_verdicts(run_dir, attempt) if attempt > newer_than else {}
     found = list(verdicts.values()) + _unclaimed(run_dir, since_s)
     if len(verdicts) == len(ranks) and all(one["verdict"] == Verdict.COMPLETE for one in verdicts.values()):
         return Outcome(Verdict.COMPLETE, str(verdicts[0]["reason"]))
@@ -91,7 +92,7 @@ def quote(log: Path) -> list[str]:
 
 def last_attempt(run_dir: Path) -> int:
     """Number of the run's last attempt; 0 before the first."""
-    return max((int(path.name) for path in (run_dir / "exit").glob("*") if path.name.isdigit()), default=0)
+    return max(attempt_numbers(run_dir), default=0)
 
 
 def _unclaimed(run_dir: Path, since_s: float) -> list[dict[str, Any]]:

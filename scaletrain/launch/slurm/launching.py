@@ -14,7 +14,7 @@ from scaletrain.launch.slurm.evidence import Outcome, last_attempt, read_outcome
 from scaletrain.launch.slurm.job import Job
 from scaletrain.launch.slurm.ports import training_port
 from scaletrain.launch.slurm.settings import Settings
-from scaletrain.launch.slurm.steps import Step, node_python, srun_command
+from scaletrain.launch.slurm.steps import Step, node_python, slots, srun_command
 
 _LOOK_S = 60.0
 """How often Slurm is asked whether this is still the job: on a node that it holds to be dead nothing else tells."""
@@ -51,7 +51,7 @@ class Launch:
         arguments: Sequence[str],
     ) -> None:
         self._job, self._run_dir, self._nodes = job, run_dir, tuple(nodes)
-        self._slots = settings.local_ranks or max(1, job.gpus)
+        self._slots = slots(job, settings)
         self.log_dir = run_dir / "logs" / f"launch-{number:04d}"
         self._plan = {
             "nodes": list(nodes),

@@ -24,6 +24,8 @@ class Settings:
         ledger_days: Days for which it counts.
         container: An image: a .sqsh file or registry address for pyxis, a .sif file for Apptainer.
         container_mounts: More folders to mount, as ``/from:/to``, separated by commas.
+        on_end: A shell command that runs when the job stops, and not when it is requeued; ``EXIT_CODE`` and ``REASON``
+            are in its environment.
         local_ranks: Processes on each node; 0 for one for each GPU of the job, or one without GPUs.
     """
 
@@ -38,6 +40,7 @@ class Settings:
     ledger_days: float = 7.0
     container: str = ""
     container_mounts: str = ""
+    on_end: str = ""
     local_ranks: int = 0
 
     @classmethod

@@ -33,6 +33,11 @@ def in_container(settings: Settings, mounts: Sequence[Path]) -> tuple[list[str],
     return [f"--container-image={image}", f"--container-mounts={','.join(places)}"], []
 
 
+def slots(job: Job, settings: Settings) -> int:
+    """Ranks on each node."""
+    return settings.local_ranks or max(1, job.gpus)
+
+
 def node_python(settings: Settings) -> str:
     """The interpreter on the nodes: this one, or the container's own."""
     return "python3" if settings.container else sys.executable

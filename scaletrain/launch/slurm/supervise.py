@@ -13,7 +13,7 @@ from scaletrain.errors import ConfigError
 from scaletrain.launch.slurm.commands import Slurm
 from scaletrain.launch.slurm.job import Job
 from scaletrain.launch.slurm.settings import Settings
-from scaletrain.launch.slurm.steps import node_python, srun_command
+from scaletrain.launch.slurm.steps import node_python, slots, srun_command
 from scaletrain.launch.slurm.supervisor import Supervisor
 from scaletrain.launch.verdicts import EXIT_CODES, Verdict
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"SPARE_NODES={settings.spare_nodes}, and the job has {len(job.nodes)} nodes: none is left to train on"
             )
         run_dir = resolve(job, settings, root, arguments)
+        plan(job, settings, root, run_dir, arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES[Verdict.USER_ERROR]
@@ -63,13 +64,47 @@ def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) 
     Raises:
         ConfigError: They are wrong.
     """
-    command = [node_python(settings), "-m", "scaletrain.launch.slurm.resolve", *arguments]
-    if settings.container:
-        command = srun_command(job, settings, "resolve", job.nodes[:1], command, (root, Path.cwd()))
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_RESOLVE_S)
+    done = _run(job, settings, root, ["-m", "scaletrain.launch.slurm.resolve", *arguments])
     if done.returncode != 0:
         raise ConfigError(done.stderr.strip().removeprefix("error: ") or f"code {done.returncode}")
     return Path(json.loads(done.stdout.splitlines()[-1])["run_dir"])
+
+
+def plan(job: Job, settings: Settings, root: Path, run_dir: Path, arguments: Sequence[str]) -> None:
+    """Opens the corpus and makes the plan of the run on one node, before all of them are checked.
+
+    Args:
+        job: The job.
+        settings: Names the container.
+        root: Folder of the project.
+        run_dir: The run's folder; the plan is left in ``logs/plan.txt``.
+        arguments: The training's.
+
+    Raises:
+        ConfigError: The training would refuse to start.
+    """
+    ranks = (len(job.nodes) - settings.spare_nodes) * slots(job, settings)
+    done = _run(job, settings, root, [str(root / "scaletrain" / "train.py"), *arguments, "--dry_run"], ranks)
+    if done.returncode == EXIT_CODES[Verdict.USER_ERROR]:
+        raise ConfigError(done.stderr.strip().rpartition("error: ")[2])
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    (run_dir / "logs" / "plan.txt").write_text(done.stdout + done.stderr)
+
+
+def _run(
+    job: Job, settings: Settings, root: Path, words: Sequence[str], ranks: int = 1
+) -> "subprocess.CompletedProcess[str]":
+    command = [node_python(settings), *words]
+    if settings.container:
+        command = srun_command(job, settings, "plan", job.nodes[:1], command, (root, Path.cwd()))
+    return subprocess.run(
+        command,
+        env=dict(os.environ) | {"WORLD_SIZE": str(ranks)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_RESOLVE_S,
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ from scaletrain.launch.slurm.launching import Launch
 from scaletrain.launch.slurm.ledger import Failure, Ledger
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.verdicts import Verdict
+
+_HOOK_S = 300.0
+"""Longest time for the user's last command."""
 
 
 class Supervisor:
@@ -94,6 +98,8 @@ class Supervisor:
         found = checks.check_nodes(self._usable())
         if not self._is_asked():
             self._blame(found.sick)
+        if found.unclear:
+            return "; ".join(found.unclear)
         between = None
         if self._settings.preflight == "full" and not self._is_asked() and len(self._usable()) >= self._needed:
             between = checks.check_connections(self._usable())
@@ -202,12 +208,28 @@ class Supervisor:
 
     def _end(self, action: Action) -> int:
         if action.kind is not Kind.REQUEUE:
+            if action.kind is Kind.STOP:
+                self._run_hook(action)
             return action.code
         excluded = sorted({*self._job.excluded, *(node for node in self._sick if node not in self._drained)})
         if not self._slurm.requeue(self._job.job_id, excluded, action.delay_s):
             self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
             return 75
         return 75
+
+    def _run_hook(self, action: Action) -> None:
+        if not self._settings.on_end:
+            return
+        environment = dict(os.environ) | {"EXIT_CODE": str(action.code), "REASON": action.reason}
+        try:
+            code = subprocess.run(
+                ["bash", "-c", self._settings.on_end], env=environment, stdin=subprocess.DEVNULL, timeout=_HOOK_S
+            ).returncode
+        except subprocess.TimeoutExpired:
+            self._say(f"warning: ON_END did not end within {_HOOK_S:.0f} s")
+            return
+        if code:
+            self._say(f"warning: ON_END ended with code {code}")
 
     def _say(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
