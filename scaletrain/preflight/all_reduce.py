@@ -1,34 +1,37 @@
-"""One rank of the all-reduce that checks the connections between nodes; see ``exchange``."""
+"""One rank of the all-reduce that tells whether nodes reach each other, and how fast; ``exchange.py`` starts it."""
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-_OUT_OF_TIME = 3
+from scaletrain.preflight.exchange import OUT_OF_TIME
+
 _LEAVE_S = 2.0
+_NUMBERS = 1024
+_OFFSETS = 64
+"""Sums of whole numbers below 1024 + 64 stay below 2**24, which fp32 holds without rounding, on up to 15,000 ranks."""
 
 
 def run_rank(task: Mapping[str, Any]) -> int:
-    """Takes part in the all-reduce; the first rank of each node writes the result.
+    """Takes part in the all-reduce.
 
     Args:
-        task: As for ``exchange.run_node``, and ``local``, the rank's place on its node.
+        task: As for ``run_node``, with ``local``, the rank's place on its node, and ``report``, the descriptor of the
+            pipe that it tells ``gb_per_s``, ``correct`` and ``seconds`` through.
 
     Returns:
-        0, or 1 where the sums are wrong.
+        0, or 1 where sums are wrong.
     """
     limit_s = float(task["limit_s"])
-    ending = threading.Timer(limit_s + _LEAVE_S, os._exit, (_OUT_OF_TIME,))  # a rank may be stuck in C code
+    ending = threading.Timer(limit_s + _LEAVE_S, os._exit, (OUT_OF_TIME,))  # the rank may be stuck in C code
     ending.daemon = True
     ending.start()
     gpus, local = int(task["gpus"]), int(task["local"])
@@ -50,24 +53,27 @@ def run_rank(task: Mapping[str, Any]) -> int:
         mib = int(task["mib"])
         seconds, is_large_correct = _reduce(device, rank, world_size, mib, int(task["repeats"]))
         is_correct = is_correct and is_large_correct
-    if local == 0:
-        size = mib * 2**20
-        # Bus bandwidth of an all-reduce, 2 (n - 1) / n * bytes / time: what a link must carry, whatever n is.
-        # Source: NVIDIA nccl-tests, doc/PERFORMANCE.md.
-        gb_per_s = 2 * (world_size - 1) / world_size * size / seconds / 1e9
-        told = {
-            "host": socket.gethostname(),
-            "node_rank": task["node_rank"],
-            "gb_per_s": gb_per_s,
-            "correct": is_correct,
-            "seconds": seconds,
-        }
-        draft = Path(f"{task['result']}.draft")
-        draft.write_text(json.dumps(told) + "\n")
-        os.replace(draft, task["result"])
-    dist.barrier()
+    told = {"gb_per_s": bus_bandwidth(world_size, mib * 2**20, seconds) / 1e9, "correct": is_correct, "seconds": seconds}
+    os.write(int(task["report"]), json.dumps(told).encode())
+    dist.barrier()  # the first rank holds the store of addresses for all
     dist.destroy_process_group()
     return int(not is_correct)
+
+
+def bus_bandwidth(world_size: int, size: int, seconds: float) -> float:
+    """What a link carries in an all-reduce, whatever the number of ranks: 2 (n - 1) / n * bytes / time.
+
+    Source: NVIDIA nccl-tests, doc/PERFORMANCE.md, bus bandwidth of AllReduce.
+
+    Args:
+        world_size: Number of ranks, n.
+        size: Bytes that each rank gives.
+        seconds: Time of one all-reduce.
+
+    Returns:
+        Bytes per second.
+    """
+    return 2 * (world_size - 1) / world_size * size / seconds
 
 
 def _fits(device: torch.device, seconds: float, times: int, limit_s: float) -> bool:
@@ -78,13 +84,13 @@ def _fits(device: torch.device, seconds: float, times: int, limit_s: float) -> b
 
 
 def _reduce(device: torch.device, rank: int, world_size: int, mib: int, repeats: int) -> tuple[float, bool]:
-    """The time of one all-reduce, and whether all sums are right: whole numbers, which fp32 adds without rounding."""
-    numbers = torch.arange(mib * 2**20 // 4, device=device, dtype=torch.float32) % 1024
-    expected = numbers * world_size + world_size * (world_size - 1) / 2
+    """The median time of an all-reduce, and whether all sums are right."""
+    numbers = torch.arange(mib * 2**20 // 4, device=device, dtype=torch.float32) % _NUMBERS
+    expected = numbers * world_size + sum(other % _OFFSETS for other in range(world_size))
     dist.all_reduce(torch.ones(1, device=device))  # connects, which is not what is measured
     is_correct, taken_s = True, []
     for _ in range(repeats):
-        values = numbers + rank
+        values = numbers + rank % _OFFSETS
         dist.barrier()
         _finish(device)
         started_s = time.monotonic()
