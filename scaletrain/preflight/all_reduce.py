@@ -53,7 +53,11 @@ def run_rank(task: Mapping[str, Any]) -> int:
         mib = int(task["mib"])
         seconds, is_large_correct = _reduce(device, rank, world_size, mib, int(task["repeats"]))
         is_correct = is_correct and is_large_correct
-    told = {"gb_per_s": bus_bandwidth(world_size, mib * 2**20, seconds) / 1e9, "correct": is_correct, "seconds": seconds}
+    told = {
+        "gb_per_s": bus_bandwidth(world_size, mib * 2**20, seconds) / 1e9,
+        "correct": is_correct,
+        "seconds": seconds,
+    }
     os.write(int(task["report"]), json.dumps(told).encode())
     dist.barrier()  # the first rank holds the store of addresses for all
     dist.destroy_process_group()
