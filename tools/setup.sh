@@ -106,6 +106,12 @@ install_missing_system_packages() {
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null && ! command -v nginx >/dev/null; then
         missing+=(nginx-light)
     fi
+    # A cluster on this machine, for the tests of jobs; nothing else needs it.
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        command -v slurmctld >/dev/null && command -v slurmd >/dev/null || missing+=(slurm-wlm)
+        command -v munged >/dev/null || missing+=(munge)
+        command -v ip >/dev/null || missing+=(iproute2)
+    fi
     [[ ${#missing[@]} == 0 ]] || install_system "${missing[@]}"
 }
 

@@ -4,6 +4,10 @@
 #   bash tools/test.sh
 #   bash tools/test.sh tests/data -k order
 #
+# The tests of jobs on a real Slurm take a quarter of an hour, and run only where they are named:
+#
+#   bash tools/test.sh tests/slurm
+#
 # SCALETRAIN_STRICT=1 makes a skipped test a failure.
 set -euo pipefail
 
@@ -24,7 +28,7 @@ set -x
 "$python" -m mypy
 codespell
 if command -v shellcheck >/dev/null; then
-    shellcheck tools/*.sh .ci/run
+    shellcheck -x tools/*.sh slurm/*.sh .ci/run
 fi
 # Tests of whole runs wait for processes most of their time: they run beside all others, and print when these are done.
 beside=(tests/integration tests/chaos tests/test_readme.py)
@@ -33,7 +37,7 @@ log=$(mktemp)
 runs=$!
 trap 'kill $runs 2>/dev/null || true; rm -f "$log"' EXIT
 status=0
-"$python" -m pytest "${beside[@]/#/--ignore=}" || status=$?
+"$python" -m pytest "${beside[@]/#/--ignore=}" --ignore=tests/slurm || status=$?
 wait "$runs" || status=$?
 cat "$log"
 trap - EXIT

@@ -1,5 +1,6 @@
 """One cluster for all tests of jobs; each finds it as new, and what a test leaves behind is cancelled."""
 
+import faulthandler
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,17 @@ import pytest
 from tests.integration.runs import build_tiny_corpus
 from tests.slurm.cluster import Cluster, missing_commands
 from tests.slurm.jobs import SlurmRun
+
+
+_LONGEST_S = 400.0
+
+
+@pytest.fixture(autouse=True)
+def longer_limit() -> Iterator[None]:
+    """A job that is requeued takes minutes: more than any other test may."""
+    faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")
