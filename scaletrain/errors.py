@@ -54,7 +54,15 @@ class StorageError(CheckpointError):
 
 
 class HealthError(ScaletrainError):
-    """The hardware is sick; going on would waste GPU hours."""
+    """The hardware is sick; going on would waste GPU hours.
+
+    Attributes:
+        hosts: Machines that are to blame; none where it cannot be told which.
+    """
+
+    def __init__(self, message: str, hosts: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.hosts = hosts
 
 
 class DivergenceError(HealthError):

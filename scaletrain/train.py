@@ -110,8 +110,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
 
         ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
     except BaseException as error:
-        said = getattr(error, "__notes__", None) if isinstance(error, SystemExit) else None
-        ending = Ending(verdict_of(error), said[0] if said else str(error) or type(error).__name__)
+        ending = Ending.of_error(error)
         # First of all: words may fail, where nobody reads them any more or the disk of a log is full.
         record_ending(folder, attempt, ranks, ending)
         if isinstance(error, ScaletrainError):

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+from typing import Any
 
 from scaletrain.errors import ScaletrainError
 from scaletrain.launch.events import append_event
@@ -30,7 +31,8 @@ def record_ending(folder: RunDirectory, attempt: int | None, ranks: Ranks, endin
         ending: How it ended.
     """
     try:
-        write_verdict(folder.path, attempt, ranks.rank, ending.verdict, ending.reason)
+        blamed: dict[str, Any] = {"hosts": ending.hosts} if ending.hosts else {}
+        write_verdict(folder.path, attempt, ranks.rank, ending.verdict, ending.reason, **blamed)
     except OSError as error:
         logger.warning("the verdict %s cannot be written: %s", ending.verdict.value, error)
     if not ranks.is_main or attempt is None:

@@ -28,10 +28,24 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended, and why, in words for people."""
+    """How a run ended.
+
+    Attributes:
+        verdict: The way.
+        reason: Why, in words for people.
+        hosts: Machines that are to blame, as far as it is known.
+    """
 
     verdict: Verdict
     reason: str
+    hosts: tuple[str, ...] = ()
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> "Ending":
+        """The end of a run by an exception."""
+        said = getattr(error, "__notes__", None) if isinstance(error, SystemExit) else None
+        reason = said[0] if said else str(error) or type(error).__name__
+        return cls(verdict_of(error), reason, error.hosts if isinstance(error, HealthError) else ())
 
 
 EXIT_CODES = MappingProxyType(

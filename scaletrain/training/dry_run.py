@@ -1,5 +1,6 @@
 """Everything but training: opens the corpus, counts, plans and prints."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from scaletrain.config.derive import load_deepspeed_json, offloads_optimizer, of
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
 from scaletrain.data.order import order_of
+from scaletrain.errors import ConfigError
 from scaletrain.hardware.host import HostInfo, describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.launch.identity import identity_of
@@ -20,6 +22,8 @@ from scaletrain.training.init_source import choose_sources
 from scaletrain.training.skipped import recorded_ranges
 
 _GIB = 2**30
+_PLAN_GPU = "SCALETRAIN_PLAN_GPU"
+"""Environment variable with the name of a GPU to plan for, where the plan is made on another machine."""
 
 
 def print_plan(config: RunConfig, world_size: int) -> None:
@@ -111,6 +115,12 @@ def _ranks_of_node(host: HostInfo, world_size: int) -> int:
 
 def _hardware(host: HostInfo, config: RunConfig, world_size: int) -> Hardware:
     host_memory = int(host.memory_gib * _GIB) // _ranks_of_node(host, world_size)
+    planned_for = os.environ.get(_PLAN_GPU)
+    if planned_for:
+        peak = peak_flops_per_s(planned_for, config.train.precision)
+        if peak is None:
+            raise ConfigError(f"{_PLAN_GPU}={planned_for}: its rate is not known; give another, such as H100")
+        return Hardware(peak_flops_per_s=peak * world_size)
     if not host.gpus:
         return Hardware(device_memory=host_memory, host_memory=host_memory)
     gpu = host.gpus[0]

@@ -80,7 +80,8 @@ class Health(Callback):
         if self._deterministic:
             raise HealthError(
                 f"Numbers were not finite, and were when the same was computed again: {told}. The same computation "
-                "gives the same bits on a sound device. Take the node out and have the device tested."
+                "gives the same bits on a sound device. Take the node out and have the device tested.",
+                tuple(sorted({fault.host for fault, _ in repeated})),
             )
         if run.is_main:
             logger.warning(
@@ -102,7 +103,8 @@ class Health(Callback):
         raise HealthError(
             f"At step {run.state.step} the ranks differ in what must be equal: {told}. A device or a connection "
             "changes numbers without a word. Nothing of this step is saved. Take the node out and have it tested; the "
-            "run goes on from the checkpoint before."
+            "run goes on from the checkpoint before.",
+            tuple(sorted({places[r][0] for one in differences if one.told_apart for r in one.ranks})),
         )
 
 

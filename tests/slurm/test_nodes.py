@@ -1,7 +1,5 @@
 """Nodes that fail, on a real Slurm: found, named, left out, and the run goes on with the same losses."""
 
-import os
-import signal
 import time
 from collections.abc import Callable
 
@@ -78,17 +76,36 @@ def test_a_spare_takes_over(new_run: NewRun, cluster: Cluster, undisturbed: Slur
     assert run.losses() == undisturbed.losses()
 
 
-def test_a_node_that_fails_its_check(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
-    """Named, requeued without it, and the next start is elsewhere; the ledger knows of it."""
-    run = new_run("check")
-    environment = {"PREFLIGHT": "full", "DRAIN_NODES": "0", "CHECK_LIMIT_S": "40"}
+SLOW = {"PREFLIGHT": "full", "CHECK_LIMIT_S": "40", "MIN_BANDWIDTH_GB_S": "0.01"}
+
+
+def test_of_two_nodes_that_are_slow_together_one_is_left_out(
+    new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun
+) -> None:
+    """It cannot be told which is to blame: the job starts elsewhere, and nobody's ledger gets a name."""
+    run = new_run("pair")
     cluster.slow_down("n2", "1mbit")
-    run.submit(environment=environment | {"MIN_BANDWIDTH_GB_S": "0.01"})
+    run.submit(environment=SLOW | {"DRAIN_NODES": "0"})
     run.ends_as("COMPLETED", 240)
     assert run.nodes() == [["n1", "n3"]]
     assert cluster.job(run.job_id)["ExcNodeList"] == "n2"
+    assert [line["nodes"] for line in run.journal("suspicion")] == [["n1", "n2"]]
+    assert not run.ledger.exists()
+    assert run.losses() == undisturbed.losses()
+
+
+def test_a_slow_node_is_named_drained_and_replaced(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
+    """With a spare two good nodes are left, so that it is known which is bad."""
+    run = new_run("slow")
+    cluster.slow_down("n2", "1mbit")
+    run.submit(nodes=3, environment=SLOW | {"SPARE_NODES": "1"})
+    run.ends_as("COMPLETED", 240)
+    assert run.nodes() == [["n1", "n3"]]
     assert [line["node"] for line in run.journal("sick_node")] == ["n2"]
+    assert "MIN_BANDWIDTH_GB_S" in run.journal("sick_node")[0]["reason"]
     assert len(list(run.ledger.glob("n2-*.json"))) == 1
+    assert "DRAIN" in cluster.run("scontrol", "show", "node", "n2")
+    assert cluster.job(run.job_id)["Restarts"] == "0"
     assert run.losses() == undisturbed.losses()
 
 
@@ -101,7 +118,3 @@ def test_what_is_left_on_a_node_that_slurm_gave_up(new_run: NewRun, cluster: Clu
     run.ends_as("COMPLETED", 240, start_now=True)
     assert len(run.nodes()) >= 2
     assert not cluster.pids_of("n1", "launch.slurm.supervise")
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)

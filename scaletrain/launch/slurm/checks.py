@@ -28,12 +28,14 @@ class Findings:
     Attributes:
         sick: Nodes that must not be used, with the reason.
         unclear: What is wrong without a node being to blame.
+        suspects: Nodes of which one is to blame, and it cannot be told which.
         warnings: What a user should know.
         bandwidth_gb_s: Bus bandwidth of the all-reduce over all nodes; None where it was not measured.
     """
 
     sick: Mapping[str, str] = field(default_factory=dict)
     unclear: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     bandwidth_gb_s: float | None = None
 
@@ -105,7 +107,8 @@ class Checks:
         if not sick and not unclear:
             # It passed when it was tried in parts: a connection that is bad now and then.
             return Findings(warnings=(f"the all-reduce over all nodes was {outcome} once",))
-        return Findings(sick, unclear)
+        suspects = diagnosis.unclear[0] if len(diagnosis.unclear) == 1 else ()
+        return Findings(sick, unclear, suspects)
 
     def _slow(self) -> str:
         return f"slower than MIN_BANDWIDTH_GB_S={self._settings.min_bandwidth_gb_s:g} with every other node"

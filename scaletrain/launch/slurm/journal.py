@@ -62,6 +62,16 @@ class Journal:
                 )
         return lines
 
+    def suspicions(self) -> list[tuple[str, ...]]:
+        """Groups of nodes of which one was to blame, in earlier starts of this job."""
+        events = read_events(self._path)
+        job_id = self._job["job_id"]
+        return [
+            tuple(event.get("nodes", ()))
+            for event in events
+            if event.get("event") == "suspicion" and event.get("job_id") == job_id
+        ]
+
     def fruitless_starts(self) -> int:
         """Starts of the job in a row, this one among them, in which nothing was launched."""
         count = 0

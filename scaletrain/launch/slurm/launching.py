@@ -38,6 +38,11 @@ class Launch:
         root: Folder of the project.
         nodes: Where to train, the first rank's node first.
         arguments: The training's.
+
+    Attributes:
+        log_dir: Folder of its logs.
+        plan: What each node reads.
+        command: The step's command line.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Launch:
         self._job, self._run_dir, self._nodes = job, run_dir, tuple(nodes)
         self._slots = slots(job, settings)
         self.log_dir = run_dir / "logs" / f"launch-{number:04d}"
-        self._plan = {
+        self.plan: dict[str, Any] = {
             "nodes": list(nodes),
             "addresses": {node: job.addresses[node] for node in nodes},
             "port": training_port(int(job.job_id), number),
@@ -64,7 +69,7 @@ class Launch:
         }
         plan_path = self.log_dir / "plan.json"
         command = [node_python(settings), "-m", "scaletrain.launch.slurm.node", str(plan_path)]
-        self._command = srun_command(job, settings, "train", nodes, command, (root, run_dir, Path.cwd()))
+        self.command = srun_command(job, settings, "train", nodes, command, (root, run_dir, Path.cwd()))
 
     def run(self, requests: Requests, slurm: Slurm) -> Outcome:
         """Trains.
@@ -77,9 +82,9 @@ class Launch:
             How it ended.
         """
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        (self.log_dir / "plan.json").write_text(json.dumps(self._plan, indent=1) + "\n")
+        (self.log_dir / "plan.json").write_text(json.dumps(self.plan, indent=1) + "\n")
         before, since_s = last_attempt(self._run_dir), time.time()
-        step = Step(self._command)
+        step = Step(self.command)
         exit_code = self._watch(step, requests, slurm)
         step.end()
         self._await_verdicts(before)

@@ -14,7 +14,7 @@ from scaletrain.launch.verdicts import EXIT_CODES, Verdict
 
 
 def main(argv: list[str]) -> int:
-    """Prints ``run_dir`` (absolute), ``max_steps`` and ``exit_by_s``.
+    """Prints ``run_dir`` (absolute) and ``max_steps``.
 
     Args:
         argv: The training's arguments.
@@ -29,12 +29,7 @@ def main(argv: list[str]) -> int:
     except ScaletrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES[Verdict.USER_ERROR]
-    told = {
-        "run_dir": str(config.run_dir.absolute()),
-        "max_steps": config.train.max_steps,
-        "exit_by_s": config.train.exit_by_s,
-    }
-    print(json.dumps(told))
+    print(json.dumps({"run_dir": str(config.run_dir.absolute()), "max_steps": config.train.max_steps}))
     return 0
 
 

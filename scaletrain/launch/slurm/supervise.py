@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from scaletrain.errors import ConfigError
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 f"SPARE_NODES={settings.spare_nodes}, and the job has {len(job.nodes)} nodes: none is left to train on"
             )
-        run_dir = resolve(job, settings, root, arguments)
+        run_dir = resolve(job, settings, root, arguments).run_dir
         plan(job, settings, root, run_dir, arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,7 +50,25 @@ def main(arguments: Sequence[str]) -> int:
     return Supervisor(job, settings, slurm, run_dir, root, arguments).run()
 
 
-def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) -> Path:
+def first_training_argument(script: str) -> int:
+    """Arguments of a batch script before those of the training: the list of a sweep comes first."""
+    return 1 if script == "sweep.sh" else 0
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the arguments of a training come to.
+
+    Attributes:
+        run_dir: The run's folder, absolute.
+        max_steps: Steps of the whole run.
+    """
+
+    run_dir: Path
+    max_steps: int
+
+
+def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) -> Resolved:
     """Checks the training's arguments in its own environment, on one node.
 
     Args:
@@ -59,7 +78,7 @@ def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) 
         arguments: The training's.
 
     Returns:
-        The run's folder, absolute.
+        What they come to.
 
     Raises:
         ConfigError: They are wrong.
@@ -67,7 +86,8 @@ def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) 
     done = _run(job, settings, root, ["-m", "scaletrain.launch.slurm.resolve", *arguments])
     if done.returncode != 0:
         raise ConfigError(done.stderr.strip().removeprefix("error: ") or f"code {done.returncode}")
-    return Path(json.loads(done.stdout.splitlines()[-1])["run_dir"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return Resolved(Path(told["run_dir"]), int(told["max_steps"]))
 
 
 def plan(job: Job, settings: Settings, root: Path, run_dir: Path, arguments: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from scaletrain.launch.slurm.journal import Journal
 from scaletrain.launch.slurm.launching import Launch
 from scaletrain.launch.slurm.ledger import Failure, Ledger
 from scaletrain.launch.slurm.settings import Settings
+from scaletrain.launch.slurm.suspects import choose_suspect
 from scaletrain.launch.verdicts import Verdict
 
 _HOOK_S = 300.0
@@ -48,6 +49,7 @@ class Supervisor:
         self._ledger = Ledger(settings.ledger_folder(os.environ), settings.ledger_days)
         self._sick: dict[str, str] = {}
         self._drained: set[str] = set()
+        self._acquitted: frozenset[str] = frozenset()
         self._crashes_here = 0
         self._needed = max(1, len(job.nodes) - settings.spare_nodes)
 
@@ -108,7 +110,18 @@ class Supervisor:
             self._say(f"warning: {warning}")
         if between is not None and between.bandwidth_gb_s is not None:
             self._say(f"the nodes reach each other at {between.bandwidth_gb_s:.3g} GB/s (bus bandwidth)")
-        return "; ".join(between.unclear) if between else ""
+        if between is None:
+            return ""
+        if between.suspects:
+            self._suspect(between.suspects, between.unclear[0])
+        return "; ".join(between.unclear)
+
+    def _suspect(self, nodes: Sequence[str], problem: str) -> None:
+        """Does without one of several nodes that fail together; the next start, with another, will tell more."""
+        groups = [*self._journal.suspicions(), tuple(nodes)]
+        suspect, self._acquitted = choose_suspect(groups)
+        self._journal.write("suspicion", nodes=nodes, suspect=suspect)
+        self._blame({suspect: f"{problem}, and it cannot be told which is to blame"}, remember=False)
 
     def _is_asked(self) -> bool:
         return self._requests.asked() is not Asked.NOBODY
@@ -211,7 +224,8 @@ class Supervisor:
             if action.kind is Kind.STOP:
                 self._run_hook(action)
             return action.code
-        excluded = sorted({*self._job.excluded, *(node for node in self._sick if node not in self._drained)})
+        before = set(self._job.excluded) - self._acquitted
+        excluded = sorted({*before, *(node for node in self._sick if node not in self._drained)})
         if not self._slurm.requeue(self._job.job_id, excluded, action.delay_s):
             self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
             return 75

@@ -1,0 +1,61 @@
+"""The check of a node as the launcher runs it: a process, whose findings lie in the shared folder."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaletrain.hardware.node_check import Expectation, check_node
+
+TOKEN = "the token of this start"
+
+
+def run_check(folder: Path, **changes: Any) -> tuple[int, str, dict[str, Any]]:
+    (folder / "token").write_text(TOKEN)
+    expected = {"gpus": 0, "shared_dir": str(folder), "token": TOKEN, "addresses": {}} | changes
+    command = [sys.executable, "-m", "scaletrain.hardware.node_check", json.dumps(expected)]
+    environment = os.environ | {"SLURMD_NODENAME": "n7"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    return done.returncode, done.stdout, json.loads((folder / "n7.json").read_text())
+
+
+def test_this_machine_passes(tmp_path: Path) -> None:
+    before_s = time.time()
+    code, printed, told = run_check(tmp_path, addresses={"localhost": "127.0.0.1"})
+    assert code == 0, printed
+    assert before_s <= told["time_s"] <= time.time()
+    by_check = {one["check"]: one for one in told["findings"]}
+    assert by_check["cpu arithmetic"]["status"] == "ok"
+    assert by_check["gpus"]["detail"].startswith("left out")
+    assert {"memory", "disk", "shm", "shared files", "names"} <= by_check.keys()
+    assert "n7: ok" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"token": "of another start"}, "shared files"),
+        ({"min_memory_gib": 1e6}, "memory"),
+        ({"min_free_gib": 1e6}, "disk"),
+        ({"addresses": {"n9": "no.such.host.invalid"}}, "names"),
+        ({"limit_s": 0.01}, "arithmetic"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], check: str) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    expected: dict[str, Any] = {"gpus": 0, "shared_dir": str(tmp_path), "token": TOKEN, "limit_s": 30} | changes
+    failed = [one for one in check_node(Expectation(**expected)) if one.status == "fail"]
+    assert [one.check for one in failed] == [check], failed
+
+
+def test_gpus_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    findings = check_node(Expectation(gpus=2, shared_dir=str(tmp_path), token=TOKEN, limit_s=60))
+    (torch,) = [one for one in findings if one.check == "torch"]
+    assert torch.status == "fail"
+    assert "0 of 2" in torch.detail

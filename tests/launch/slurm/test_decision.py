@@ -1,0 +1,94 @@
+"""The table of decisions: what follows an end, and what must never follow."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaletrain.launch.slurm.decision import LONGEST_BACKOFF_S, Asked, Kind, Situation, decide
+from scaletrain.launch.verdicts import Verdict
+
+TWO = Situation(Verdict.CRASH, "why", healthy=2, needed=2)
+WITHOUT_N2 = {"sick": {"n2": "ECC"}, "healthy": 1}
+SPARE = {"sick": {"n2": "ECC"}, "healthy": 2}
+
+TABLE = [
+    # What happened, what follows, with which exit code.
+    (replace(TWO, verdict=Verdict.COMPLETE), Kind.STOP, 0),
+    (replace(TWO, verdict=Verdict.COMPLETE, asked=Asked.TIME_LIMIT), Kind.STOP, 0),
+    (replace(TWO, verdict=Verdict.USER_ERROR), Kind.STOP, 2),
+    (replace(TWO, verdict=Verdict.USER_ERROR, asked=Asked.PREEMPTED), Kind.STOP, 2),
+    (replace(TWO, verdict=Verdict.GAVE_UP), Kind.STOP, 78),
+    (replace(TWO, verdict=Verdict.STOPPED), Kind.STOP, 130),
+    (replace(TWO, verdict=Verdict.REQUEUE), Kind.REQUEUE, 0),
+    (replace(TWO, verdict=Verdict.REQUEUE, asked=Asked.TIME_LIMIT), Kind.REQUEUE, 0),
+    # A save that failed changes nothing.
+    (replace(TWO, verdict=Verdict.CRASH, asked=Asked.TIME_LIMIT), Kind.REQUEUE, 0),
+    (replace(TWO, verdict=Verdict.CRASH, asked=Asked.PREEMPTED, without_progress=9), Kind.REQUEUE, 0),
+    (replace(TWO, asked=Asked.TIME_LIMIT, without_progress=3), Kind.STOP, 78),
+    (replace(TWO, asked=Asked.CANCELLED), Kind.LEAVE, 130),
+    (replace(TWO, asked=Asked.REQUEUED), Kind.LEAVE, 75),
+    (replace(TWO, verdict=Verdict.COMPLETE, asked=Asked.REPLACED), Kind.LEAVE, 75),
+    (replace(TWO, progressed=True), Kind.LAUNCH, 0),
+    (replace(TWO, without_progress=1, crashes_here=1), Kind.LAUNCH, 0),
+    (replace(TWO, without_progress=2, crashes_here=2), Kind.REQUEUE, 0),
+    (replace(TWO, without_progress=3, crashes_here=1), Kind.STOP, 78),
+    (replace(TWO, verdict=Verdict.HANG, progressed=True), Kind.LAUNCH, 0),
+    (replace(TWO, verdict=Verdict.SICK_NODE, **WITHOUT_N2), Kind.REQUEUE, 0),
+    (replace(TWO, verdict=Verdict.SICK_NODE, **SPARE), Kind.LAUNCH, 0),
+    (replace(TWO, verdict=None, fruitless_starts=1, **WITHOUT_N2), Kind.REQUEUE, 0),
+    (replace(TWO, verdict=None, fruitless_starts=1), Kind.REQUEUE, 0),
+    (replace(TWO, verdict=None, fruitless_starts=3), Kind.STOP, 78),
+    (replace(TWO, verdict=None, fruitless_starts=1, asked=Asked.TIME_LIMIT), Kind.REQUEUE, 0),
+]
+
+
+@pytest.mark.parametrize(("now", "kind", "code"), TABLE)
+def test_the_table(now: Situation, kind: Kind, code: int) -> None:
+    action = decide(now)
+    assert (action.kind, action.code) == (kind, code), action
+    assert action.reason
+
+
+def test_a_sick_node_costs_no_wait_and_an_unknown_cause_more_each_time() -> None:
+    assert decide(replace(TWO, verdict=Verdict.SICK_NODE, **WITHOUT_N2)).delay_s == 0  # type: ignore[arg-type]
+    unknown = replace(TWO, crashes_here=2, crash_limit=99)
+    assert [decide(replace(unknown, without_progress=n)).delay_s for n in (1, 2, 3, 40)] == [60, 120, 240, 3600]
+
+
+situations = st.builds(
+    Situation,
+    verdict=st.none() | st.sampled_from(Verdict),
+    reason=st.just("why"),
+    asked=st.sampled_from(Asked),
+    sick=st.sampled_from([{}, {"n2": "ECC"}]),
+    healthy=st.integers(0, 4),
+    needed=st.integers(1, 3),
+    progressed=st.booleans(),
+    without_progress=st.integers(0, 5),
+    crashes_here=st.integers(0, 5),
+    fruitless_starts=st.integers(0, 5),
+)
+
+
+@given(now=situations)
+def test_what_holds_always(now: Situation) -> None:
+    action = decide(now)
+    if action.kind is Kind.LAUNCH:
+        assert now.asked is Asked.NOBODY
+        assert now.without_progress < now.crash_limit
+        assert not now.sick or now.healthy >= now.needed
+    if now.verdict in (Verdict.USER_ERROR, Verdict.STOPPED, Verdict.GAVE_UP, Verdict.COMPLETE):
+        assert action.kind in (Kind.STOP, Kind.LEAVE)
+    if now.asked is Asked.PREEMPTED and now.verdict not in (
+        Verdict.USER_ERROR,
+        Verdict.STOPPED,
+        Verdict.GAVE_UP,
+        Verdict.COMPLETE,
+    ):
+        assert action.kind is Kind.REQUEUE
+    assert 0 <= action.delay_s <= LONGEST_BACKOFF_S
+    assert (action.kind is Kind.STOP and action.code == 0) == (
+        now.verdict is Verdict.COMPLETE and action.kind is Kind.STOP
+    )

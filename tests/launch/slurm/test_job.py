@@ -1,0 +1,146 @@
+"""A job as Slurm describes it; the texts are Slurm 22.05's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scaletrain.errors import ConfigError
+from scaletrain.launch.slurm.commands import Slurm
+from scaletrain.launch.slurm.decision import Asked
+from scaletrain.launch.slurm.job import Job
+from scaletrain.launch.slurm.ports import check_port, training_port
+from scaletrain.launch.slurm.settings import Settings
+
+SHOWN = (
+    "JobId=17 JobName=pretrain UserId=root(0) JobState={state} Reason=None Requeue=1 Restarts={restarts} "
+    "TimeLimit=00:10:00 StartTime=2026-11-25T06:38:22 EndTime=2026-11-25T06:48:22 ReqNodeList=(null) "
+    "ExcNodeList=n[7-8] NodeList=n[1-2] BatchHost=n1 NumNodes=2 Command=/a/slurm/pretrain.sh --config x "
+    "StdOut=/a/pretrain-17.log TresPerNode=gres:gpu:8"
+)
+SCONTROL = """#!/bin/sh
+echo "scontrol $*" >>"$CALLS"
+case "$*" in
+*"show job"*) cat "$SHOWN" ;;
+*"hostnames n[1-2]"*) printf 'n1\\nn2\\n' ;;
+*"hostnames n[7-8]"*) printf 'n7\\nn8\\n' ;;
+*"show node"*) echo "NodeName=n1 NodeAddr=10.0.0.1 State=MIXED"; echo "NodeName=n2 NodeAddr=n2 State=DOWN*+DRAIN" ;;
+*requeue*) test -e "$CALLS.again" || { touch "$CALLS.again"; echo "try again" >&2; exit 1; } ;;
+esac
+"""
+ENVIRONMENT = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_JOB_NAME": "pretrain",
+    "SLURM_GPUS_ON_NODE": "8",
+    "SLURM_JOB_CPUS_PER_NODE": "96(x3),64",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """Slurm's commands, as far as a script can stand in for a cluster; the real ones are met in tests/slurm."""
+    script = tmp_path / "scontrol"
+    script.write_text(SCONTROL)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("SHOWN", str(tmp_path / "shown"))
+    show(tmp_path, "RUNNING", 0)
+    return Slurm()
+
+
+def show(folder: Path, state: str, restarts: int) -> None:
+    (folder / "shown").write_text(SHOWN.format(state=state, restarts=restarts) + "\n")
+
+
+def test_a_job_is_read(slurm: Slurm) -> None:
+    job = Job.of_this_process(ENVIRONMENT, slurm)
+    assert (job.job_id, job.name, job.restarts, job.nodes) == ("17", "pretrain", 0, ("n1", "n2"))
+    assert job.addresses == {"n1": "10.0.0.1", "n2": "n2"}
+    assert (job.gpus, job.cpus, job.excluded) == (8, 64, ("n7", "n8"))
+    assert job.end_s is not None
+    assert job.log == "/a/pretrain-17.log"
+
+
+@pytest.mark.parametrize(
+    ("more", "gpus"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "", "SLURM_GPUS_PER_NODE": "h100:4"}, 4),
+        ({"SLURM_GPUS_ON_NODE": ""}, 0),
+        ({"DS_ACCELERATOR": "cpu"}, 0),
+    ],
+)
+def test_gpus(slurm: Slurm, more: dict[str, str], gpus: int) -> None:
+    assert Job.of_this_process(ENVIRONMENT | more, slurm).gpus == gpus
+
+
+def test_outside_of_a_job_it_is_said_what_to_type(slurm: Slurm) -> None:
+    with pytest.raises(ConfigError, match="sbatch"):
+        Job.of_this_process({}, slurm)
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "host", "asked"),
+    [
+        ("RUNNING", 0, "n1", Asked.NOBODY),
+        ("RUNNING", 0, "n2", Asked.REPLACED),
+        ("RUNNING", 1, "n1", Asked.REPLACED),
+        ("PENDING", 1, "n1", Asked.REQUEUED),
+        ("COMPLETING", 0, "n1", Asked.REQUEUED),
+        ("CANCELLED", 0, "n1", Asked.CANCELLED),
+    ],
+)
+def test_what_slurm_has_decided(
+    slurm: Slurm, tmp_path: Path, state: str, restarts: int, host: str, asked: Asked
+) -> None:
+    job = Job.of_this_process(ENVIRONMENT, slurm)
+    show(tmp_path, state, restarts)
+    assert job.asked(slurm, host) is asked
+
+
+def test_it_is_requeued_before_nodes_are_excluded_and_again_where_slurm_is_busy(slurm: Slurm, tmp_path: Path) -> None:
+    assert slurm.requeue("17", ["n2", "n7"], 0.0)
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "scontrol requeue 17",
+        "scontrol requeue 17",
+        "scontrol update JobId=17 ExcNodeList=n2,n7 StartTime=now+15",
+    ]
+
+
+def test_nodes_that_slurm_holds_to_be_gone(slurm: Slurm) -> None:
+    assert slurm.unusable(["n1", "n2"]) == {"n2": "Slurm has it as DOWN*+DRAIN"}
+
+
+def test_ports_of_jobs_that_follow_each_other_never_meet() -> None:
+    blocks = [
+        {training_port(job, launch) for launch in range(30)} | {check_port(job, turn) for turn in range(30)}
+        for job in range(5_000, 6_100)
+    ]
+    assert sum(map(len, blocks)) == len(set().union(*blocks))
+    assert min(map(min, blocks)) >= 10240
+    assert max(map(max, blocks)) < 32768
+    assert training_port(7, 1) != training_port(7, 2)
+
+
+def test_settings_are_read_from_the_environment() -> None:
+    assert Settings.from_environment({}) == Settings()
+    given = {"SPARE_NODES": "2", "PREFLIGHT": "off", "DRAIN_NODES": "0", "BACKOFF_S": "1.5", "CONTAINER": "a.sif"}
+    settings = Settings.from_environment(given)
+    assert (settings.spare_nodes, settings.preflight, settings.drain_nodes) == (2, "off", False)
+    assert (settings.backoff_s, settings.container) == (1.5, "a.sif")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SPARE_NODES", "one"),
+        ("SPARE_NODES", "-1"),
+        ("PREFLIGHT", "some"),
+        ("DRAIN_NODES", "yes"),
+        ("CRASH_LIMIT", "0"),
+    ],
+)
+def test_wrong_settings_are_told(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value}: expected"):
+        Settings.from_environment({name: value})

@@ -1,0 +1,56 @@
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from scaletrain.launch.slurm.interface import interface_towards
+from scaletrain.launch.slurm.job import Job
+from scaletrain.launch.slurm.node import launcher_command
+from scaletrain.launch.slurm.settings import Settings
+from scaletrain.launch.slurm.steps import srun_command
+
+JOB = Job("17", "x", 0, ("n1", "n2"), {"n1": "10.0.0.1", "n2": "10.0.0.2"}, 2, 8, None, (), "")
+PLACE = Path("/shared/run")
+
+
+def test_without_a_container_the_command_stands_alone() -> None:
+    command = srun_command(JOB, Settings(), "train", ["n1", "n2"], ["python", "x"], [PLACE])
+    assert command[0] == "srun"
+    assert command[-2:] == ["python", "x"]
+    assert {"--nodes=2", "--nodelist=n1,n2", "--cpus-per-task=8", "--no-kill"} <= set(command)
+    assert not [word for word in command if "container" in word]
+
+
+def test_pyxis_gets_the_image_and_the_folders() -> None:
+    settings = Settings(container="image.sqsh", container_mounts="/data:/data")
+    command = srun_command(JOB, settings, "train", ["n1"], ["python"], [PLACE, PLACE])
+    assert "--container-image=image.sqsh" in command
+    assert "--container-mounts=/shared/run:/shared/run,/data:/data" in command
+
+
+def test_apptainer_stands_before_the_command() -> None:
+    command = srun_command(JOB, Settings(container="image.sif"), "train", ["n1"], ["python", "x"], [PLACE])
+    assert command[-7:] == ["apptainer", "exec", "--nv", "--bind=/shared/run:/shared/run", "image.sif", "python", "x"]
+
+
+def test_a_job_that_shares_a_node_keeps_to_its_own_gpus() -> None:
+    plan = {"nodes": ["n1", "n2"], "slots": 2, "port": 12345, "command": ["train.py", "--seed", "1"]}
+    command = launcher_command(plan, 1, "10.0.0.1", {"CUDA_VISIBLE_DEVICES": "2,3"})
+    (world,) = [word.partition("=")[2] for word in command if word.startswith("--world_info")]
+    assert json.loads(base64.urlsafe_b64decode(world + "==")) == {"n1": [0, 1], "n2": [2, 3]}
+    assert {"--node_rank=1", "--master_addr=10.0.0.1", "--master_port=12345"} <= set(command)
+    assert command[-3:] == ["train.py", "--seed", "1"]
+
+
+def test_the_interface_that_leads_somewhere() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("no.such.host.invalid") is None
+
+
+def test_the_supervisor_needs_the_standard_library_alone() -> None:
+    """Where packages are in the container only, the host's plain Python runs it."""
+    root = Path(__file__).parents[3]
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); import scaletrain.launch.slurm.supervise"
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
