@@ -1,136 +1,116 @@
 """Whether nodes reach each other, and how fast: an all-reduce over all of them.
 
-``python -m scaletrain.preflight.exchange JSON`` runs on each node, and starts a process for each of its GPUs.
+``python -m scaletrain.preflight.exchange JSON`` runs on each node, and starts a process for each of its GPUs. See
+``run_node`` for the keys.
 """
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
-import torch.distributed as dist
-
-_OUT_OF_TIME = 3
-_LEAVE_S = 2.0
+OUT_OF_TIME = 3
+_PR_SET_PDEATHSIG = 1
+_LARGEST_REPORT = 2**16
+_REAP_S = 5.0
 
 
 def run_node(task: Mapping[str, Any]) -> int:
-    """Runs this node's ranks, and ends them when their time is over.
+    """Runs this node's ranks, and ends them when one fails or their time is over.
+
+    The result has ``host``, ``node_rank``, ``gb_per_s`` (bus bandwidth), ``seconds`` (of one all-reduce) and
+    ``correct``; it is written where all ranks of this node have told theirs. The slowest rank counts.
 
     Args:
-        task: ``node_rank``, ``nodes``, ``gpus`` of each, ``master_addr``, ``master_port``, ``mib`` to reduce,
-            ``repeats``, ``limit_s``, and ``result``, the file for this node's JSON.
+        task: ``node_rank``, ``nodes``, ``gpus`` of each (0: one process on the CPU), ``master_addr``, ``master_port``,
+            ``mib`` to reduce, ``repeats``, ``limit_s``, and ``result``, the file for this node's JSON.
 
     Returns:
-        0, or another number where the all-reduce failed or took too long.
+        0, or another number where the all-reduce failed (1 for wrong sums) or took too long (3).
     """
-    ranks = max(1, int(task["gpus"]))
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "scaletrain.preflight.exchange", json.dumps({**task, "local": local})])
-        for local in range(ranks)
-    ]
     until_s = time.monotonic() + float(task["limit_s"])
+    ranks: list[_Rank] = []
     try:
-        codes = [process.wait(max(0.0, until_s - time.monotonic())) for process in processes]
-        return max(codes, key=abs)
-    except subprocess.TimeoutExpired:
-        return _OUT_OF_TIME
+        ranks += [_Rank(task, local) for local in range(max(1, int(task["gpus"])))]
+        code = _wait(ranks, until_s)
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        for rank in ranks:
+            rank.process.kill()
+    told = [rank.told() for rank in ranks]
+    known = [one for one in told if one is not None]
+    if len(known) == len(told):
+        _write_result(Path(task["result"]), int(task["node_rank"]), known)
+    return code
 
 
-def run_rank(task: Mapping[str, Any]) -> int:
-    """Takes part in the all-reduce; the first rank of each node writes the result.
+class _Rank:
+    """One rank of this node; it tells its figures through a pipe, since NCCL may print to its standard output."""
 
-    Args:
-        task: As for ``run_node``, and ``local``, the rank's place on its node.
+    def __init__(self, task: Mapping[str, Any], local: int) -> None:
+        self._reading, writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        given = json.dumps({**task, "local": local, "report": writing})
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scaletrain.preflight.all_reduce", given],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(writing,),
+                preexec_fn=_die_with_parent,
+            )
+        finally:
+            os.close(writing)
 
-    Returns:
-        0, or 1 where the sums are wrong.
-    """
-    limit_s = float(task["limit_s"])
-    ending = threading.Timer(limit_s + _LEAVE_S, os._exit, (_OUT_OF_TIME,))  # a rank may be stuck in C code
-    ending.daemon = True
-    ending.start()
-    gpus, local = int(task["gpus"]), int(task["local"])
-    on_node = max(1, gpus)
-    rank, world_size = int(task["node_rank"]) * on_node + local, int(task["nodes"]) * on_node
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if gpus else "gloo",
-        init_method=f"tcp://{task['master_addr']}:{task['master_port']}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=limit_s),
-    )
-    mib = 1
-    seconds, is_correct = _reduce(device, rank, world_size, mib, 1)
-    if _fits(device, seconds, int(task["mib"]) * int(task["repeats"]), limit_s):
-        mib = int(task["mib"])
-        seconds, is_large_correct = _reduce(device, rank, world_size, mib, int(task["repeats"]))
-        is_correct = is_correct and is_large_correct
-    if local == 0:
-        size = mib * 2**20
-        # Bus bandwidth of an all-reduce, 2 (n - 1) / n * bytes / time: what a link must carry, whatever n is.
-        # Source: NVIDIA nccl-tests, doc/PERFORMANCE.md.
-        gb_per_s = 2 * (world_size - 1) / world_size * size / seconds / 1e9
-        told = {
-            "host": socket.gethostname(),
-            "node_rank": task["node_rank"],
-            "gb_per_s": gb_per_s,
-            "correct": is_correct,
-            "seconds": seconds,
-        }
-        draft = Path(f"{task['result']}.draft")
-        draft.write_text(json.dumps(told) + "\n")
-        os.replace(draft, task["result"])
-    dist.barrier()
-    dist.destroy_process_group()
-    return int(not is_correct)
+    def told(self) -> dict[str, Any] | None:
+        """What it has told; None where it has not. To be called once, after its end."""
+        try:
+            self.process.wait(_REAP_S)  # in a driver's call it may outlive even SIGKILL
+            return dict(json.loads(os.read(self._reading, _LARGEST_REPORT)))
+        except (subprocess.TimeoutExpired, OSError, ValueError):
+            return None
+        finally:
+            os.close(self._reading)
 
 
-def _fits(device: torch.device, seconds: float, times: int, limit_s: float) -> bool:
-    """Whether a larger all-reduce would end in time, so that a slow connection is told apart from a silent one."""
-    expected_s = torch.tensor(2 * times * seconds, device=device)
-    dist.all_reduce(expected_s, op=dist.ReduceOp.MAX)
-    return bool(expected_s < limit_s / 2)
+def _wait(ranks: Sequence[_Rank], until_s: float) -> int:
+    while time.monotonic() < until_s:
+        codes = [rank.process.poll() for rank in ranks]
+        failed = [code for code in codes if code]
+        if failed:
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        if None not in codes:
+            return 0
+        time.sleep(0.02)
+    return OUT_OF_TIME
 
 
-def _reduce(device: torch.device, rank: int, world_size: int, mib: int, repeats: int) -> tuple[float, bool]:
-    """The time of one all-reduce, and whether all sums are right: whole numbers, which fp32 adds without rounding."""
-    numbers = torch.arange(mib * 2**20 // 4, device=device, dtype=torch.float32) % 1024
-    expected = numbers * world_size + world_size * (world_size - 1) / 2
-    dist.all_reduce(torch.ones(1, device=device))  # connects, which is not what is measured
-    is_correct, taken_s = True, []
-    for _ in range(repeats):
-        values = numbers + rank
-        dist.barrier()
-        _finish(device)
-        started_s = time.monotonic()
-        dist.all_reduce(values)
-        _finish(device)
-        taken_s.append(time.monotonic() - started_s)
-        is_correct = is_correct and bool(torch.equal(values, expected))
-    return sorted(taken_s)[len(taken_s) // 2], is_correct
+def _write_result(path: Path, node_rank: int, told: Sequence[Mapping[str, Any]]) -> None:
+    result = {
+        "host": socket.gethostname(),
+        "node_rank": node_rank,
+        "gb_per_s": min(one["gb_per_s"] for one in told),
+        "correct": all(one["correct"] for one in told),
+        "seconds": max(one["seconds"] for one in told),
+    }
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(json.dumps(result) + "\n")
+    os.replace(draft, path)
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    sys.exit(run_rank(given) if "local" in given else run_node(given))
+    signal.signal(signal.SIGTERM, _leave)
+    sys.exit(run_node(json.loads(sys.argv[1])))

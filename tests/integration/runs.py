@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ class TinyRun:
         only: int | None = None,
         environment: Mapping[str, str] | None = None,
         name: str = "rank",
+        through: Sequence[str] = (sys.executable,),
     ) -> "list[subprocess.Popen[str]]":
         """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once."""
         port = str(free_port())
@@ -111,7 +112,7 @@ class TinyRun:
         return [
             self._start(
                 f"{name}-{rank}",
-                [sys.executable, TRAIN, "--config", self.config, *flags],
+                [*through, TRAIN, "--config", self.config, *flags],
                 ENVIRONMENT
                 | shared
                 | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration.runs import ENVIRONMENT, free_port
 
 
@@ -39,7 +41,7 @@ def test_three_nodes_reach_each_other(tmp_path: Path) -> None:
     assert all(one["correct"] for one in told)
     assert all(one["gb_per_s"] > 0 for one in told)
     # Two thirds of the bytes pass each node twice.
-    assert told[0]["gb_per_s"] * told[0]["seconds"] * 1e9 == 4 / 3 * 4 * 2**20
+    assert told[0]["gb_per_s"] * told[0]["seconds"] * 1e9 == pytest.approx(4 / 3 * 4 * 2**20)
 
 
 def test_a_node_that_never_comes_holds_the_others_no_longer_than_the_limit(tmp_path: Path) -> None:

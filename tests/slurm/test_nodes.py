@@ -3,6 +3,9 @@
 import time
 from collections.abc import Callable
 
+import pytest
+
+from tests.processes import eventually
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import SlurmRun
 
@@ -109,12 +112,16 @@ def test_a_slow_node_is_named_drained_and_replaced(new_run: NewRun, cluster: Clu
     assert run.losses() == undisturbed.losses()
 
 
+@pytest.mark.thorough
 def test_what_is_left_on_a_node_that_slurm_gave_up(new_run: NewRun, cluster: Cluster) -> None:
-    """The daemon of the first node dies: the job starts elsewhere, and the old supervisor leaves."""
+    """The daemon of the only node dies: the job starts elsewhere, and what runs on the old node ends itself."""
     run = new_run("zombie")
-    run.submit("--train.max_steps", 2000, nodes=1)
+    run.submit("--train.max_steps", 6000, nodes=1)
     run.reaches(100)
     cluster.kill_slurmd("n1")
-    run.ends_as("COMPLETED", 240, start_now=True)
-    assert len(run.nodes()) >= 2
-    assert not cluster.pids_of("n1", "launch.slurm.supervise")
+    eventually(lambda: len(run.journal("job_start")) == 2, 200, lambda: run.log[-3000:])
+    eventually(lambda: not cluster.pids_of("n1", "train.py"), 120, lambda: str(cluster.pids_of("n1", "train.py")))
+    eventually(lambda: len(run.attempts()) == 2, 200, lambda: run.log[-3000:])
+    cluster.run("scancel", run.job_id)
+    assert "the job was replaced" in run.log
+    assert run.nodes() == [["n1"], ["n2"]]

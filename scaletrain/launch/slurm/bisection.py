@@ -16,8 +16,9 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        faulty: Nodes with which no all-reduce passes, and how it fails.
-        unclear: Groups that fail without a node being to blame.
+        faulty: Nodes with which no all-reduce passes, and how it fails: each failed beside two good nodes.
+        unclear: Groups that fail without a node being to blame: nodes that cannot be told apart, nodes that fail with
+            each other only, and the two halves between which something is wrong (a switch).
         rounds: How many times groups were tested.
     """
 
@@ -39,15 +40,14 @@ def find_faulty(nodes: Sequence[str], probe: Probe) -> Diagnosis:
         The diagnosis.
     """
     search = _Search(probe)
-    suspects = search.halve(list(nodes))
-    if not suspects:
-        # Each half is good by itself, and all of them together are not: what lies between the halves.
-        middle = len(nodes) // 2
-        return Diagnosis({}, (tuple(nodes[:middle]), tuple(nodes[middle:])), search.rounds)
-    suspects = search.find_good_pair(suspects)
+    groups = search.halve(list(nodes))
+    suspects = search.find_good_pair([node for group in groups for node in group])
     if not search.good:
         return Diagnosis({}, (tuple(suspects),), search.rounds)
-    return Diagnosis(search.pair_with_good(suspects), (), search.rounds)
+    faulty = search.pair_with_good(suspects)
+    # The whole was seen to fail once; a smaller group has failed again and again, and it is not one of its nodes.
+    together = [tuple(group) for group in groups if len(group) < len(nodes) and not faulty.keys() & set(group)]
+    return Diagnosis(faulty, (*search.between, *together), search.rounds)
 
 
 class _Search:
@@ -55,19 +55,25 @@ class _Search:
         self._probe = probe
         self._failed: set[frozenset[str]] = set()
         self.good: list[str] = []
+        self.between: list[tuple[str, ...]] = []
         self.rounds = 0
 
-    def halve(self, nodes: list[str]) -> list[str]:
-        """Halves what fails until nothing can be halved; returns the nodes of the groups that failed last."""
-        suspects: list[str] = []
+    def halve(self, nodes: list[str]) -> list[list[str]]:
+        """Halves what fails until nothing can be halved; returns the groups that failed last."""
+        smallest: list[list[str]] = []
         failing = [nodes]
         self._failed.add(frozenset(nodes))
         while failing:
-            suspects += [node for group in failing if len(group) <= _SMALLEST for node in group]
+            smallest += [group for group in failing if len(group) <= _SMALLEST]
             larger = [group for group in failing if len(group) > _SMALLEST]
             halves = [half for group in larger for half in (group[: len(group) // 2], group[len(group) // 2 :])]
-            failing = [half for half, outcome in zip(halves, self._test(halves), strict=True) if outcome != "ok"]
-        return suspects
+            outcomes = self._test(halves)
+            for left in range(0, len(halves), 2):
+                if outcomes[left] == outcomes[left + 1] == "ok":
+                    # Each half is good by itself, and both together are not: what lies between them.
+                    self.between += [tuple(halves[left]), tuple(halves[left + 1])]
+            failing = [half for half, outcome in zip(halves, outcomes, strict=True) if outcome != "ok"]
+        return smallest
 
     def find_good_pair(self, suspects: list[str]) -> list[str]:
         """Where no node is known to be good: tries pairs until one passes; returns who is suspected still."""
@@ -78,12 +84,21 @@ class _Search:
         return [node for node in suspects if node not in self.good]
 
     def pair_with_good(self, suspects: list[str]) -> dict[str, Outcome]:
-        """Tests each suspect beside a good node; returns those that fail."""
+        """Tests each suspect beside a good node, and who fails beside another one; returns those that fail twice."""
         faulty: dict[str, Outcome] = {}
         while suspects:
-            now, suspects = suspects[: len(self.good)], suspects[len(self.good) :]
-            outcomes = self._test([[good, node] for good, node in zip(self.good, now, strict=False)])
-            faulty |= {node: outcome for node, outcome in zip(now, outcomes, strict=True) if outcome != "ok"}
+            good = list(self.good)
+            now, suspects = suspects[: len(good)], suspects[len(good) :]
+            first = self._test([[partner, node] for partner, node in zip(good, now, strict=False)])
+            failed = [place for place, outcome in enumerate(first) if outcome != "ok"]
+            # A node is not given up for what may be wrong with one connection, or at one moment.
+            others = [good[(place + 1) % len(good)] for place in failed]
+            second = self._test([[partner, now[place]] for partner, place in zip(others, failed, strict=True)])
+            for place, outcome in zip(failed, second, strict=True):
+                if outcome == "ok":
+                    self.between.append((good[place], now[place]))
+                else:
+                    faulty[now[place]] = outcome
         return faulty
 
     def _test(self, groups: list[list[str]]) -> Sequence[Outcome]:

@@ -28,7 +28,9 @@ class Slurm:
         Returns:
             The fields of ``scontrol show job`` by name; none where Slurm does not answer or does not know it.
         """
-        return _fields(self._ask("scontrol", "--oneliner", "show", "job", job_id))
+        # The first task of an array has the number of the array, for which all tasks are shown.
+        shown = map(_fields, self._ask("scontrol", "--oneliner", "show", "job", job_id).splitlines())
+        return next((fields for fields in shown if fields.get("JobId") == job_id), {})
 
     def expand(self, hostlist: str) -> list[str]:
         """The names in a host list such as ``n[1-3,7]``; none for an empty one."""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scaletrain.launch.processes import Process, kill
 from scaletrain.launch.slurm.asked import Requests
 from scaletrain.launch.slurm.commands import Slurm
 from scaletrain.launch.slurm.decision import Asked
@@ -109,6 +111,7 @@ class Launch:
                 asked, next_look_s = requests.look(), now_s + _LOOK_S
             if asked in (Asked.REPLACED, Asked.CANCELLED):
                 self._signal(step, slurm, "KILL")
+                self._kill_here()
                 return None
             if asked is not Asked.NOBODY and not is_told:
                 is_told = True
@@ -132,6 +135,12 @@ class Launch:
         number = next((str(one["step"]) for one in self._told().values() if one.get("step")), None)
         if number is None or not slurm.signal_step(self._job.job_id, number, name):
             step.end()  # nothing runs yet that could save
+
+    def _kill_here(self) -> None:
+        """Ends this node's ranks without Slurm, whose daemon here may be gone: their launcher takes them with it."""
+        here = self._told().get(os.environ.get("SLURMD_NODENAME", ""), {}).get("process")
+        if here is not None:
+            kill(Process(**here), signal.SIGKILL)
 
     def _told(self) -> dict[str, dict[str, Any]]:
         """What each node has said of itself."""

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scaletrain.launch.processes import this_process
 from scaletrain.launch.slurm.interface import interface_towards
 from scaletrain.log import FOLDER_VARIABLE
 
@@ -59,6 +61,7 @@ def _train(
         "node": node,
         "host": socket.gethostname(),
         "step": os.environ.get("SLURM_STEP_ID"),
+        "process": asdict(this_process()),
         "interface": interface,
         "socket": environment.get("NCCL_SOCKET_IFNAME"),
         "ranks": list(range(node_rank * plan["slots"], (node_rank + 1) * plan["slots"])),

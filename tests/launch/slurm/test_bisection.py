@@ -1,12 +1,13 @@
 """Faulty nodes are named exactly as long as two good ones are left, in few rounds."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaletrain.launch.slurm.bisection import Outcome, find_faulty
+from scaletrain.launch.slurm.bisection import Diagnosis, Outcome, find_faulty
 from scaletrain.launch.slurm.suspects import choose_suspect
 
 
@@ -53,6 +54,40 @@ def test_a_fault_between_the_halves_is_no_nodes_fault() -> None:
     nodes = ["n1", "n2", "n3", "n4"]
     found = find_faulty(nodes, probe_of(nodes, {}))
     assert (found.faulty, found.unclear) == ({}, (("n1", "n2"), ("n3", "n4")))
+
+
+def probe_of_links(broken: Collection[frozenset[str]]) -> Callable[[Sequence[Sequence[str]]], list[Outcome]]:
+    """A network of good nodes, some of which do not reach each other."""
+
+    def probe(groups: Sequence[Sequence[str]]) -> list[Outcome]:
+        return ["silent" if any(link <= set(group) for link in broken) else "ok" for group in groups]
+
+    return probe
+
+
+def test_a_fault_within_a_half_is_told_by_its_quarters() -> None:
+    nodes = [f"n{number}" for number in range(8)]
+    links = [frozenset((one, other)) for one in nodes[4:6] for other in nodes[6:]]
+    found = find_faulty(nodes, probe_of_links(links))
+    assert (found.faulty, found.unclear) == ({}, (("n4", "n5"), ("n6", "n7")))
+
+
+@given(data=st.data(), count=st.integers(4, 64))
+def test_no_node_is_blamed_for_one_connection(data: st.DataObject, count: int) -> None:
+    nodes = [f"n{number}" for number in range(count)]
+    link = frozenset(data.draw(st.lists(st.sampled_from(nodes), unique=True, min_size=2, max_size=2)))
+    found = find_faulty(nodes, probe_of_links([link]))
+    assert found.faulty == {}
+    assert link <= {node for group in found.unclear for node in group}
+
+
+@pytest.mark.parametrize("link", [("n1", "n2"), ("n1", "n3"), ("n2", "n3")])
+def test_of_three_nodes_none_is_blamed_for_one_connection(link: tuple[str, str]) -> None:
+    assert find_faulty(["n1", "n2", "n3"], probe_of_links([frozenset(link)])).faulty == {}
+
+
+def test_what_failed_once_and_never_again_blames_nobody() -> None:
+    assert find_faulty(["n1", "n2", "n3"], probe_of_links([])) == Diagnosis({}, (), 2)
 
 
 def test_of_two_the_later_is_suspected_first() -> None:
