@@ -41,6 +41,7 @@ from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
+from scaletrain.training.init_source import choose_sources
 from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
@@ -108,7 +109,8 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     stateful = (mixing, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
-    resumed = begin_with(engine, config.init, resumed, verify, ranks, start.trust_checkpoint)
+    find = partial(choose_sources, config, corpora.first.tokenizer.sha256, "off" if verify == "off" else "sizes")
+    resumed = begin_with(engine, find, resumed, verify, ranks, start.trust_checkpoint)
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)

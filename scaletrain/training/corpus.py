@@ -23,7 +23,7 @@ from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.storage.fetch import FetchPolicy
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote
-from scaletrain.training.init_source import check_source, find_source
+from scaletrain.training.init_source import choose_sources
 
 logger = logging.getLogger(__name__)
 
@@ -224,8 +224,8 @@ def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> li
     """
     check_corpora(config, corpora)
     tokenizer = corpora.first.tokenizer
-    if config.init is not None and not folder.has_trained():
-        check_source(find_source(config.init, "off"), config, tokenizer.sha256)
+    if not folder.has_trained():
+        choose_sources(config, tokenizer.sha256, "off")
     found = folder.bind(identity_of(config, tokenizer.sha256, corpora.fingerprint))
     described = {
         "sources": {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()},

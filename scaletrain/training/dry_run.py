@@ -18,7 +18,7 @@ from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST, Kept, Room, checkpo
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, format_bytes, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
-from scaletrain.training.init_source import check_source, find_source
+from scaletrain.training.init_source import choose_sources
 from scaletrain.training.skipped import recorded_ranges
 
 _GIB = 2**30
@@ -77,16 +77,12 @@ def _existing(folder: Path) -> Path:
 
 def _corpus_lines(config: RunConfig) -> list[str]:
     if config.data.manifest is None and not config.data.sources:
-        return [f"{'corpus':<14} {config.data.corpus}, prepared in {config.data.corpus_dir} when the run starts"]
+        prepared = f"{'corpus':<14} {config.data.corpus}, prepared in {config.data.corpus_dir} when the run starts"
+        return [*_beginning(config, None), prepared]
     corpora = open_corpora(config)
     check_corpora(config, corpora)
     identity = identity_of(config, corpora.first.tokenizer.sha256, corpora.fingerprint)
-    begins = []
-    if config.init is not None and not RunDirectory(config.run_dir).has_trained():
-        beginning = find_source(config.init, "sizes")
-        check_source(beginning, config, corpora.first.tokenizer.sha256)
-        begins = [f"{'begins with':<14} the weights of {beginning.folder}"]
-    lines = begins + [
+    lines = _beginning(config, corpora.first.tokenizer.sha256) + [
         f"{'changed':<14} {change.key}: {change.old} -> {change.new}"
         for change in RunDirectory(config.run_dir).compare(identity)
     ]
@@ -103,6 +99,13 @@ def _corpus_lines(config: RunConfig) -> list[str]:
         label = "epochs" if len(order.sources) == 1 else f"epochs of {name}"
         lines.append(f"{label:<14} {consumed / source.sequences_per_epoch:.2f}")
     return lines
+
+
+def _beginning(config: RunConfig, tokenizer_hash: str | None) -> list[str]:
+    if RunDirectory(config.run_dir).has_trained():
+        return []  # it goes on from its own checkpoint, whatever stands there
+    sources = choose_sources(config, tokenizer_hash, "sizes")
+    return [f"{'begins with':<14} the weights of {source.folder}" for source in sources[:1]]
 
 
 def _ranks_of_node(host: HostInfo, world_size: int) -> int:

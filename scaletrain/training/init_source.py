@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaletrain.checkpoint.layout import CONFIG, STATE, step_of
+from scaletrain.checkpoint.layout import COMPLETE, CONFIG, STATE, list_checkpoints, step_of
 from scaletrain.checkpoint.verify import Level, find_damage, require_checkpoint
 from scaletrain.config.fields import flatten
 from scaletrain.config.load import load_config
@@ -29,56 +29,74 @@ class InitSource:
     step: int
 
 
-def find_source(init: str, level: Level) -> InitSource:
-    """Finds the checkpoint that ``--init RUN[@STEP]`` names.
+def choose_sources(config: RunConfig, tokenizer_hash: str | None, level: Level) -> tuple[InitSource, ...]:
+    """Finds the checkpoints that a run may begin with, and checks that the first one fits it.
 
     Args:
-        init: A run directory, a folder of checkpoints, or a checkpoint; with ``@STEP`` that step, else the newest
-            intact one.
-        level: How much of it is checked.
+        config: The new run's configuration.
+        tokenizer_hash: Of the new run's corpus; None where that is not prepared yet.
+        level: How much of each checkpoint is checked.
 
     Returns:
-        The checkpoint.
+        The one to try first comes first; none where the run begins with weights of its own.
+
+    Raises:
+        ConfigError: There is no such run or step, it is damaged, or its model or tokenizer is another.
+    """
+    if config.init is None:
+        return ()
+    try:
+        sources = find_sources(config.init, level)
+        check_source(sources[0], config, tokenizer_hash)
+    except OSError as error:
+        raise ConfigError(
+            f"init: {config.init} cannot be read: {error}; give a folder that this user may read"
+        ) from None
+    return sources
+
+
+def find_sources(init: str, level: Level) -> tuple[InitSource, ...]:
+    """Finds the checkpoints that ``--init RUN[@STEP]`` names.
+
+    Args:
+        init: A run directory, a folder of checkpoints, or a checkpoint; with ``@STEP`` that step, else all intact ones.
+        level: How much of each is checked.
+
+    Returns:
+        At least one; the newest first.
 
     Raises:
         ConfigError: There is no such run or step, or it is damaged.
     """
-    name, _, step_text = init.rpartition("@") if "@" in init else (init, "", "")
-    if step_text and not step_text.isdecimal():
-        raise ConfigError(f"init: {init}: {step_text} is no step; give RUN or RUN@STEP, with a whole number")
-    place = Path(name).expanduser()
-    if not place.is_dir():
-        raise ConfigError(f"init: {place} is no folder; give the directory of a run that has saved a checkpoint")
+    place, step = _split(init)
     try:
-        if step_of(place) is not None and not step_text:
-            damage = find_damage(place, level)
-            if damage is not None:
-                raise ConfigError(f"init: {place}: {damage}; choose another one")
-            folder = place
+        if step is None and (step_of(place) is not None or (place / COMPLETE).exists()):
+            folders = [_intact(place, level)]
         else:
             checkpoints = place / "checkpoints" if (place / "checkpoints").is_dir() else place
-            folder = require_checkpoint(checkpoints, int(step_text) if step_text else None, level)
+            there = list_checkpoints(checkpoints) if step is None else []
+            intact = [folder for folder in there if find_damage(folder, level) is None]
+            folders = intact or [require_checkpoint(checkpoints, step, level)]
     except CheckpointError as error:
         raise ConfigError(f"init: {error}") from None
-    return InitSource(folder.absolute(), step_of(folder) or 0)
+    return tuple(InitSource(folder.absolute(), _held_step(folder)) for folder in folders)
 
 
-def check_source(source: InitSource, config: RunConfig, tokenizer_hash: str) -> None:
-    """Compares a checkpoint's model with the one that is to begin with it.
+def check_source(source: InitSource, config: RunConfig, tokenizer_hash: str | None) -> None:
+    """Compares a checkpoint's model and tokenizer with those of the run that is to begin with it.
 
     Args:
         source: The checkpoint.
         config: The new run's configuration.
-        tokenizer_hash: Of the new run's corpus.
+        tokenizer_hash: Of the new run's corpus; None where it is not known.
 
     Raises:
         ConfigError: They differ in what the weights depend on; lists all of it.
     """
     try:
         theirs = flatten(load_config(source.folder / CONFIG, {}))
-        json.loads((source.folder / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"init: {source.folder} cannot be read: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"init: the configuration in {source.folder} cannot be used: {error}") from None
     ours = flatten(config)
     free = (*_FREE, *(() if config.model.positions == "learned" else ("model.max_seq_len",)))
     keys = [key for key in ours if key.startswith("model.") and key not in free]
@@ -86,11 +104,44 @@ def check_source(source: InitSource, config: RunConfig, tokenizer_hash: str) -> 
     run_dir = source.folder.parent.parent
     identity = read_identity(run_dir / "identity.json")
     theirs_tokenizer = None if identity is None else identity.fixed.get("tokenizer")
-    if theirs_tokenizer not in (None, tokenizer_hash):
+    if None not in (theirs_tokenizer, tokenizer_hash) and theirs_tokenizer != tokenizer_hash:
         problems.append(
-            f"tokenizer: {str(theirs_tokenizer)[:12]} there, {tokenizer_hash[:12]} here; make the corpus with "
+            f"tokenizer: {str(theirs_tokenizer)[:12]} there, {str(tokenizer_hash)[:12]} here; make the corpus with "
             f"--tokenizer {run_dir / 'tokenizer.json'}"
         )
     if problems:
         told = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"init: the weights of {source.folder} do not fit this run:{told}")
+
+
+def _split(init: str) -> tuple[Path, int | None]:
+    """The place and the step; the name of a folder may hold an @ as well."""
+    name, at, step = init.rpartition("@")
+    if not at or Path(init).expanduser().is_dir():
+        name, step = init, ""
+    elif not step.isdecimal():
+        raise ConfigError(f"init: {init}: {step or 'nothing'} is no step; give RUN or RUN@STEP, with a whole number")
+    place = Path(name).expanduser()
+    if not place.is_dir():
+        raise ConfigError(f"init: {place} is no folder; give the directory of a run that has saved a checkpoint")
+    return place, int(step) if step else None
+
+
+def _intact(folder: Path, level: Level) -> Path:
+    if not (folder / COMPLETE).exists():
+        raise CheckpointError(f"{folder} is no complete checkpoint: {COMPLETE} is missing. Choose another one.")
+    damage = find_damage(folder, level)
+    if damage is not None:
+        raise CheckpointError(f"{folder}: {damage}. Choose another one.")
+    return folder
+
+
+def _held_step(folder: Path) -> int:
+    """The step, also of a checkpoint that was given another name."""
+    named = step_of(folder)
+    if named is not None:
+        return named
+    try:
+        return int(json.loads((folder / STATE).read_text())["training"]["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"init: {folder / STATE} cannot be read: {error}; choose another checkpoint") from None

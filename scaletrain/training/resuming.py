@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scaletrain.engine.engine import Engine
 from scaletrain.errors import CheckpointError, ConfigError, StorageError
 from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.ranks import Ranks
-from scaletrain.training.init_source import InitSource, find_source
+from scaletrain.training.init_source import InitSource
 from scaletrain.training.lineage import Lineage
 from scaletrain.training.tiers import Tier
 
@@ -118,13 +118,19 @@ def resume(
 
 
 def begin_with(
-    engine: Engine, init: str | None, resumed: Resumed, verify: Level, ranks: Ranks, trusted: bool = False
+    engine: Engine,
+    find: Callable[[], Sequence[InitSource]],
+    resumed: Resumed,
+    verify: Level,
+    ranks: Ranks,
+    trusted: bool = False,
 ) -> Resumed:
     """Loads the weights, and nothing else, of another run's checkpoint where a run begins; every rank calls it.
 
     Args:
         engine: The model on all ranks.
-        init: RUN[@STEP]; None begins with the weights that the model was made with.
+        find: Gives the checkpoints to try, the best first; none where the run begins with the weights that its model
+            was made with. Called on rank 0.
         resumed: What ``resume`` returned.
         verify: How much is checked before.
         ranks: The place of this process.
@@ -134,36 +140,55 @@ def begin_with(
         The same, with what it begins with.
 
     Raises:
-        ConfigError: It cannot be found.
-        CheckpointError: It is damaged, or of another model; on all ranks.
+        ConfigError: There is none that fits; on all ranks.
+        CheckpointError: All that fit are damaged; on all ranks.
     """
-    if init is None or resumed.folder is not None:
+    if resumed.folder is not None:
         return resumed
-    found: list[Any] = [None, ""]
+    found: list[Any] = [(), ""]
     if ranks.is_main:
         try:
-            found[0] = find_source(init, "off" if verify == "off" else "sizes")
+            found[0] = tuple(find())
         except ConfigError as error:
             found[1] = str(error)
     dist.broadcast_object_list(found, src=0)
-    source, problem = found
-    if source is None:
+    sources, problem = found
+    if problem:
         raise ConfigError(problem)
-    damage = find_damage(source.folder, verify, ranks.rank, ranks.world_size)
+    refused: list[tuple[Path, str]] = []
+    for source in sources:
+        damage = _load_weights(engine, source.folder, verify, ranks, trusted)
+        if not damage:
+            if ranks.is_main:
+                logger.info("begins with the weights of %s", source.folder)
+            return replace(resumed, source=source, refused=(*resumed.refused, *refused))
+        refused.append((source.folder, damage))
+        if ranks.is_main:
+            logger.warning("init: refused checkpoint %s: %s", source.folder, damage)
+    if refused:
+        told = "".join(f"\n  {folder}: {reason}" for folder, reason in refused)
+        raise CheckpointError(f"init: no checkpoint can be loaded:{told}\nGive another --init.")
+    return resumed
+
+
+def _load_weights(engine: Engine, folder: Path, verify: Level, ranks: Ranks, trusted: bool) -> str:
+    """Loads the weights of a checkpoint, or says why not; the same on all ranks."""
+    damage = find_damage(folder, verify, ranks.rank, ranks.world_size)
     state: dict[str, Any] = {}
     if damage is None:
         try:
-            state = json.loads((source.folder / STATE).read_text())["engine"]
-            reader = FragmentReader(source.folder, state["zero_stage"], trusted)
+            state = json.loads((folder / STATE).read_text())["engine"]
+            reader = FragmentReader(folder, state["zero_stage"], trusted)
         except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
             damage = str(error)
     if problems := engine.collect_texts(damage or ""):
-        raise CheckpointError(f"init: {source.folder}: {'; '.join(problems)}. Choose another checkpoint.")
-    # Of an optimizer that has not stepped there are no moments, and its counters begin at zero.
-    engine.load(reader, state | {"moments": [], "applied_steps": 0, "global_steps": 0, "loss_scale": {}})
-    if ranks.is_main:
-        logger.info("begins with the weights of %s", source.folder)
-    return replace(resumed, source=source)
+        return "; ".join(problems)
+    try:
+        # Of an optimizer that has not stepped there are no moments, and its counters begin at zero.
+        engine.load(reader, state | {"moments": [], "applied_steps": 0, "global_steps": 0, "loss_scale": {}})
+    except CheckpointError as error:  # on all ranks
+        return str(error)
+    return ""
 
 
 def _refuse_to_start_anew(shared: Tier, refused: Sequence[tuple[Path, str]], ranks: Ranks, lineage: Lineage) -> None:

@@ -21,8 +21,10 @@ from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.shard_index import ShardIndex, index_path
 from scaletrain.errors import ScaletrainError
+from scaletrain.launch.endings import record_ending
 from scaletrain.launch.events import read_events
 from scaletrain.launch.run_dir import RunDirectory
+from scaletrain.launch.verdicts import Ending, read_verdicts
 from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.protocols import SkippedShard
 from scaletrain.ranks import from_environment
@@ -152,6 +154,10 @@ class DataRun:
         """The run's events of a kind."""
         return [event for event in read_events(self.run_dir / "events.jsonl") if event["event"] == kind]
 
+    def blamed(self, attempt: int) -> list[list[str] | None]:
+        """The machines that each rank's verdict blames; None where it blames none."""
+        return [verdict.get("hosts") for verdict in read_verdicts(self.run_dir, attempt).values()]
+
     @property
     def warnings(self) -> list[str]:
         """What rank 0 warned of in the last start."""
@@ -231,11 +237,12 @@ def _start(
         _warnings(Path(yaml), ranks.rank),
     ):
         folder: RunDirectory | None = None
+        attempt: list[int | None] = [None]
         try:
             config = load_config(Path(yaml), overrides)
             check(config)
             folder = RunDirectory(config.run_dir)
-            attempt = [folder.claim() if ranks.is_main else 0]
+            attempt = [folder.claim() if ranks.is_main else None]
             dist.broadcast_object_list(attempt)
             corpora = open_corpora(config, EventReport(folder.events, ranks.rank), ranks.local_world_size)
             # The others would go on while it refuses: in a run the launcher ends them.
@@ -246,11 +253,14 @@ def _start(
             for path, how in damages if ranks.is_main else ():
                 damage(Path(path), how)
             dist.barrier()
+            begun = build.Start(int(attempt[0] or 0), None, False)
             # What a rank can compute is measured for a second, for a metric that nobody looks at here.
             dataset = training_dataset(config, corpora)
             with patch.object(build, "find_peak", lambda train: None), mishaps(mishap, dataset):
-                return build.train(config, corpora, folder, build.Start(attempt[0], None, False), ranks).verdict.value
+                return build.train(config, corpora, folder, begun, ranks).verdict.value
         except ScaletrainError as error:
+            if folder is not None and attempt[0] is not None:
+                record_ending(folder, attempt[0], ranks, Ending.of_error(error))
             return _told(error)
         finally:
             if folder is not None and ranks.is_main:

@@ -1,6 +1,7 @@
 """A run goes back before a spike, leaves its sequences out, and comes to the same however it is cut."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,7 @@ def test_a_second_fault_of_one_device_is_told_and_ends_a_deterministic_run(
     run.forget_checkpoints_behind(9)
     for error in run.start(2, mishap=Mishap(faults=((0, 10),)), train__deterministic=True):
         assert error.startswith("HealthError: ") and "rank 0 (device 0 of " in error and "in steps 5, 11" in error
+    assert run.blamed(2) == [[socket.gethostname()]] * 2
     assert list_checkpoints(run.run_dir / "checkpoints")[0].name == "step_00000009"
 
 
@@ -196,3 +198,7 @@ def test_a_flipped_bit_ends_the_run_before_it_is_saved(corpora: Path, tmp_path: 
     (event,) = run.events("ranks_differ")
     assert (event["step"], event["what"], event["ranks"]) == (8, "weights", [2])
     assert list_checkpoints(run.run_dir / "checkpoints")[0].name == "step_00000006"
+    assert run.blamed(1) == [[socket.gethostname()]] * 3
+    # Of two ranks nobody can tell which is wrong: no machine is to be taken out.
+    run.start(2, mishap=Mishap(flip=(1, 7)))
+    assert len(run.events("ranks_differ")) == 2 and run.blamed(2) == [None, None]
