@@ -64,7 +64,7 @@ def ranks_of(folder: Path) -> list[int]:
 def test_two_nodes_that_count_differently_end_in_time(tmp_path: Path) -> None:
     port = free_port()
     started_s = time.monotonic()
-    nodes = [start(tmp_path, port, 0, 2, 6), start(tmp_path, port, 1, 3, 6)]
+    nodes = [start(tmp_path, port, 0, 2, 5), start(tmp_path, port, 1, 3, 5)]
     assert all(node.wait(timeout=60) != 0 for node in nodes)
     assert time.monotonic() - started_s < 30
     assert list(tmp_path.iterdir()) == []
