@@ -101,14 +101,15 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
                 logger.info("changed since the last start: %s", change)
             folder.describe(dump_yaml(config))
         # Only now torch and then deepspeed are imported: a mistake is told before they are.
-        from scaletrain.training.processes import connect, disconnect, share_attempt
+        from scaletrain.training.processes import connect, disconnect, naming_the_limit, share_attempt
 
-        connect(ranks, config.train.deterministic, config.train.collective_timeout_s)
-        attempt = share_attempt(attempt)
-        folder.join(attempt, ranks.rank)
-        from scaletrain.training.build import Start, train
+        with naming_the_limit(config.train.collective_timeout_s):
+            connect(ranks, config.train.deterministic, config.train.collective_timeout_s)
+            attempt = share_attempt(attempt)
+            folder.join(attempt, ranks.rank)
+            from scaletrain.training.build import Start, train
 
-        ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
+            ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
     except BaseException as error:
         ending = Ending.of_error(error)
         # First of all: words may fail, where nobody reads them any more or the disk of a log is full.
