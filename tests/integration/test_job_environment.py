@@ -10,6 +10,7 @@ from tests.integration.runs import NewRun
 from tests.processes import eventually
 
 
+@pytest.mark.thorough  # a unit test does the same with one process
 def test_each_rank_has_its_log_and_the_first_is_seen_in_the_jobs(new_run: NewRun) -> None:
     run = new_run("logs")
     folder = run.folder / "logs of ranks"
@@ -21,6 +22,7 @@ def test_each_rank_has_its_log_and_the_first_is_seen_in_the_jobs(new_run: NewRun
     assert run.output_of("rank-1").read_text() == ""
 
 
+@pytest.mark.thorough
 def test_a_folder_that_cannot_be_written_ends_nothing(new_run: NewRun) -> None:
     run = new_run("nologs")
     (run.folder / "file").touch()
