@@ -5,6 +5,8 @@ import signal
 import sys
 import time
 
+import pytest
+
 from scaletrain.launch.verdicts import read_verdicts
 from tests.integration.runs import NewRun
 from tests.processes import eventually
