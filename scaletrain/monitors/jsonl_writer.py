@@ -156,13 +156,21 @@ def read_records(path: Path, keys: Sequence[str] | None = None) -> list[dict[str
         FileNotFoundError: There is no such file.
     """
     with path.open("rb") as file:
-        whole = (record for line in file if (record := _parse(line)) is not None)
+        whole = (record for line in file if (record := parse_line(line)) is not None)
         if keys is None:
             return list(whole)
         return [{key: record[key] for key in keys if key in record} for record in whole]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Reads one line of a metrics file.
+
+    Args:
+        line: Its bytes, with the line's end.
+
+    Returns:
+        Its content; None where it is torn, or no line of a metrics file.
+    """
     # A line without its end may be a number cut in its middle, which would parse with another value.
     if not line.endswith(b"\n"):
         return None
