@@ -22,6 +22,10 @@ _MOST_WAITING_BYTES = 64 << 20  # of lines that the file system does not take; d
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
+_PLACE = ("step", "attempt", "time_s", names.DATA_BATCH_HASH)
+"""What tells which lines of a step count."""
+
+
 class JsonlWriter:
     """Appends metrics to a file, a line for each call.
 
@@ -107,11 +111,12 @@ class JsonlWriter:
             self._problem = error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Reads a metrics file, by whatever crashes it was cut.
 
     Args:
         path: A file that JsonlWriter wrote, also one that is being written.
+        keys: Metrics that are kept; all by default, for which a long run may need more memory than there is.
 
     Returns:
         One dictionary for each step, ascending: ``step``, the highest ``attempt`` that wrote it, ``time_s`` of the last
@@ -123,7 +128,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    records = read_records(path)
+    records = read_records(path, None if keys is None else (*_PLACE, *keys))
     # Sorting is stable: within one attempt a later line counts.
     records.sort(key=lambda record: record["attempt"])
     merged: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Reads of a long metrics.jsonl only what is needed: its end, the last line with a metric, and a sample of its steps."""
+"""Reads of a long metrics.jsonl only what is needed: its end, the last line with a metric, a sample of its steps."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -326,5 +326,3 @@ def _decision(line: Record) -> str:
 
 def _names(value: object) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
-
-

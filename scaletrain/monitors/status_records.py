@@ -77,6 +77,8 @@ def observe(run_dir: Path) -> Observed:
     Raises:
         ConfigError: The folder holds no run, or cannot be read.
     """
+    if not run_dir.is_dir():
+        raise ConfigError(f"--run_dir {run_dir} is no folder; give the one that train.py has as --run_dir")
     metrics = run_dir / "metrics.jsonl"
     samples: list[Sample] = []
 

@@ -1,16 +1,19 @@
 """The status of a run on one screen."""
 
+import textwrap
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from scaletrain.monitors.goodput_summary import COMPLETE, RUNNING
 from scaletrain.monitors.goodput_text import cut
 from scaletrain.monitors.progress import format_count, format_duration
-from scaletrain.monitors.status import STARTING, CheckpointStatus, JobStatus, Status, Training
+from scaletrain.monitors.status import STARTING, CheckpointStatus, JobStatus, Status, Training, Warned
 
 LINES = 24
 COLUMNS = 100
 _LABEL = 11
+_MOST_LINES = 4  # of one warning
 _ENDED_WELL = (RUNNING, COMPLETE)
 _ON_ITS_WAY = (STARTING, "not started yet", "requeue", "stopped")
 
@@ -37,12 +40,29 @@ def status_lines(status: Status, columns: int = COLUMNS, lines: int = LINES) -> 
     shown = [Line(_headline(status), mood)]
     shown += [_fact(label, text) for label, text in _facts(status) if text]
     shown += _attempts(status)
-    room = lines - len(shown)
-    warnings = [Line(f"! {warning.text}", "bad" if warning.is_grave else "warn") for warning in status.warnings]
-    if len(warnings) > room:
-        more = len(warnings) - room + 1
-        warnings = [*warnings[: room - 1], Line(f"! {more} more warnings; --json tells all", "warn")]
-    return [Line(cut(" ".join(text.splitlines()), columns), mood) for text, mood in (*shown, *warnings)][:lines]
+    shown = [Line(cut(line.text, columns), line.mood) for line in shown]
+    return (shown + _warnings(status.warnings, columns, lines - len(shown)))[:lines]
+
+
+def _warnings(warnings: Sequence[Warned], columns: int, room: int) -> list[Line]:
+    """As many as find room; what a grave one says is told in several lines where there are."""
+    left = len(warnings)
+    shown: list[Line] = []
+    for warning in warnings:
+        if left > 1 and room - len(shown) < 2:
+            return [*shown, Line(f"! {left} more warnings; --json tells all", "warn")]
+        most = max(1, min(_MOST_LINES if warning.is_grave else 1, room - len(shown) - left + 1))
+        told = textwrap.wrap(
+            f"! {warning.text}",
+            columns,
+            subsequent_indent="  ",
+            max_lines=most,
+            placeholder="…",
+            break_on_hyphens=False,
+        )
+        shown += [Line(text, "bad" if warning.is_grave else "warn") for text in told]
+        left -= 1
+    return shown
 
 
 def _headline(status: Status) -> str:
@@ -109,7 +129,7 @@ def _step(training: Training, state: str) -> str:
 def _loss(training: Training) -> str:
     parts = ["train not finite" if training.loss is None else f"train {training.loss:.4f}"]
     if training.mean_loss is not None:
-        parts.append(f"lately {training.mean_loss:.4f}")
+        parts.append(f"recent mean {training.mean_loss:.4f}")
     if training.validation_loss is not None:
         parts.append(f"validation {training.validation_loss:.4f} at step {training.validation_step}")
     return ", ".join(parts)
@@ -157,7 +177,9 @@ def _attempts(status: Status) -> list[Line]:
     for index, attempt in enumerate(status.attempts):
         label = f"{status.attempt_count} starts" if index == 0 and status.attempt_count > 1 else "start"
         begun = "" if attempt.from_step is None else f" from step {attempt.from_step}"
-        reason = f": {attempt.reason}" if attempt.reason else ""
+        # What the run died of stands below, among the warnings, in full.
+        is_told = any(warning.is_grave and attempt.reason in warning.text for warning in status.warnings)
+        reason = f": {attempt.reason}" if attempt.reason and not is_told else ""
         shown.append(_fact(label if index == 0 else "", f"#{attempt.number}{begun}: {attempt.verdict}{reason}"))
     return shown
 
@@ -170,5 +192,3 @@ def _clock(unix_s: float, now_s: float) -> str:
     """A time of day, with the date where it is not today."""
     then, now = time.localtime(unix_s), time.localtime(now_s)
     return time.strftime("%H:%M" if then[:3] == now[:3] else "%a %Y-%m-%d %H:%M", then)
-
-

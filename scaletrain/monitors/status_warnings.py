@@ -27,22 +27,15 @@ _OLD_HEARTBEAT_S = 6 * REFRESH_S
 _OLD_INTERVALS = 2
 _WANTED = (RUNNING, STARTING, NO_START, COMPLETE, "requeue", "stopped")
 
-_COUNTED = {
-    "skipped_step": "{} skipped: loss or gradient not finite",
-    "loss_spike": "{} that no rollback could follow",
-    "rollback": "{}",
-    "transient_fault": "{}: a device computed wrong numbers once",
-    "skip_shard": "{} left out",
-    "refused_checkpoint": "{} not loaded",
-}
-_NOUNS = {
-    "skipped_step": "step",
-    "loss_spike": "loss spike",
-    "rollback": "rollback",
-    "transient_fault": "transient fault",
-    "skip_shard": "damaged shard",
-    "refused_checkpoint": "damaged checkpoint",
-}
+_COUNTED = (
+    ("skipped_step", "step", "skipped, as loss or gradient was not finite"),
+    ("loss_spike", "loss spike", "without a checkpoint to go back to"),
+    ("rollback", "rollback", ""),
+    ("transient_fault", "transient fault", "of a device that computed wrong numbers"),
+    ("ranks_differ", "difference", "between ranks"),
+    ("skip_shard", "damaged shard", "left out"),
+    ("refused_checkpoint", "damaged checkpoint", "not loaded"),
+)
 
 
 def status_of(observed: Observed) -> Status:
@@ -84,13 +77,12 @@ def _silence(observed: Observed, status: Status) -> Iterator[Warned]:
     if age_s is not None and age_s > _OLD_HEARTBEAT_S:
         yield Warned(f"no heartbeat of the owner on {status.host} for {format_duration(age_s)}", True)
     training = status.training
-    if status.state == RUNNING and training is not None and training.step_s is not None:
-        # Evaluations and saves come between steps: a gap as long as one before is no news.
-        if training.age_s > max(_LATE * training.step_s, training.longest_gap_s, _LEAST_LATE_S):
-            yield Warned(
-                f"no new step for {format_duration(training.age_s)}; a step takes {format_duration(training.step_s)}",
-                True,
-            )
+    if status.state != RUNNING or training is None or training.step_s is None:
+        return
+    # Evaluations and saves come between steps: a gap as long as one before is no news.
+    if training.age_s > max(_LATE * training.step_s, training.longest_gap_s, _LEAST_LATE_S):
+        usual = format_duration(training.step_s)
+        yield Warned(f"no new step for {format_duration(training.age_s)}, where one takes {usual}", True)
 
 
 def _failed_saves(observed: Observed, status: Status) -> Iterator[Warned]:
@@ -114,9 +106,7 @@ def _old_checkpoint(observed: Observed, status: Status) -> Iterator[Warned]:
         return
     saved = status.checkpoint.step or 0
     if training.step - saved > _OLD_INTERVALS * every:
-        yield Warned(
-            f"{training.step - saved} steps since the last checkpoint; one is due every {every}", True
-        )
+        yield Warned(f"{training.step - saved} steps since the last checkpoint; one is due every {every}", True)
 
 
 def _full_disk(observed: Observed, status: Status) -> Iterator[Warned]:
@@ -139,14 +129,16 @@ def _crash_loop(observed: Observed, status: Status) -> Iterator[Warned]:
 
 
 def _counted(observed: Observed) -> Iterator[Warned]:
-    for kind, text in _COUNTED.items():
+    for kind, noun, what in _COUNTED:
         events = events_of(observed, kind)
-        if events:
-            step = whole(events[-1].get("step"))
-            last = "" if step is None else f", the last at step {step}"
-            place = f" on {events[-1]['host']}" if events[-1].get("host") else ""
-            reason = f": {events[-1]['reason']}" if kind == "rollback" and events[-1].get("reason") else ""
-            yield Warned(text.format(_count(len(events), _NOUNS[kind])) + last + place + reason, False)
+        if not events:
+            continue
+        last = events[-1]
+        step = whole(last.get("step"))
+        where = "" if step is None else f", the last at step {step}"
+        where += f" on {last['host']}" if last.get("host") else ""
+        reason = f": {last['reason']}" if last.get("reason") else ""
+        yield Warned(f"{_count(len(events), noun)} {what}".rstrip() + where + reason, False)
 
 
 def _count(amount: int, noun: str, plural: str = "") -> str:
