@@ -41,6 +41,8 @@ def status_lines(status: Status, columns: int = COLUMNS, lines: int = LINES) -> 
     shown += [_fact(label, text) for label, text in _facts(status) if text]
     shown += _attempts(status)
     shown = [Line(cut(_printable(line.text), columns), line.mood) for line in shown]
+    if status.warnings:
+        shown = shown[: lines - 1]  # in a low window a warning is worth more than a fact
     return (shown + _warnings(status.warnings, columns, lines - len(shown)))[:lines]
 
 
@@ -50,7 +52,7 @@ def _warnings(warnings: Sequence[Warned], columns: int, room: int) -> list[Line]
     shown: list[Line] = []
     for warning in warnings:
         if left > 1 and room - len(shown) < 2:
-            return [*shown, Line(f"! {left} more warnings; --json tells all", "warn")]
+            return [*shown, Line(cut(f"! {left} more warnings; --json tells all", columns), "warn")]
         most = max(1, min(_MOST_LINES if warning.is_grave else 1, room - len(shown) - left + 1))
         told = textwrap.wrap(
             f"! {_printable(warning.text)}",

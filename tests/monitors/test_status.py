@@ -231,7 +231,7 @@ def test_no_warning_is_lost_without_a_word() -> None:
     run = ended(a_run(), "crash", "a long story " * 60)
     kinds = ("save_failed", "skipped_step", "rollback", "loss_spike", "transient_fault", "skip_shard")
     status = status_of(told(run, *(event(kind, 1, reason="a reason " * 20) for kind in kinds)))
-    for rows in range(14, LINES + 1):
+    for rows in range(6, LINES + 1):
         shown = [line.text for line in status_lines(status, 80, rows) if line.text.startswith("! ")]
         hidden = re.search(r"^! (\d+) more warnings", shown[-1])
         assert len(shown) - (1 if hidden else 0) + (int(hidden.group(1)) if hidden else 0) == len(status.warnings)
