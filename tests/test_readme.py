@@ -54,6 +54,9 @@ RUN_HERE = {
     "python tools/inspect_data.py --run_dir runs/mine --step 2": "",
     "python tools/inspect_data.py --run_dir runs/mine --key 0000000012": "",
     "python tools/inspect_data.py --run_dir runs/mine --verify 1:3": "",
+    "python -m scaletrain.launch.preview --gpu H100 -N 4 slurm/pretrain.sh --config mine.yaml": TINY,
+    "python tools/status.py --run_dir runs/mine": "",
+    "python tools/compare.py --runs 'runs/*' --out comparison.md": "",
     "python tools/report.py --run_dir runs/mine --html report.html": "",
     "python tools/inspect_checkpoint.py --run_dir runs/mine": "",
     "python tools/inspect_checkpoint.py --run_dir runs/mine --step newest --verify": "",
@@ -65,6 +68,15 @@ RUN_HERE = {
 # Commands that are not run here: the file whose tests do what they do, and a word by which it is told that they do;
 # or why none does.
 RUN_ELSEWHERE = {
+    "bash tools/test.sh tests/slurm": (".ci/run", "tests/slurm"),
+    "sbatch -N 4 slurm/pretrain.sh --config mine.yaml": ("tests/slurm/jobs.py", "pretrain.sh"),
+    "SPARE_NODES=1 sbatch -N 5 slurm/pretrain.sh --config mine.yaml": ("tests/slurm/test_nodes.py", "SPARE_NODES"),
+    "sbatch -N 4 slurm/healthcheck.sh": ("tests/slurm/test_chains.py", "healthcheck.sh"),
+    "sbatch --dependency=afterok:1234 slurm/finetune.sh --config mine.yaml --init runs/mine": (
+        "tests/slurm/test_chains.py",
+        "finetune.sh",
+    ),
+    "sbatch --array=0-2 slurm/sweep.sh rates.txt --config mine.yaml": ("tests/slurm/test_chains.py", "sweep.sh"),
     "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
     "touch runs/mine/save": ("tests/integration/test_stopping.py", "save"),
     "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),
@@ -95,7 +107,7 @@ def rows(heading: str) -> list[list[str]]:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the checkout, with the texts and the file that the README speaks of."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("scaletrain", "tools", "configs"):
+    for name in ("scaletrain", "tools", "configs", "slurm"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "texts").mkdir()
     for path in (ROOT / "scaletrain").rglob("*.py"):

@@ -4,6 +4,7 @@
 driver may never return.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pynvml
 
+from scaletrain.hardware.bounded import announce
 from scaletrain.hardware.findings import Finding, Status
 
 
@@ -27,10 +29,13 @@ def check_gpus(expected: int) -> list[Finding]:
     Returns:
         The findings; what a device does not support is unknown.
     """
+    announce("asks the driver")
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
+    except pynvml.NVMLError_LibraryNotFound as error:
         return [Finding("nvml", "unknown", f"not available: {error}")]
+    except pynvml.NVMLError as error:
+        return [_silent_driver(error)]
     try:
         count = pynvml.nvmlDeviceGetCount()
         findings = [_counted(count, expected)]
@@ -38,9 +43,14 @@ def check_gpus(expected: int) -> list[Finding]:
             findings += _check_gpu(index)
         return findings
     except pynvml.NVMLError as error:
-        return [Finding("nvml", "fail", f"the driver does not answer: {error}; reset the GPUs or reboot the node")]
+        return [_silent_driver(error)]
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _silent_driver(error: Exception) -> Finding:
+    return Finding("nvml", "fail", f"the driver does not answer: {error}; reset the GPUs or reboot the node")
 
 
 def _counted(count: int, expected: int) -> Finding:
@@ -50,9 +60,11 @@ def _counted(count: int, expected: int) -> Finding:
 
 
 def _check_gpu(index: int) -> list[Finding]:
+    announce(f"asks GPU {index}")
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        pynvml.nvmlDeviceGetMemoryInfo(handle)
+        with contextlib.suppress(*_not_told()):  # a GPU that shares the host's memory has none to tell of
+            pynvml.nvmlDeviceGetMemoryInfo(handle)
     except pynvml.NVMLError as error:
         return [Finding(f"gpu {index}", "fail", f"does not answer: {error}; reset it or reboot the node")]
     return [
@@ -70,10 +82,15 @@ def _check_gpu(index: int) -> list[Finding]:
 def _ask(check: str, call: Callable[[], Any], judge: Callable[[Any], tuple[Status, str]]) -> Finding:
     try:
         return Finding(check, *judge(call()))
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
-        return Finding(check, "unknown", "not supported by this GPU or driver")
+    except _not_told() as error:
+        return Finding(check, "unknown", f"not supported by this GPU or driver, or not allowed: {error}")
     except pynvml.NVMLError as error:
         return Finding(check, "fail", f"does not answer: {error}; reset it or reboot the node")
+
+
+def _not_told() -> tuple[type[Exception], ...]:
+    """What a sound GPU answers where it, its driver or this user's rights do not allow more."""
+    return pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_NoPermission
 
 
 def _judge_rows(rows: Any) -> tuple[Status, str]:

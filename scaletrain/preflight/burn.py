@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import torch
 
+from scaletrain.hardware.bounded import announce
 from scaletrain.hardware.findings import Finding
 
 _SIZE = 1024
@@ -19,7 +20,7 @@ _LARGEST = 8
 
 
 def burn(gpus: int) -> list[Finding]:
-    """Multiplies matrices of whole numbers on each device for a second.
+    """Multiplies matrices of whole numbers on each device for a second, and compares every number with the exact one.
 
     Args:
         gpus: GPUs that the job counts on; 0 calculates on the CPU.
@@ -29,28 +30,36 @@ def burn(gpus: int) -> list[Finding]:
     """
     if gpus == 0:
         return [_multiply("cpu", torch.device("cpu"))]
+    announce("asks torch for the GPUs")
     seen = torch.cuda.device_count()
     if seen < gpus:
-        return [Finding("torch", "fail", f"torch {torch.__version__} sees {seen} of {gpus} GPUs")]
+        text = f"torch {torch.__version__} sees {seen} of {gpus} GPUs"
+        if torch.version.cuda is None and torch.version.hip is None:
+            return [Finding("torch", "fail", f"{text}: it was built for CPUs; install one for this node's driver")]
+        return [Finding("torch", "fail", f"{text}; compare with nvidia-smi, and look at CUDA_VISIBLE_DEVICES")]
     return [_multiply(f"gpu {index}", torch.device("cuda", index)) for index in range(gpus)]
 
 
 def _multiply(name: str, device: torch.device) -> Finding:
+    announce(f"multiplies on {name}")
+    check = f"{name} arithmetic"
     generator = torch.Generator().manual_seed(7)
     left, right = (torch.randint(-_LARGEST, _LARGEST + 1, (_SIZE, _SIZE), generator=generator) for _ in range(2))
-    left_there, right_there = left.float().to(device), right.float().to(device)
-    # By whole numbers of 64 bits, on the CPU, and only a part: a product of its own, without the device's kernels.
-    expected = (left[:8] @ right).float().to(device)
-    first: torch.Tensor | None = None
-    products, started_s = 0, time.monotonic()
-    while time.monotonic() - started_s < _SECONDS:
-        product = left_there @ right_there
-        first = product if first is None else first
-        if not torch.equal(product, first) or not torch.equal(product[:8], expected):
-            return Finding(f"{name} arithmetic", "fail", "a product of whole numbers is wrong; have the device tested")
-        products += 1
+    # In fp64 on the CPU: without the device, and for a CPU by other instructions than those that are tested.
+    exact = (left.double() @ right.double()).float()
+    try:
+        left_there, right_there, exact_there = (matrix.float().to(device) for matrix in (left, right, exact))
+        products, started_s = 0, time.monotonic()
+        while products == 0 or time.monotonic() - started_s < _SECONDS:
+            wrong = int((left_there @ right_there != exact_there).sum())
+            if wrong:
+                text = f"{wrong} of {_SIZE**2} numbers of a product are wrong, after {products} right products"
+                return Finding(check, "fail", f"{text}; have the device tested, and do not train on it")
+            products += 1
+    except RuntimeError as error:  # the device's own errors, such as an uncorrectable one of its memory
+        return Finding(check, "fail", f"{str(error).splitlines()[0]}; reset the GPU or reboot the node")
     rate = 2 * _SIZE**3 * products / (time.monotonic() - started_s) / 1e12
-    return Finding(f"{name} arithmetic", "ok", f"{products} products without an error, {rate:.2g} TFLOP/s in fp32")
+    return Finding(check, "ok", f"{products} products without an error, {rate:.2g} TFLOP/s in fp32")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scaletrain.hardware.bounded import BoundedCheck
 from scaletrain.hardware.findings import Finding
 
 Ask = Callable[[str], dict[str, Finding]]
@@ -56,6 +57,9 @@ def test_healthy_gpus_pass(ask: Ask) -> None:
         ("failed=1", "gpu 1 rows", "fail", "replaced"),
         ("ecc=1", "gpu 1 ecc", "warn", "3 uncorrectable"),
         ("unsupported=0", "gpu 0 ecc", "unknown", "not supported"),
+        ("unsupported=0", "gpu 0 rows", "unknown", "not supported"),
+        ("denied=1", "gpu 1 ecc", "unknown", "not allowed"),
+        ("unloaded", "nvml", "fail", "reboot"),
     ],
 )
 def test_each_fault_is_named(ask: Ask, faults: str, check: str, status: str, words: str) -> None:
@@ -64,3 +68,15 @@ def test_each_fault_is_named(ask: Ask, faults: str, check: str, status: str, wor
     assert words in found[check].detail
     others = [one for name, one in found.items() if not name.startswith(check)]
     assert all(one.status in ("ok", "unknown") for one in others)
+
+
+def test_a_gpu_that_shares_the_hosts_memory_is_sound(ask: Ask) -> None:
+    assert ask("shared=0").keys() == ask("").keys()
+
+
+def test_a_call_that_never_returns_is_a_finding(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faults").write_text("stuck=1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
+    monkeypatch.setenv("FAKE_NVML", str(tmp_path / "faults"))
+    check = BoundedCheck("nvml", ["scaletrain.hardware.gpus", "2"], 2, "reboot the node")
+    assert check.findings() == [Finding("nvml", "fail", "no answer within 2 s (asks GPU 1); reboot the node")]

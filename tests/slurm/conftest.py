@@ -11,7 +11,6 @@ from tests.integration.runs import build_tiny_corpus
 from tests.slurm.cluster import Cluster, missing_commands
 from tests.slurm.jobs import SlurmRun
 
-
 _LONGEST_S = 400.0
 
 

@@ -1,0 +1,64 @@
+"""The folders of a node, with a file server that never answers: a pipe without a writer stands in for it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from scaletrain.hardware.bounded import BoundedCheck
+from scaletrain.hardware.findings import Finding
+from scaletrain.hardware.folders import check_folders
+from tests.processes import eventually, living
+
+
+def shared(findings: list[Finding]) -> Finding:
+    (found,) = [one for one in findings if one.check == "shared files"]
+    return found
+
+
+def test_a_token_that_shows_late_is_waited_for(tmp_path: Path) -> None:
+    late = threading.Timer(0.5, (tmp_path / "token").write_text, ("new",))
+    late.start()
+    assert shared(check_folders(tmp_path, "new", 0)).status == "ok"
+    late.join()
+
+
+def test_a_folder_that_is_not_mounted_fails(tmp_path: Path) -> None:
+    finding = shared(check_folders(tmp_path / "mount", "new", 0))
+    assert finding.status == "fail"
+    assert "mount the shared file system" in finding.detail
+
+
+def test_no_folder_for_temporary_files_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("new")
+    code = (
+        "import sys, tempfile; from pathlib import Path; from scaletrain.hardware.folders import check_folders\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/no/such/folder']\n"
+        "print(check_folders(Path(sys.argv[1]), 'new', 0)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "fail" in done.stdout and "set TMPDIR" in done.stdout
+
+
+def test_a_file_server_that_never_answers_is_a_finding(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token")
+    check = BoundedCheck("folders", ["scaletrain.hardware.folders", str(tmp_path), "new", "1"], 2, "look at the server")
+    expected = f"no answer within 2 s (reads {tmp_path}); look at the server"
+    assert check.findings() == [Finding("folders", "fail", expected)]
+    assert living(tmp_path) == {}
+
+
+def test_nothing_outlives_the_check(tmp_path: Path) -> None:
+    """Killed while it waits, it leaves no process that waits on."""
+    os.mkfifo(tmp_path / "token")
+    expected = json.dumps({"gpus": 0, "shared_dir": str(tmp_path), "token": "new"})
+    check = subprocess.Popen([sys.executable, "-m", "scaletrain.hardware.node_check", expected])
+    eventually(lambda: any("hardware.folders" in one for one in living(tmp_path).values()), 30, "nothing was started")
+    check.send_signal(signal.SIGKILL)
+    check.wait(timeout=30)
+    eventually(lambda: not living(tmp_path), 10, lambda: f"it lives on: {living(tmp_path)}")
