@@ -1,7 +1,10 @@
 """Logging: one handler on standard error, the rank in every line."""
 
+import contextlib
+import io
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -34,7 +37,8 @@ def configure(ranks: Ranks, level: int = logging.INFO) -> None:
 def redirect(ranks: Ranks, environ: Mapping[str, str]) -> None:
     """Sends all that this process and its children print to the rank's own file, where a folder for these is named.
 
-    What rank 0 logs goes to where it went before as well: the job's log shows how the training goes.
+    What Python writes to the standard error of rank 0, its log and its last words, goes to where it went before as
+    well: the job's log shows how the training goes, and why it ended.
 
     Args:
         ranks: The place of this process.
@@ -55,8 +59,9 @@ def redirect(ranks: Ranks, environ: Mapping[str, str]) -> None:
         os.dup2(log, descriptor)
     os.close(log)
     if ranks.is_main:
-        stream = os.fdopen(before, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
-        logging.getLogger().addHandler(_handler(ranks, stream))
+        job = os.fdopen(before, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        sys.stderr = _Both(sys.stderr, job)
+        logging.getLogger().handlers[:] = [_handler(ranks)]
     else:
         os.close(before)
 
@@ -66,8 +71,29 @@ def rank_log(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.log"
 
 
-def _handler(ranks: Ranks, stream: TextIO | None = None) -> logging.Handler:
+class _Both(io.TextIOBase):
+    """The standard error of a rank whose log is a file, which the job's log shows too."""
+
+    def __init__(self, log: TextIO, job: TextIO) -> None:
+        self._log, self._job = log, job
+
+    def write(self, text: str) -> int:
+        # Nobody may read the job's log any more, or its disk be full: the rank's own gets all there is.
+        with contextlib.suppress(OSError, ValueError):
+            self._job.write(text)
+        return self._log.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._job.flush()
+        self._log.flush()
+
+    def fileno(self) -> int:
+        return self._log.fileno()
+
+
+def _handler(ranks: Ranks) -> logging.Handler:
     name = "" if ranks.world_size == 1 else f" rank {ranks.rank}"
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s{name} %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
     return handler

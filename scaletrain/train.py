@@ -47,7 +47,6 @@ def main(argv: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDING_SIGNALS, signal.SIGQUIT))
     ranks = from_environment()
     log.configure(ranks)
-    log.redirect(ranks, os.environ)
     overrides: dict[str, str] = {}
     try:
         command = parse(argv)
@@ -60,11 +59,13 @@ def main(argv: Sequence[str]) -> int:
         if command.dry_run:
             return _dry_run(config, ranks)
     except ScaletrainError as error:
+        log.redirect(ranks, os.environ)
         # A folder is not made for a typing mistake, but a launch, or an existing run, gets its verdict.
         if "run_dir" in overrides and ("RANK" in os.environ or Path(overrides["run_dir"]).is_dir()):
             record_ending(RunDirectory(Path(overrides["run_dir"])), None, ranks, Ending(Verdict.USER_ERROR, str(error)))
         _complain(error, ranks)
         return EXIT_CODES[verdict_of(error)]  # what --dry_run cannot reach now may be there later
+    log.redirect(ranks, os.environ)  # not before: the help and a plan are for whoever asked for them
     return _run(config, ranks, command.trust_checkpoint)
 
 
@@ -101,14 +102,15 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
                 logger.info("changed since the last start: %s", change)
             folder.describe(dump_yaml(config))
         # Only now torch and then deepspeed are imported: a mistake is told before they are.
-        from scaletrain.training.processes import connect, disconnect, share_attempt
+        from scaletrain.training.processes import connect, disconnect, naming_the_limit, share_attempt
 
-        connect(ranks, config.train.deterministic, config.train.collective_timeout_s)
-        attempt = share_attempt(attempt)
-        folder.join(attempt, ranks.rank)
-        from scaletrain.training.build import Start, train
+        with naming_the_limit(config.train.collective_timeout_s):
+            connect(ranks, config.train.deterministic, config.train.collective_timeout_s)
+            attempt = share_attempt(attempt)
+            folder.join(attempt, ranks.rank)
+            from scaletrain.training.build import Start, train
 
-        ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
+            ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
     except BaseException as error:
         ending = Ending.of_error(error)
         # First of all: words may fail, where nobody reads them any more or the disk of a log is full.

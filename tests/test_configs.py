@@ -11,7 +11,7 @@ from scaletrain.config.schema import ModelConfig
 from scaletrain.corpus.rules import load_rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = sorted(CONFIGS.glob("*.yaml"))
+RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("pretrain/*.yaml")])
 PRESETS = sorted(CONFIGS.glob("model/*.yaml"))
 DEEPSPEED = sorted(CONFIGS.glob("ds/*.json"))
 CORPUS = sorted(CONFIGS.glob("corpus/*.yaml"))

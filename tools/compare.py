@@ -5,14 +5,19 @@ python tools/compare.py --runs 'runs/rates/*' --out runs/rates/comparison.md
 
 import glob
 import os
+import shlex
+import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fire
 
 from scaletrain.errors import ConfigError, ScaletrainError
-from scaletrain.monitors.comparison import Comparison, compare, markdown, table
+from scaletrain.monitors import names
+from scaletrain.monitors.comparison import compare
+from scaletrain.monitors.comparison_text import comparison_notes, comparison_table, markdown_lines, text_lines
 
 
 @dataclass(frozen=True)
@@ -21,51 +26,55 @@ class Request:
 
     runs: str
     out: Path | None
+    sort: str
 
 
 @fire.decorators.SetParseFn(str)  # type: ignore[untyped-decorator]  # a folder such as "2024_01" is text
-def parse(*, runs: str, out: str | None = None) -> Request:
+def parse(*, runs: str, out: str | None = None, sort: str = names.EVAL_LOSS) -> Request:
     """Compares runs in one table.
 
     Args:
         runs: Pattern of their folders, in quotes, or several separated by commas.
         out: File to write the table to as Markdown, besides printing it.
+        sort: What to sort by: eval/loss, train/loss, perf/tokens_per_s, perf/mfu, goodput, step or name.
     """
-    for name, text in (("runs", runs), ("out", out)):
+    for name, text in (("runs", runs), ("out", out), ("sort", sort)):
         if text == "True":  # fire's for a flag alone
             raise ConfigError(f"--{name} needs a value")
-    return Request(runs, None if out is None else Path(out))
+    return Request(runs, None if out is None else Path(out), sort)
 
 
 def run(request: Request) -> None:
-    folders = [Path(path) for pattern in request.runs.split(",") for path in sorted(glob.glob(pattern))]
-    found = compare([folder for folder in folders if folder.is_dir()])
-    rows = table(found)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\n{note(found)}")
-    parents = {str(folder.parent) for folder in folders}
-    watch = f"tensorboard --logdir {parents.pop()}" if len(parents) == 1 else ""
-    if watch:
-        print(f"curves: {watch}")
+    found = [Path(path) for pattern in request.runs.split(",") for path in sorted(glob.glob(pattern))]
+    folders = [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+    if not folders:
+        raise ConfigError(f"--runs {request.runs} matches no folder; give a pattern in quotes, such as 'runs/sweep/*'")
+    comparison = compare(folders, request.sort)
+    rows, notes = comparison_table(comparison), comparison_notes(comparison)
+    curves = f"tensorboard --logdir {shlex.quote(common_folder(folders))}"
+    print("\n".join([*text_lines(rows), "", *notes, f"Curves: {curves}"]))
     if request.out is not None:
-        text = f"# Comparison of {len(found.runs)} runs\n\n{markdown(rows)}\n{note(found)}\n"
-        write(request.out, text + (f"\nCurves: `{watch}`\n" if watch else ""))
+        title = f"# Comparison of {len(comparison.runs)} runs"
+        write(request.out, "\n\n".join([title, "\n".join(markdown_lines(rows)), *notes, f"Curves: `{curves}`"]) + "\n")
+        print(f"\nwrote {request.out}")
 
 
-def note(found: Comparison) -> str:
-    return "loss: mean of the last hundredth of the steps, of ten at least. " + (
-        f"All runs have done step {found.common_step:,}." if found.common_step else "Not all runs have trained."
-    )
+def common_folder(folders: Sequence[Path]) -> str:
+    parents = [folder.parent for folder in folders]
+    if len({parent.is_absolute() for parent in parents}) > 1:
+        parents = [parent.absolute() for parent in parents]
+    return os.path.commonpath(parents) or "."
 
 
 def write(path: Path, text: str) -> None:
-    """In one piece: several jobs of an array may end at the same time."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """In one piece, under a name that no other writer has: jobs of an array may end at the same time."""
+    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written: {error.strerror or error}") from None
 

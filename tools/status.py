@@ -1,4 +1,4 @@
-"""Tells how a run stands, on one screen, whether it is under way or over.
+"""Tells on one screen how a run stands, whether it is under way or over, and what to look at.
 
 python tools/status.py --run_dir runs/demo --watch
 """
@@ -7,23 +7,22 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import fire
+from rich.console import Console
+from rich.text import Text
 
 from scaletrain.errors import ConfigError, ScaletrainError
-from scaletrain.launch.slurm.commands import Slurm
-from scaletrain.monitors.goodput_summary import summarize
-from scaletrain.monitors.run_records import read_run
-from scaletrain.monitors.status import Status, read_status
-from scaletrain.monitors.status_text import status_lines
+from scaletrain.launch.squeue import ask_squeue
+from scaletrain.monitors.status import Status
+from scaletrain.monitors.status_records import observe
+from scaletrain.monitors.status_text import COLUMNS, LINES, status_lines
+from scaletrain.monitors.status_warnings import status_of
 
 _REFRESH_S = 2.0
-_SELDOM_S = 60.0
-"""How often what is slow is looked at anew: Slurm's controller, and every line of the run's metrics."""
-_ENTER, _LEAVE, _HOME, _CLEAR_REST = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H", "\x1b[J"
+_STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "": ""}
 
 
 @dataclass(frozen=True)
@@ -36,65 +35,56 @@ class Request:
 
 
 @fire.decorators.SetParseFn(str)  # type: ignore[untyped-decorator]  # a folder such as "2024_01" is text
-def parse(*, run_dir: str, watch: str = "false", json: str = "false") -> Request:
-    """Tells how a run stands, on one screen.
+def parse(*, run_dir: str, watch: str = "False", json: str = "False") -> Request:
+    """Tells on one screen how a run stands, and what to look at.
 
     Args:
-        run_dir: Folder of the run.
-        watch: Shows it anew every two seconds, until Ctrl-C.
-        json: Prints the same facts as JSON, once.
+        run_dir: Folder of the run; it may be under way, over, or not have trained yet.
+        watch: Refresh the screen every two seconds, until Ctrl-C.
+        json: Print all facts as one JSON object instead.
     """
     if run_dir == "True":  # fire's for a flag alone
         raise ConfigError("--run_dir needs a value")
+    flags = {}
     for name, text in (("watch", watch), ("json", json)):
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"--{name} {text}: expected true or false, or nothing at all")
-    return Request(Path(run_dir), watch.lower() == "true", json.lower() == "true")
+            raise ConfigError(f"--{name} {text}: expected nothing behind it, or true or false")
+        flags[name] = text.lower() == "true"
+    if flags["watch"] and (flags["json"] or not sys.stdout.isatty()):
+        raise ConfigError("--watch needs a terminal, and goes without --json; leave --watch out to print once")
+    return Request(Path(run_dir), flags["watch"], flags["json"])
 
 
-def goodput_of(run_dir: Path) -> str:
-    try:
-        summary = summarize(read_run(run_dir))
-    except ScaletrainError:
-        return ""
-    hours = summary.account.wall_us / 3.6e9
-    return f"{100 * summary.account.goodput:.1f}% of {hours:.2f} h" if summary.account.steps else ""
+def look(run_dir: Path) -> Status:
+    observed = observe(run_dir)
+    if observed.job_id is not None:
+        observed = replace(observed, queued=ask_squeue(observed.job_id))
+    return status_of(observed)
 
 
-def slurm_of(status: Status) -> Mapping[str, str]:
-    job_id = status.job.get("job_id")
-    return Slurm().show_job(str(job_id)) if job_id and shutil.which("scontrol") else {}
+def screen(status: Status, columns: int, lines: int = LINES) -> Text:
+    shown = status_lines(status, min(columns, COLUMNS), min(lines, LINES))
+    return Text("\n").join(Text(line.text, _STYLES[line.mood]) for line in shown)
 
 
-def screen(request: Request, goodput: str, slurm: Mapping[str, str]) -> list[str]:
-    width = shutil.get_terminal_size((100, 24)).columns
-    return status_lines(read_status(request.run_dir), slurm, goodput, width, time.time())
-
-
-def watch(request: Request) -> None:
-    looked_s = float("-inf")
-    goodput, slurm = "", {}
-    print(_ENTER, end="")
-    try:
+def watch(run_dir: Path, console: Console) -> None:
+    with console.screen() as shown:
         while True:
-            if time.monotonic() - looked_s > _SELDOM_S:
-                goodput, slurm = goodput_of(request.run_dir), dict(slurm_of(read_status(request.run_dir)))
-                looked_s = time.monotonic()
-            lines = screen(request, goodput, slurm)
-            print(_HOME + "".join(f"{line}\x1b[K\n" for line in lines) + _CLEAR_REST, end="", flush=True)
+            size = shutil.get_terminal_size()
+            shown.update(screen(look(run_dir), size.columns, size.lines))
             time.sleep(_REFRESH_S)
-    finally:
-        print(_LEAVE, end="", flush=True)
 
 
 def run(request: Request) -> None:
-    status = read_status(request.run_dir)
     if request.json:
-        print(json.dumps({**asdict(status), "goodput": goodput_of(request.run_dir)}, default=str))
-    elif request.watch:
-        watch(request)
+        print(json.dumps(asdict(look(request.run_dir))))
+        return
+    columns = shutil.get_terminal_size((COLUMNS, LINES)).columns if sys.stdout.isatty() else COLUMNS
+    console = Console(width=columns, highlight=False)
+    if request.watch:
+        watch(request.run_dir, console)
     else:
-        print("\n".join(screen(request, goodput_of(request.run_dir), slurm_of(status))))
+        console.print(screen(look(request.run_dir), columns), soft_wrap=True)
 
 
 def main() -> int:

@@ -22,6 +22,10 @@ _MOST_WAITING_BYTES = 64 << 20  # of lines that the file system does not take; d
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
+_PLACE = ("step", "attempt", "time_s", names.DATA_BATCH_HASH)
+"""What tells which lines of a step count."""
+
+
 class JsonlWriter:
     """Appends metrics to a file, a line for each call.
 
@@ -107,11 +111,12 @@ class JsonlWriter:
             self._problem = error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Reads a metrics file, by whatever crashes it was cut.
 
     Args:
         path: A file that JsonlWriter wrote, also one that is being written.
+        keys: Metrics that are kept; all by default, for which a long run may need more memory than there is.
 
     Returns:
         One dictionary for each step, ascending: ``step``, the highest ``attempt`` that wrote it, ``time_s`` of the last
@@ -123,7 +128,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    records = read_records(path)
+    records = read_records(path, None if keys is None else (*_PLACE, *keys))
     # Sorting is stable: within one attempt a later line counts.
     records.sort(key=lambda record: record["attempt"])
     merged: dict[int, dict[str, Any]] = {}
@@ -156,13 +161,21 @@ def read_records(path: Path, keys: Sequence[str] | None = None) -> list[dict[str
         FileNotFoundError: There is no such file.
     """
     with path.open("rb") as file:
-        whole = (record for line in file if (record := _parse(line)) is not None)
+        whole = (record for line in file if (record := parse_line(line)) is not None)
         if keys is None:
             return list(whole)
         return [{key: record[key] for key in keys if key in record} for record in whole]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Reads one line of a metrics file.
+
+    Args:
+        line: Its bytes, with the line's end.
+
+    Returns:
+        Its content; None where it is torn, or no line of a metrics file.
+    """
     # A line without its end may be a number cut in its middle, which would parse with another value.
     if not line.endswith(b"\n"):
         return None

@@ -3,14 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaletrain.errors import ConfigError
 from scaletrain.launch.events import read_events
-from scaletrain.launch.heartbeat import lease_path, read_lease
+from scaletrain.launch.heartbeat import STALE_S, lease_path, read_lease
 from scaletrain.launch.lease import is_alive
 from scaletrain.launch.verdicts import UNCLAIMED, read_verdict
 from scaletrain.monitors import names
@@ -18,7 +18,7 @@ from scaletrain.monitors.jsonl_writer import read_records
 
 Record = Mapping[str, Any]
 
-_USED = (
+USED = (
     "step",
     "attempt",
     "time_s",
@@ -66,23 +66,39 @@ def read_run(run_dir: Path) -> RunRecords:
     Raises:
         ConfigError: It is no run's folder, or it cannot be read.
     """
+    records = read_what_is_there(run_dir, _lines)
+    if not (records.events or records.lines or records.claims or records.unclaimed):
+        raise ConfigError(
+            f"--run_dir {run_dir} holds no run: neither events.jsonl nor metrics.jsonl nor exit/ is there"
+        )
+    return records
+
+
+def read_what_is_there(run_dir: Path, read_lines: Callable[[Path], Sequence[Record]]) -> RunRecords:
+    """Reads a folder that may hold a run, or a part of one.
+
+    Args:
+        run_dir: The folder.
+        read_lines: Reads the lines of metrics.jsonl, which may be missing.
+
+    Returns:
+        Its records; none where there is no run.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     # Looked at first: a run that ends meanwhile is told as running, and not as one that died.
-    lease = read_lease(run_dir)
-    is_running = lease is not None and is_alive(run_dir, lease)
+    is_running = _is_running(run_dir)
     try:
         last_sign_s = time.time() if is_running else lease_path(run_dir).stat().st_mtime
     except OSError:
         last_sign_s = None
     try:
-        events, lines = read_events(run_dir / "events.jsonl"), _lines(run_dir / "metrics.jsonl")
+        events, lines = read_events(run_dir / "events.jsonl"), read_lines(run_dir / "metrics.jsonl")
         folders = [path for path in _folders(run_dir / "exit") if path.name.isdecimal()]
         unclaimed = sorted(_verdicts((run_dir / "exit" / UNCLAIMED).glob("*.json")), key=_told_s)
     except OSError as error:
         raise ConfigError(f"--run_dir {run_dir} cannot be read: {error.strerror or error}") from None
-    if not (events or lines or folders or unclaimed):
-        raise ConfigError(
-            f"--run_dir {run_dir} holds no run: neither events.jsonl nor metrics.jsonl nor exit/ is there"
-        )
     return RunRecords(
         events,
         lines,
@@ -104,12 +120,25 @@ def number(value: object) -> float | None:
     return None
 
 
+def _is_running(run_dir: Path) -> bool:
+    lease = read_lease(run_dir)
+    if lease is None:
+        return False
+    try:
+        return is_alive(run_dir, lease)
+    except OSError:  # a folder that this user may read only: the clocks of two machines have to do
+        try:
+            return time.time() - lease_path(run_dir).stat().st_mtime < STALE_S
+        except OSError:
+            return False
+
+
 def _folders(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
 
 def _lines(path: Path) -> list[Record]:
-    return list(read_records(path, _USED)) if path.exists() else []
+    return list(read_records(path, USED)) if path.exists() else []
 
 
 def _claim_s(folder: Path) -> float | None:

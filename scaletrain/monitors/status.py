@@ -1,44 +1,127 @@
-"""How a run stands now, from the ends of its files: cheap enough to be asked every two seconds."""
+"""How a run stands, as facts: a pure function of what was observed."""
 
-import json
 import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
 
-import yaml
-
-from scaletrain.errors import ConfigError
-from scaletrain.launch.attempts import attempt_numbers
-from scaletrain.launch.events import read_events
-from scaletrain.launch.heartbeat import lease_path, read_lease
-from scaletrain.launch.lease import is_alive
-from scaletrain.launch.verdicts import UNCLAIMED, read_verdict
 from scaletrain.monitors import names
+from scaletrain.monitors.goodput_summary import COMPLETE, RUNNING, Summary, summarize
+from scaletrain.monitors.run_history import last_failed_start, saved_step, whole
+from scaletrain.monitors.run_records import Record, number
+from scaletrain.monitors.status_records import Observed
 
-_TAIL_BYTES = 256 * 1024
-_STALLED_STEPS = 5
-_LEAST_STALL_S = 60.0
-_SHOWN_STARTS = 3
-_GONE_WRONG = ("crash", "user_error", "gave_up", "sick_node", "hang")
+STARTING, DIED, NO_START = "starting", "ended without a verdict", "not started yet"
+_MEAN_STEPS = 20
+_SHOWN_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Save:
-    """The last checkpoint on the shared place.
+class JobStatus:
+    """The job of a run on a cluster.
 
     Attributes:
-        step: Its step.
-        time_s: When it was complete, in Unix seconds.
-        size_bytes: Its size; None where it was not recorded.
+        job_id: Slurm's number.
+        name: Its name; empty where nobody told.
+        state: What Slurm's queue says; empty where it was not asked, or knows the job no more.
+        reason: Why it waits; empty where it does not.
+        nodes: Of the last launch, or of the job.
+        spares: Nodes in reserve.
+        excluded: Nodes that it has to avoid.
+        restart: How many times it was requeued.
+        launch: Number of the last launch; None before the first.
+        start_s: Unix time at which a waiting job is expected to start; None where that is not known.
+        end_s: Unix time of its end; None without a limit.
+        decision: What its supervisor decided last, and why; empty before the first decision and after a new launch.
+    """
+
+    job_id: str
+    name: str
+    state: str
+    reason: str
+    nodes: tuple[str, ...]
+    spares: tuple[str, ...]
+    excluded: tuple[str, ...]
+    restart: int | None
+    launch: int | None
+    start_s: float | None
+    end_s: float | None
+    decision: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where training stands, at the last step that was written down.
+
+    Attributes:
+        step: The step.
+        max_steps: Steps of the whole run; None where the configuration cannot be read.
+        tokens: Tokens consumed; None where that is not known.
+        loss: Its loss; None where it is no finite number.
+        mean_loss: Mean of the last steps' losses, 20 at most.
+        lr: Learning rate.
+        tokens_per_s: Tokens of all ranks per second.
+        mfu: Share of the peak, 0 to 1.
+        step_s: Median duration of a step, in seconds.
+        between_s: Mean time from step to step, in seconds, with evaluations and saves.
+        longest_gap_s: Longest time between two of the last steps.
+        age_s: Since that step.
+        validation_loss: The last one.
+        validation_step: Where it was measured.
     """
 
     step: int
-    time_s: float
+    max_steps: int | None
+    tokens: int | None
+    loss: float | None
+    mean_loss: float | None
+    lr: float | None
+    tokens_per_s: float | None
+    mfu: float | None
+    step_s: float | None
+    between_s: float | None
+    longest_gap_s: float
+    age_s: float
+    validation_loss: float | None
+    validation_step: int | None
+
+
+@dataclass(frozen=True)
+class CheckpointStatus:
+    """The last checkpoint in the run directory, and the next one.
+
+    Attributes:
+        step: The last one's; None before the first.
+        age_s: Since it was complete.
+        size_bytes: Its size.
+        next_step: Where the next one is due; None where the run does not go on, or the interval is not known.
+        next_in_s: How long until then, at the measured speed.
+    """
+
+    step: int | None
+    age_s: float | None
     size_bytes: int | None
+    next_step: int | None
+    next_in_s: float | None
+
+
+@dataclass(frozen=True)
+class AttemptStatus:
+    """One start of the run: its number, the step that it went on from, and how and why it ended."""
+
+    number: int
+    from_step: int | None
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something to look at: ``is_grave`` where the run does not go on, or is about to lose something."""
+
+    text: str
+    is_grave: bool
 
 
 @dataclass(frozen=True)
@@ -46,209 +129,200 @@ class Status:
     """How a run stands.
 
     Attributes:
-        run_dir: Its folder.
-        state: ``running``, a verdict, or ``not started``.
-        step: Steps done; 0 before the first.
-        max_steps: Steps of the whole run; None where its configuration cannot be read.
-        tokens: Inputs consumed; None where it is not known.
-        loss: Training loss of the last step, in nats.
-        eval_loss: Last validation loss, with its step.
-        lr: Learning rate of the last step.
-        tokens_per_s: Speed over the last steps.
-        mfu: Model FLOP utilization, 0 to 1.
-        step_s: Median duration of the last steps, in seconds.
-        last_step_s: When the last step ended, in Unix seconds.
-        save: The last checkpoint.
-        next_save_step: Step of the next one; None where none is planned before the end.
-        time_left_s: Until the end at this speed, in seconds.
-        job: What the last job said of itself: ``job_id``, ``job_name``, ``nodes``, ``restart``, ``end_s``.
-        starts: The last starts, each with its verdict and the reason.
-        warnings: What should worry somebody.
+        name: Its name.
+        time_s: The moment, as Unix time.
+        state: ``running``, ``starting``, ``not started yet``, or the verdict of its last start.
+        reason: Why it ended.
+        host: Machine of the owner; empty without one.
+        job: Its job on a cluster; None where it was started by hand.
+        training: Where it stands; None before the first step.
+        goodput: Productive share of the wall time; None before the first step.
+        is_goodput_exact: Whether it was computed from all steps, and not from a sample.
+        wall_s: Wall time, in seconds, down time included.
+        checkpoint: The last one, and the next one.
+        time_left_s: Until the last step, at the measured speed; None where the run does not go on.
+        attempts: The last ones.
+        attempt_count: How many there were.
+        warnings: What to look at, the gravest first.
     """
 
-    run_dir: Path
+    name: str
+    time_s: float
     state: str
-    step: int = 0
-    max_steps: int | None = None
-    tokens: int | None = None
-    loss: float | None = None
-    eval_loss: tuple[int, float] | None = None
-    lr: float | None = None
-    tokens_per_s: float | None = None
-    mfu: float | None = None
-    step_s: float | None = None
-    last_step_s: float | None = None
-    save: Save | None = None
-    next_save_step: int | None = None
-    time_left_s: float | None = None
-    job: Mapping[str, Any] = field(default_factory=dict)
-    starts: tuple[tuple[int, str, str], ...] = ()
-    warnings: tuple[str, ...] = ()
+    reason: str
+    host: str
+    job: JobStatus | None
+    training: Training | None
+    goodput: float | None
+    is_goodput_exact: bool
+    wall_s: float
+    checkpoint: CheckpointStatus
+    time_left_s: float | None
+    attempts: tuple[AttemptStatus, ...]
+    attempt_count: int
+    warnings: tuple[Warned, ...] = ()
 
 
-def read_status(run_dir: Path, now_s: float | None = None) -> Status:
-    """Reads how a run stands; whatever is missing or torn is left out.
+def tell_status(observed: Observed) -> Status:
+    """Tells how a run stands, but for the warnings.
 
     Args:
-        run_dir: The run's folder.
-        now_s: The time in Unix seconds; now by default.
+        observed: What is known of it.
 
     Returns:
-        The status.
-
-    Raises:
-        ConfigError: It is no run's folder.
+        Its status.
     """
-    now_s = time.time() if now_s is None else now_s
-    events = read_events(run_dir / "events.jsonl")
-    jobs = read_events(run_dir / "job.jsonl")
-    attempts = attempt_numbers(run_dir)
-    if not (events or jobs or attempts or (run_dir / "exit" / UNCLAIMED).is_dir()):
-        raise ConfigError(f"--run_dir {run_dir} holds no run: neither events.jsonl nor job.jsonl nor exit/ is there")
-    lines = _tail(run_dir / "metrics.jsonl")
-    steps = [line for line in lines if names.TRAIN_LOSS in line]
-    evaluations = [line for line in lines if isinstance(line.get(names.EVAL_LOSS), float)]
-    config = _config(run_dir)
-    lease = read_lease(run_dir)
-    is_running = lease is not None and is_alive(run_dir, lease)
-    starts = _starts(run_dir, attempts, is_running)
-    last: Mapping[str, Any] = steps[-1] if steps else {}
-    step = int(last.get("step", 0))
-    step_s = (
-        median(float(line[names.PERF_STEP_TIME_S]) for line in steps[-50:] if names.PERF_STEP_TIME_S in line)
-        if steps
-        else None
+    summary = summarize(observed.records)
+    attempts = summary.account.attempts
+    training = _training(observed)
+    state, reason = _state(observed, summary)
+    remaining = None
+    if state == RUNNING and training is not None and training.max_steps is not None and training.between_s is not None:
+        remaining = max(0, training.max_steps - training.step) * training.between_s
+    return Status(
+        name=observed.name,
+        time_s=observed.now_s,
+        state=state,
+        reason=reason,
+        host=observed.lease.host if observed.lease else "",
+        job=_job(observed),
+        training=training,
+        goodput=summary.account.goodput if training else None,
+        is_goodput_exact=observed.is_exact,
+        wall_s=summary.account.wall_us / 1e6,
+        checkpoint=_checkpoint(observed, training, goes_on=state in (RUNNING, STARTING)),
+        time_left_s=remaining,
+        attempts=tuple(
+            AttemptStatus(one.number, one.from_step, one.verdict or "none", " ".join(one.reason.split()))
+            for one in attempts[-_SHOWN_ATTEMPTS:]
+        ),
+        attempt_count=len(attempts),
     )
-    max_steps, seq_len = config.get("train", {}).get("max_steps"), config.get("train", {}).get("max_seq_len")
-    sequences = last.get(names.DATA_SEQUENCES)
-    save, every = _save(events), config.get("checkpoint", {}).get("every_steps") or 0
-    status = Status(
-        run_dir,
-        "running" if is_running else starts[-1][1] if starts else "not started",
-        step=step,
-        max_steps=max_steps,
-        tokens=int(sequences * seq_len) if sequences is not None and seq_len else None,
-        loss=last.get(names.TRAIN_LOSS),
-        eval_loss=(int(evaluations[-1]["step"]), evaluations[-1][names.EVAL_LOSS]) if evaluations else None,
-        lr=last.get(names.OPTIM_LR),
-        tokens_per_s=last.get(names.PERF_TOKENS_PER_S),
-        mfu=last.get(names.PERF_MFU),
-        step_s=step_s,
-        last_step_s=last.get("time_s"),
-        save=save,
-        next_save_step=(step // every + 1) * every if every else max_steps,
-        time_left_s=(max_steps - step) * step_s if max_steps and step_s and is_running else None,
-        job=_job(jobs),
-        starts=tuple(starts[-_SHOWN_STARTS:]),
-    )
-    heartbeat_s = _modified_s(lease_path(run_dir))
-    warnings = _warnings(status, events, every, heartbeat_s, now_s)
-    return Status(**{**vars(status), "warnings": tuple(warnings)})
 
 
-def _warnings(
-    status: Status, events: Sequence[Mapping[str, Any]], every: int, heartbeat_s: float | None, now_s: float
-) -> list[str]:
-    found = []
-    if status.state == "running" and status.last_step_s and status.step_s:
-        silent_s = now_s - status.last_step_s
-        if silent_s > max(_LEAST_STALL_S, _STALLED_STEPS * status.step_s):
-            found.append(f"no step for {silent_s:.0f} s, where one takes {status.step_s:.3g} s")
-    if status.state == "running" and heartbeat_s is not None and now_s - heartbeat_s > 60:
-        found.append(f"no heartbeat of its owner for {now_s - heartbeat_s:.0f} s")
-    if status.state in _GONE_WRONG and status.starts:
-        found.append(f"it ended as {status.state}: {status.starts[-1][2]}")
-    if status.save is not None and every and status.step - status.save.step > 2 * every:
-        found.append(f"the last checkpoint is {status.step - status.save.step} steps old; one was due every {every}")
-    for kind, text in (
-        ("save_failed", "saves failed"),
-        ("skipped_step", "steps were left out, since they were not finite"),
-        ("loss_spike", "high losses"),
-        ("rollback", "times it went back"),
-        ("transient_fault", "faults of devices that passed"),
-        ("skip_shard", "shards were left out"),
-        ("ranks_differ", "differences between ranks"),
-        ("refused_checkpoint", "checkpoints were refused"),
-    ):
-        of_kind = [event for event in events if event.get("event") == kind]
-        if of_kind:
-            last = of_kind[-1]
-            where = f" at step {last['step']}" if "step" in last else ""
-            found.append(f"{len(of_kind)} {text}, the last one{where}: {last.get('reason', '')}".rstrip(": "))
-    return found
+def events_of(observed: Observed, kind: str) -> list[Record]:
+    """The run's events of a kind, oldest first."""
+    return [event for event in observed.records.events if event.get("event") == kind]
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a file of JSON lines; torn ones are left out."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            begin = max(0, file.tell() - _TAIL_BYTES)
-            file.seek(begin)
-            lines = file.read().splitlines()[1 if begin else 0 :]
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append(record)
-    return found
+def shared_saves(observed: Observed) -> list[Record]:
+    """The saves to the run directory, oldest first; those to a node's own disk may be gone with the node."""
+    return [event for event in events_of(observed, "save") if event.get("tier", "shared") == "shared"]
 
 
-def _config(run_dir: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load((run_dir / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _state(observed: Observed, summary: Summary) -> tuple[str, str]:
+    attempts = summary.account.attempts
+    if observed.records.is_running:
+        return (RUNNING if attempts and attempts[-1].steps else STARTING), ""
+    last_s = attempts[-1].end_us / 1e6 if attempts else 0.0
+    unclaimed = [one for one in observed.records.unclaimed if (number(one.get("time_s")) or 0.0) > last_s]
+    if unclaimed and summary.verdict != COMPLETE:
+        return last_failed_start(unclaimed)
+    if not attempts:
+        return NO_START, ""
+    return summary.verdict or DIED, attempts[-1].reason
 
 
-def _save(events: Sequence[Mapping[str, Any]]) -> Save | None:
-    for event in reversed(events):
-        step, time_s, size = event.get("step"), event.get("time_s"), event.get("bytes")
-        if event.get("event") == "save" and event.get("tier", "shared") == "shared" and isinstance(step, int):
-            return Save(step, float(time_s or math.nan), size if isinstance(size, int) else None)
-    return None
-
-
-def _starts(run_dir: Path, attempts: Sequence[int], is_running: bool) -> list[tuple[int, str, str]]:
-    found = []
-    for attempt in attempts[-_SHOWN_STARTS:]:
-        if is_running and attempt == attempts[-1]:
-            found.append((attempt, "running", ""))
-            continue
-        told = [read_verdict(path) for path in sorted((run_dir / "exit" / str(attempt)).glob("[0-9]*.json"))]
-        known = [content for content in told if content is not None]
-        # The first that ended wrong: the others of such a start only found it gone.
-        wrong = sorted((one for one in known if one["verdict"] in _GONE_WRONG), key=lambda one: one.get("time_s", 0))
-        chosen = wrong[0] if wrong else known[0] if known else None
-        if chosen is None:
-            found.append((attempt, "crash", "no rank left a verdict"))
-        else:
-            where = f"rank {chosen.get('rank')} on {chosen.get('host')}: " if wrong else ""
-            found.append((attempt, str(chosen["verdict"]), f"{where}{chosen.get('reason', '')}"))
-    return found
-
-
-def _job(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last job of the run, with where it trained last and what it decided last."""
-    found: dict[str, Any] = {}
-    for event in jobs:
-        if event.get("event") == "job_start":
-            found = {key: event.get(key) for key in ("job_id", "job_name", "nodes", "restart", "end_s")}
-        elif event.get("event") == "launch":
-            found |= {"nodes": event.get("nodes"), "spares": event.get("spares"), "launch": event.get("launch")}
-        elif event.get("event") == "decision":
-            found |= {"action": event.get("action"), "reason": event.get("reason")}
-    return found
-
-
-def _modified_s(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:
+def _training(observed: Observed) -> Training | None:
+    lines = [line for line in observed.tail if names.TRAIN_LOSS in line]
+    if not lines:
         return None
+    last = lines[-1]
+    own = [line for line in lines if line["attempt"] == last["attempt"]]
+    gaps = _gaps_s(own)
+    losses = [loss for line in own[-_MEAN_STEPS:] if (loss := number(line.get(names.TRAIN_LOSS))) is not None]
+    durations = [taken for line in own[1:] if (taken := number(line.get(names.PERF_STEP_TIME_S))) is not None]
+    evaluation = observed.evaluation or {}
+    return Training(
+        step=last["step"],
+        max_steps=whole(observed.setting("train.max_steps")),
+        tokens=_tokens(last, observed),
+        loss=number(last.get(names.TRAIN_LOSS)),
+        mean_loss=fmean(losses) if losses else None,
+        lr=number(last.get(names.OPTIM_LR)),
+        tokens_per_s=number(last.get(names.PERF_TOKENS_PER_S)),
+        mfu=number(last.get(names.PERF_MFU)),
+        step_s=median(durations) if durations else number(last.get(names.PERF_STEP_TIME_S)),
+        between_s=fmean(gaps) if gaps else number(last.get(names.PERF_STEP_TIME_S)),
+        longest_gap_s=max(gaps, default=0.0),
+        age_s=max(0.0, observed.now_s - (number(last.get("time_s")) or observed.now_s)),
+        validation_loss=number(evaluation.get(names.EVAL_LOSS)),
+        validation_step=whole(evaluation.get("step")),
+    )
+
+
+def _gaps_s(lines: Sequence[Record]) -> list[float]:
+    times = [time_s for line in lines if (time_s := number(line.get("time_s"))) is not None]
+    return [max(0.0, later - earlier) for earlier, later in pairwise(times)]
+
+
+def _tokens(line: Record, observed: Observed) -> int | None:
+    sequences = number(line.get(names.DATA_SEQUENCES))
+    max_seq_len = whole(observed.setting("train.max_seq_len"))
+    return None if sequences is None or max_seq_len is None else round(sequences * max_seq_len)
+
+
+def _checkpoint(observed: Observed, training: Training | None, goes_on: bool) -> CheckpointStatus:
+    saves = shared_saves(observed)
+    last: Record = saves[-1] if saves else {}
+    every = whole(observed.setting("checkpoint.every_steps"))
+    next_step = next_in_s = None
+    if goes_on and training is not None and training.max_steps is not None and every is not None:
+        after = (training.step // every + 1) * every if every else training.max_steps
+        next_step = min(after, training.max_steps)
+        if training.between_s is not None:
+            next_in_s = max(0.0, (next_step - training.step) * training.between_s - training.age_s)
+    saved_s = number(last.get("time_s"))
+    return CheckpointStatus(
+        saved_step(last) if last else None,
+        None if saved_s is None else max(0.0, observed.now_s - saved_s),
+        whole(last.get("bytes")),
+        next_step,
+        next_in_s,
+    )
+
+
+def _job(observed: Observed) -> JobStatus | None:
+    job_id = observed.job_id
+    if job_id is None:
+        return None
+    own = [line for line in observed.jobs if str(line.get("job_id")) == job_id]
+    starts = [line for line in own if line.get("event") == "job_start"]
+    start: Record = starts[-1] if starts else {}
+    # What was launched before the job was requeued ran on nodes that may be others' by now.
+    since = own[own.index(start) :] if starts else own
+    launches = [line for line in since if line.get("event") == "launch"]
+    launch: Record = launches[-1] if launches else {}
+    told = [line for line in since if line.get("event") in ("launch", "decision")]
+    decided: Record = told[-1] if told and told[-1].get("event") == "decision" else {}
+    queued = observed.queued
+    end_s = number(start.get("end_s"))
+    if queued is not None and queued.state == "RUNNING":
+        end_s = None if queued.time_left_s is None else observed.now_s + queued.time_left_s
+    excluded = next((line.get("excluded") for line in reversed(own) if line.get("event") == "decision"), ())
+    return JobStatus(
+        job_id,
+        str(start.get("job_name") or ""),
+        queued.state if queued else "",
+        queued.reason if queued else "",
+        _names(launch.get("nodes")) or _names(start.get("nodes")),
+        _names(launch.get("spares")),
+        _names(excluded),
+        whole(start.get("restart")),
+        whole(launch.get("launch")),
+        queued.start_s if queued and queued.state == "PENDING" else None,
+        end_s,
+        _decision(decided),
+    )
+
+
+def _decision(line: Record) -> str:
+    if not line:
+        return ""
+    delay_s = number(line.get("delay_s")) or 0.0
+    after = f" in {math.ceil(delay_s)} s" if delay_s else ""
+    return f"{line.get('action', '?')}{after}: {' '.join(str(line.get('reason', '')).split())}"
+
+
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()

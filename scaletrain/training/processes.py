@@ -1,8 +1,11 @@
 """Connects the ranks of a run, and settles what each process computes with."""
 
+import contextlib
 import os
+import re
 import socket
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +19,37 @@ from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.monitors.throughput import measure_matmul_flops_per_s
 from scaletrain.ranks import Ranks
 
+# What gloo and NCCL say of a collective, and torch's store of a meeting, that another rank did not come to in time.
+_COLLECTIVE_WAITED = re.compile(
+    r"Timed out waiting \d+ ?ms|Application timeout caused pair closure|Watchdog caught collective operation timeout"
+)
+_MEETING_WAITED = re.compile(r"[Tt]imed out after \d+ ?(ms|seconds)|[Ww]ait timeout after \d+ ?ms")
+
+
+class CollectiveTimeoutError(RuntimeError):
+    """Another rank was waited for longer than ``train.collective_timeout_s``; nobody knows what holds it."""
+
+
+@contextlib.contextmanager
+def naming_the_limit(collective_timeout_s: float) -> Iterator[None]:
+    """Around all that waits for other ranks: where one is waited for too long, says which limit that was.
+
+    Args:
+        collective_timeout_s: As for ``connect``.
+
+    Raises:
+        CollectiveTimeoutError: In place of what torch raised, which is its cause.
+    """
+    limit = f"train.collective_timeout_s = {collective_timeout_s:g} s"
+    try:
+        yield
+    except RuntimeError as error:
+        if _COLLECTIVE_WAITED.search(str(error)):
+            raise CollectiveTimeoutError(f"a collective waited longer than {limit} for another rank") from error
+        if _MEETING_WAITED.search(str(error)):
+            raise CollectiveTimeoutError(f"another rank did not connect within {limit}") from error
+        raise
+
 
 def connect(ranks: Ranks, deterministic: bool, collective_timeout_s: float) -> None:
     """Connects this process to the others of the run, over NCCL on GPUs and gloo without.
@@ -23,7 +57,8 @@ def connect(ranks: Ranks, deterministic: bool, collective_timeout_s: float) -> N
     Args:
         ranks: The place of this process.
         deterministic: Whether GPU kernels must give the same bits each time.
-        collective_timeout_s: Longest time, in seconds, for which a collective waits for another rank.
+        collective_timeout_s: Longest time, in seconds, for which a collective waits for another rank, and this one for
+            the others to connect.
     """
     if deterministic:
         # cuBLAS reads it when it is first used.

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], check: 
     expected: dict[str, Any] = {"gpus": 0, "shared_dir": str(tmp_path), "token": TOKEN, "limit_s": 0.01} | changes
     failed = [one for one in check_node(Expectation(**expected)) if one.status == "fail"]
     assert [one.check for one in failed] == [check, "arithmetic"], failed
-    assert failed[1].detail == "no answer within 0.01 s; reboot the node"
+    assert failed[1].detail.startswith("no answer within 0.01 s")
 
 
 def test_gpus_that_are_not_there_are_missed(tmp_path: Path) -> None:

@@ -58,9 +58,6 @@ def refused(run: TinyRun, flags: tuple[object, ...], message: Message) -> str:
             id="sequence longer than learned positions",
         ),
         pytest.param(
-            ("--init", "nowhere@7"), ("init: nowhere is no folder", "a run that has saved a checkpoint"), id="no source"
-        ),
-        pytest.param(
             ("--data.num_lanes", 99, "--dry_run"),
             ("data.num_lanes is 99", "needs a shard of its own", "Lower --data.num_lanes"),
             id="more lanes than shards, already in the plan",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,41 @@ from scaletrain.launch.verdicts import Ending, Verdict, read_verdicts
 from scaletrain.ranks import Ranks
 
 ALONE = Ranks(0, 0, 1, 1, "node")
+
+# A rank that prints in each of the ways there are.
+PRINTS = """
+import logging, os, subprocess, sys
+from scaletrain import log
+from scaletrain.launch.endings import let_go_of_streams, say
+from scaletrain.ranks import Ranks
+
+ranks = Ranks(int(sys.argv[1]), 0, 2, 2, "node")
+log.configure(ranks)
+logging.warning("before")
+log.redirect(ranks, os.environ)
+print("by print")
+logging.warning("by logging")
+say("error: by say")
+os.write(1, b"by C\\n")
+subprocess.run([sys.executable, "-c", "import sys; print('by a child', file=sys.stderr)"])
+let_go_of_streams()
+"""
+
+
+def printed(rank: int, folder: object, **streams: object) -> tuple[str, str]:
+    """What the rank printed that was not sent elsewhere."""
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    environment = os.environ | {"SCALETRAIN_LOG_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS, str(rank)],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        text=True,
+        timeout=60,
+        **given,  # type: ignore[call-overload]
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
 @contextlib.contextmanager
@@ -46,3 +82,32 @@ def test_what_cannot_be_said_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None
             sys.stderr.flush()
         let_go_of_streams()
         sys.stderr.flush()  # the interpreter does this last, and would end with a code of its own
+
+
+ALL = ("by print", "by logging", "error: by say", "by C", "by a child")
+
+
+def test_a_rank_has_a_log_of_its_own_and_the_first_is_seen_in_the_jobs(tmp_path: Path) -> None:
+    for _ in range(2):
+        out, err = printed(0, tmp_path / "logs")
+        assert out == "" and "before" in err
+        assert [words for words in ALL if words in err] == ["by logging", "error: by say"]
+        out, err = printed(1, tmp_path / "logs")
+        assert out == "" and [words for words in ALL if words in err] == []
+    for rank in (0, 1):
+        told = (tmp_path / "logs" / f"rank-{rank:05d}.log").read_text()
+        assert [told.count(words) for words in ALL] == [2] * len(ALL), told  # the second start adds its own
+
+
+def test_a_job_log_on_a_full_disk_costs_nothing_of_the_ranks_own(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        printed(0, tmp_path / "logs", stderr=full)
+    told = (tmp_path / "logs" / "rank-00000.log").read_text()
+    assert [told.count(words) for words in ALL] == [1] * len(ALL), told
+
+
+def test_without_a_folder_that_can_be_written_a_rank_prints_as_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out, err = printed(0, tmp_path / "file")
+    assert "no log of its own for rank 0" in err and str(tmp_path / "file") in err
+    assert [words for words in ALL if words in out + err] == list(ALL)

@@ -34,8 +34,6 @@ _USERS_MISTAKE = (
     (r"^ModuleNotFoundError: .*", "a package is missing in the environment of the job"),
     (r"^SyntaxError: .*", "the code cannot be read"),
 )
-_WAITED_TOO_LONG = r"Timed out waiting \d+ms|Watchdog caught collective operation timeout"
-"""What gloo and NCCL say of a collective that another rank did not come to in time."""
 _TAIL_BYTES = 64 * 1024
 _QUOTED_LINES = 12
 
@@ -123,8 +121,6 @@ def _told(verdict: dict[str, Any], log_dir: Path, ranks: Mapping[int, str]) -> O
     rank = int(verdict.get("rank", 0))
     node = ranks.get(rank, str(verdict.get("host")))
     reason = str(verdict.get("reason", ""))
-    if re.search(_WAITED_TOO_LONG, reason):
-        reason = f"waited longer than train.collective_timeout_s for another rank ({reason})"
     kind = Verdict(verdict["verdict"])
     sick = {str(host): reason for host in verdict.get("hosts", ())}
     log = rank_log(log_dir, rank)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,7 +70,7 @@ class Job:
             addresses=slurm.addresses(nodes),
             gpus=_gpus(environ),
             cpus=_cpus(environ),
-            end_s=_unix_s(shown.get("EndTime", "")),
+            end_s=unix_s(shown.get("EndTime", "")),
             excluded=tuple(slurm.expand(shown.get("ExcNodeList", "").replace("(null)", ""))),
             log=shown.get("StdOut", ""),
             array=array,
@@ -100,10 +99,6 @@ class Job:
         # What runs here still, though Slurm has the job as pending or completing, is being ended by it.
         return Asked.REQUEUED
 
-    def time_left_s(self) -> float:
-        """Seconds until the job's time is over; infinite without a limit."""
-        return float("inf") if self.end_s is None else self.end_s - time.time()
-
 
 def _gpus(environ: Mapping[str, str]) -> int:
     if environ.get("DS_ACCELERATOR") == "cpu":
@@ -121,7 +116,7 @@ def _cpus(environ: Mapping[str, str]) -> int:
     return min(map(int, numbers), default=int(environ.get("SLURM_CPUS_ON_NODE", os.cpu_count() or 1)))
 
 
-def _unix_s(text: str) -> float | None:
+def unix_s(text: str) -> float | None:
     """A time as scontrol shows it, in this machine's zone; None for Unknown."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()

@@ -41,12 +41,12 @@ class Journal:
         return sum(event.get("event") == "launch" for event in read_events(self._path))
 
     def without_progress(self, saved_step: int) -> int:
-        """Launches in a row, the last one among them, that saved nothing new.
+        """Launches of this job in a row, the last one among them, that saved nothing new.
 
         Args:
             saved_step: What ``saved_step`` returns now.
         """
-        return count_without_progress(read_events(self._path), saved_step)
+        return count_without_progress(self._of_this_job(), saved_step)
 
     def history(self) -> list[str]:
         """A line for each launch, oldest first."""
@@ -64,22 +64,20 @@ class Journal:
 
     def suspicions(self) -> list[tuple[str, ...]]:
         """Groups of nodes of which one was to blame, in earlier starts of this job."""
-        events = read_events(self._path)
-        job_id = self._job["job_id"]
-        return [
-            tuple(event.get("nodes", ()))
-            for event in events
-            if event.get("event") == "suspicion" and event.get("job_id") == job_id
-        ]
+        return [tuple(event.get("nodes", ())) for event in self._of_this_job() if event.get("event") == "suspicion"]
 
     def fruitless_starts(self) -> int:
-        """Starts of the job in a row, this one among them, in which nothing was launched."""
+        """Starts of this job in a row, up to now, in which nothing could be launched."""
         count = 0
-        for event in reversed(read_events(self._path)):
-            if event.get("event") == "launch" or event.get("job_id") != self._job["job_id"]:
+        for event in reversed(self._of_this_job()):
+            if event.get("event") == "launch":
                 break
-            count += event.get("event") == "job_start"
+            count += event.get("event") == "fruitless_start"
         return count
+
+    def _of_this_job(self) -> list[dict[str, Any]]:
+        """Its lines: what is submitted anew, after somebody has mended something, begins with a clean record."""
+        return [event for event in read_events(self._path) if event.get("job_id") == self._job["job_id"]]
 
 
 def count_without_progress(events: Sequence[dict[str, Any]], saved_step: int) -> int:

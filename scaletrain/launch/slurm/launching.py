@@ -13,7 +13,7 @@ from scaletrain.launch.slurm.asked import Requests
 from scaletrain.launch.slurm.commands import Slurm
 from scaletrain.launch.slurm.decision import Asked
 from scaletrain.launch.slurm.evidence import Outcome, last_attempt, read_outcome
-from scaletrain.launch.slurm.job import Job
+from scaletrain.launch.slurm.job import Job, unix_s
 from scaletrain.launch.slurm.ports import training_port
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.steps import Step, node_python, slots, srun_command
@@ -113,10 +113,11 @@ class Launch:
                 self._signal(step, slurm, "KILL")
                 self._kill_here()
                 return None
-            if asked is not Asked.NOBODY and not is_told:
+            # Of a requeue that Slurm has decided it has told all processes itself.
+            if asked in (Asked.TIME_LIMIT, Asked.PREEMPTED) and not is_told:
                 is_told = True
                 self._signal(step, slurm, "USR1")
-                give_up_s = now_s + self._time_to_save_s(asked, slurm)
+                give_up_s = now_s + self._time_to_save_s(slurm)
             ended_s = self._first_end_s()
             if ended_s is not None:
                 give_up_s = min(give_up_s, now_s - (time.time() - ended_s) + _AFTER_FIRST_S)
@@ -125,16 +126,17 @@ class Launch:
                 return None
         return code
 
-    def _time_to_save_s(self, asked: Asked, slurm: Slurm) -> float:
-        job = self._job
-        if asked is Asked.PREEMPTED:
-            job = Job.of_this_process(os.environ, slurm)  # the end is now that of the time of grace
-        return max(0.0, job.time_left_s() - _BEFORE_END_S)
+    def _time_to_save_s(self, slurm: Slurm) -> float:
+        """Asked anew: a preempted job ends with its time of grace, and somebody may have changed the limit."""
+        end_s = unix_s(slurm.show_job(self._job.job_id).get("EndTime", "")) or self._job.end_s
+        return float("inf") if end_s is None else max(0.0, end_s - time.time() - _BEFORE_END_S)
 
     def _signal(self, step: Step, slurm: Slurm, name: str) -> None:
         number = next((str(one["step"]) for one in self._told().values() if one.get("step")), None)
-        if number is None or not slurm.signal_step(self._job.job_id, number, name):
+        if number is None:
             step.end()  # nothing runs yet that could save
+        else:
+            slurm.signal_step(self._job.job_id, number, name)
 
     def _kill_here(self) -> None:
         """Ends this node's ranks without Slurm, whose daemon here may be gone: their launcher takes them with it."""

@@ -120,6 +120,7 @@ def _is_about_the_batch_step(name: str) -> bool:
     """Options that sbatch leaves in the environment, and srun would obey: the command line says what is meant."""
     return name in (
         "SLURM_CPUS_PER_TASK",
+        "SLURM_CPUS_PER_GPU",
         "SLURM_TRES_PER_TASK",
         "SLURM_NTASKS",
         "SLURM_NPROCS",

@@ -18,7 +18,7 @@ from scaletrain.launch.slurm.steps import node_python, slots, srun_command
 from scaletrain.launch.slurm.supervisor import Supervisor
 from scaletrain.launch.verdicts import EXIT_CODES, Verdict
 
-_RESOLVE_S = 120.0
+_RESOLVE_S = 300.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,7 +78,10 @@ def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) 
     Raises:
         ConfigError: They are wrong.
     """
-    done = _run(job, settings, root, ["-m", "scaletrain.launch.slurm.resolve", *arguments])
+    try:
+        done = _run(job, settings, root, ["-m", "scaletrain.launch.slurm.resolve", *arguments])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"the training's arguments cannot be checked: {error}") from None
     if done.returncode != 0:
         raise ConfigError(done.stderr.strip().removeprefix("error: ") or f"code {done.returncode}")
     told = json.loads(done.stdout.splitlines()[-1])
@@ -99,7 +102,11 @@ def plan(job: Job, settings: Settings, root: Path, run_dir: Path, arguments: Seq
         ConfigError: The training would refuse to start.
     """
     ranks = (len(job.nodes) - settings.spare_nodes) * slots(job, settings)
-    done = _run(job, settings, root, [str(root / "scaletrain" / "train.py"), *arguments, "--dry_run"], ranks)
+    try:
+        done = _run(job, settings, root, [str(root / "scaletrain" / "train.py"), *arguments, "--dry_run"], ranks)
+    except subprocess.TimeoutExpired:
+        print(f"warning: no plan within {_RESOLVE_S:.0f} s: the corpus is slow to open", file=sys.stderr)
+        return
     if done.returncode == EXIT_CODES[Verdict.USER_ERROR]:
         raise ConfigError(done.stderr.strip().rpartition("error: ")[2])
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)

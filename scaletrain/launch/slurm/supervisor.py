@@ -145,11 +145,13 @@ class Supervisor:
 
     def _without_launch(self, problem: str) -> Situation:
         reason = problem or "; ".join(f"{node}: {why}" for node, why in self._sick.items()) or "the checks were left"
-        return self._situation(None, reason, fruitless_starts=self._journal.fruitless_starts())
+        if self._requests.asked() in (Asked.NOBODY, Asked.TIME_LIMIT):
+            self._journal.write("fruitless_start", reason=reason)
+        return self._situation(None, reason, self._sick, fruitless_starts=self._journal.fruitless_starts())
 
     def _launch(self, number: int, usable: Sequence[str]) -> Situation:
         nodes, spares = list(usable[: self._needed]), list(usable[self._needed :])
-        saved_step = self._journal.saved_step()
+        saved_step, known = self._journal.saved_step(), set(self._sick)
         self._journal.write("launch", launch=number, nodes=nodes, spares=spares, saved_step=saved_step)
         launch = Launch(number, self._job, self._settings, self._run_dir, self._root, nodes, self._arguments)
         waiting = f", {','.join(spares)} in reserve" if spares else ""
@@ -172,17 +174,23 @@ class Supervisor:
             self._crashes_here = 0
         elif outcome.verdict in (Verdict.CRASH, Verdict.HANG):
             self._crashes_here += 1
-        situation = self._situation(outcome.verdict, outcome.reason, progressed=new_step > saved_step)
+        sick = {node: why for node, why in self._sick.items() if node not in known}
+        situation = self._situation(outcome.verdict, outcome.reason, sick, progressed=new_step > saved_step)
         return replace(situation, asked=asked, without_progress=without)
 
     def _situation(
-        self, verdict: Verdict | None, reason: str, progressed: bool = False, fruitless_starts: int = 0
+        self,
+        verdict: Verdict | None,
+        reason: str,
+        sick: Mapping[str, str],
+        progressed: bool = False,
+        fruitless_starts: int = 0,
     ) -> Situation:
         return Situation(
             verdict=verdict,
             reason=reason,
             asked=self._requests.asked(),
-            sick=dict(self._sick),
+            sick=dict(sick),
             healthy=len(self._usable()),
             needed=self._needed,
             progressed=progressed,

@@ -91,11 +91,6 @@ def test_a_crash_is_looked_up_in_the_logs(read: Launched, text: str, verdict: Ve
     assert (outcome.verdict, list(outcome.sick)) == (verdict, sick)
 
 
-def test_a_collective_that_waited_names_the_setting(read: Launched) -> None:
-    read.verdict(0, Verdict.CRASH, "[gloo] Timed out waiting 10000ms for recv operation to complete")
-    assert "train.collective_timeout_s" in read.outcome().reason
-
-
 def test_the_end_of_a_log_is_quoted(read: Launched) -> None:
     read.log(0, "\n".join(map(str, range(100))))
     assert quote(read.log_dir / "rank-00000.log")[-2:] == ["98", "99"]

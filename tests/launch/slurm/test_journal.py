@@ -44,14 +44,25 @@ def test_progress_is_what_was_saved(tmp_path: Path) -> None:
 
 def test_fruitless_starts_are_those_of_this_job_since_its_last_launch(tmp_path: Path) -> None:
     other, journal = Journal(tmp_path, "6", 0), Journal(tmp_path, "7", 1)
-    other.write("job_start")
+    other.write("fruitless_start")
+    journal.write("job_start")
     assert journal.fruitless_starts() == 0
+    journal.write("fruitless_start")
     journal.write("job_start")
-    journal.write("job_start")
+    journal.write("fruitless_start")
     assert journal.fruitless_starts() == 2
     journal.write("launch", launch=1)
-    journal.write("job_start")
+    journal.write("fruitless_start")
     assert journal.fruitless_starts() == 1
+
+
+def test_a_job_that_is_submitted_anew_begins_with_a_clean_record(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        Journal(tmp_path, "6", 0).write("launch", launch=number, saved_step=0)
+    journal = Journal(tmp_path, "7", 0)
+    journal.write("launch", launch=4, saved_step=0)
+    assert journal.without_progress(0) == 1
+    assert journal.launches() == 4
 
 
 def test_suspicions_are_those_of_this_job(tmp_path: Path) -> None:
