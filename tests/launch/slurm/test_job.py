@@ -63,6 +63,16 @@ def test_a_job_is_read(slurm: Slurm) -> None:
     assert job.log == "/a/pretrain-17.log"
 
 
+def test_a_task_of_an_array_is_told_apart_from_the_array(slurm: Slurm, tmp_path: Path) -> None:
+    """One task has the array's number: a command about that number would be about all tasks."""
+    shown = SHOWN.format(state="PENDING", restarts=7).replace("JobId=17", "JobId=18")
+    (tmp_path / "shown").write_text(f"{shown}\n{SHOWN.format(state='RUNNING', restarts=0)}\n")
+    job = Job.of_this_process(ENVIRONMENT | {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "2"}, slurm)
+    assert (job.job_id, job.queue_name, job.restarts) == ("17", "17_2", 0)
+    assert job.asked(slurm, "n1") is Asked.NOBODY
+    assert Job.of_this_process(ENVIRONMENT, slurm).queue_name == "17"
+
+
 @pytest.mark.parametrize(
     ("more", "gpus"),
     [
