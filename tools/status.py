@@ -5,6 +5,7 @@ python tools/status.py --run_dir runs/demo --watch
 
 import json
 import shutil
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,13 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from scaletrain.errors import ConfigError, ScaletrainError
-from scaletrain.launch.squeue import ask_squeue
+from scaletrain.launch.squeue import Queued, ask_squeue
 from scaletrain.monitors.status import Status
 from scaletrain.monitors.status_records import observe
 from scaletrain.monitors.status_text import COLUMNS, LINES, status_lines
 from scaletrain.monitors.status_warnings import status_of
 
 _REFRESH_S = 2.0
+_ASK_S = 30.0
 _STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "": ""}
 
 
@@ -55,11 +57,19 @@ def parse(*, run_dir: str, watch: str = "False", json: str = "False") -> Request
     return Request(Path(run_dir), flags["watch"], flags["json"])
 
 
-def look(run_dir: Path) -> Status:
-    observed = observe(run_dir)
-    if observed.job_id is not None:
-        observed = replace(observed, queued=ask_squeue(observed.job_id))
-    return status_of(observed)
+class Watcher:
+    """Looks at a run again and again; Slurm's controller, which serves everybody, is asked less often."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._asked_s = float("-inf")
+        self._queued: Queued | None = None
+
+    def look(self) -> Status:
+        observed = observe(self._run_dir)
+        if observed.job_id is not None and time.monotonic() - self._asked_s > _ASK_S:
+            self._queued, self._asked_s = ask_squeue(observed.job_id), time.monotonic()
+        return status_of(replace(observed, queued=self._queued if observed.job_id else None))
 
 
 def screen(status: Status, columns: int, lines: int = LINES) -> Text:
@@ -67,24 +77,25 @@ def screen(status: Status, columns: int, lines: int = LINES) -> Text:
     return Text("\n").join(Text(line.text, _STYLES[line.mood]) for line in shown)
 
 
-def watch(run_dir: Path, console: Console) -> None:
+def watch(watcher: Watcher, console: Console) -> None:
+    # As after Ctrl-C, the terminal is given back as it was.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with console.screen() as shown:
         while True:
             size = shutil.get_terminal_size()
-            shown.update(screen(look(run_dir), size.columns, size.lines))
+            shown.update(screen(watcher.look(), size.columns, size.lines))
             time.sleep(_REFRESH_S)
 
 
 def run(request: Request) -> None:
+    watcher = Watcher(request.run_dir)
     if request.json:
-        print(json.dumps(asdict(look(request.run_dir))))
-        return
-    columns = shutil.get_terminal_size((COLUMNS, LINES)).columns if sys.stdout.isatty() else COLUMNS
-    console = Console(width=columns, highlight=False)
-    if request.watch:
-        watch(request.run_dir, console)
+        print(json.dumps(asdict(watcher.look())))
+    elif request.watch:
+        watch(watcher, Console(highlight=False))
     else:
-        console.print(screen(look(request.run_dir), columns), soft_wrap=True)
+        columns = shutil.get_terminal_size((COLUMNS, LINES)).columns if sys.stdout.isatty() else COLUMNS
+        Console(highlight=False).print(screen(watcher.look(), columns), soft_wrap=True)
 
 
 def main() -> int:

@@ -75,10 +75,10 @@ def shares_table(summary: Summary) -> Table:
     """Where the time went."""
     wall_us = summary.account.wall_us
     rows = [
-        (spent.value, _seconds(taken_us / 1e6), _percent(taken_us / wall_us if wall_us else 0.0), MEANINGS[spent])
+        (spent.value, short_duration(taken_us / 1e6), _percent(taken_us / wall_us if wall_us else 0.0), MEANINGS[spent])
         for spent, taken_us in summary.account.shares_us.items()
     ]
-    total = ("wall time", _seconds(wall_us / 1e6), _percent(1.0 if wall_us else 0.0), "")
+    total = ("wall time", short_duration(wall_us / 1e6), _percent(1.0 if wall_us else 0.0), "")
     return Table(("where the time went", "time", "share", ""), (*rows, total))
 
 
@@ -149,7 +149,9 @@ def advice_notes(advice: Advice) -> list[str]:
     """What the recommended intervals rest on."""
     if advice.problem:
         return [advice.problem]
-    stall = f"a save stops training for {_seconds(advice.stall_s)} and takes {_seconds(advice.save_s)} in all"
+    stall = (
+        f"a save stops training for {short_duration(advice.stall_s)} and takes {short_duration(advice.save_s)} in all"
+    )
     if advice.is_bound:
         return [
             stall,
@@ -165,7 +167,7 @@ def advice_notes(advice: Advice) -> list[str]:
     if advice.uncertainty > 0.15:
         notes.append(f"too few failures for a sharp figure: the intervals are known to ±{advice.uncertainty:.0%}")
     if any(interval.seconds < advice.save_s for interval in advice.recommended):
-        notes.append(f"no save can begin before the last is complete: not less than {_seconds(advice.save_s)}")
+        notes.append(f"no save can begin before the last is complete: not less than {short_duration(advice.save_s)}")
     return notes
 
 
@@ -177,7 +179,7 @@ def interval_table(advice: Advice) -> Table:
         rows.append(
             (
                 interval.name,
-                f"{sign}{_seconds(interval.seconds)}",
+                f"{sign}{short_duration(interval.seconds)}",
                 f"{sign}{interval.steps}",
                 f"{most}{_percent(interval.cost)}",
                 interval.source,
@@ -185,7 +187,7 @@ def interval_table(advice: Advice) -> Table:
         )
     now = advice.present
     if now is not None:
-        rows.insert(0, (now.name, _seconds(now.seconds), str(now.steps), f"{most}{_percent(now.cost)}", ""))
+        rows.insert(0, (now.name, short_duration(now.seconds), str(now.steps), f"{most}{_percent(now.cost)}", ""))
     return Table(("save every", "training", "steps", "cost", "formula"), tuple(rows))
 
 
@@ -194,13 +196,18 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
+def short_duration(seconds: float) -> str:
+    """A duration that may be much shorter than a second."""
+    return f"{seconds * 1000:.0f}ms" if 0 < seconds < 0.995 else format_duration(seconds)
+
+
 def _save_lines(summary: Summary) -> list[str]:
     lines = []
     for saves in summary.saves:
         size = "" if saves.mean_bytes is None else f", {_size(saves.mean_bytes)} each"
         lines.append(
-            f"saves ({saves.tier}): {saves.count}, each stops training for {_seconds(saves.stall_s)} and takes "
-            f"{_seconds(saves.seconds)} in all{size}"
+            f"saves ({saves.tier}): {saves.count}, each stops training for {short_duration(saves.stall_s)} and takes "
+            f"{short_duration(saves.seconds)} in all{size}"
         )
     if not summary.saves:
         lines.append("saves: none")
@@ -226,11 +233,6 @@ def _layout(table: Table) -> list[str]:
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def _seconds(seconds: float) -> str:
-    """A duration that may be much shorter than a second."""
-    return f"{seconds * 1000:.0f}ms" if 0 < seconds < 0.995 else format_duration(seconds)
 
 
 def _size(size: float) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO
@@ -98,7 +99,7 @@ def read_sample(path: Path, keys: Sequence[str], whole_bytes: int = _WHOLE_BYTES
                 return Sample(tuple(read_records(path, keys)), True)
             borders = _attempt_borders(file, size)
             lines: list[Line] = []
-            for start, stop in zip(borders, [*borders[1:], size], strict=True):
+            for start, stop in pairwise([*borders, size]):
                 lines += _thinned(file, start, stop, max(1, round(_BLOCKS * (stop - start) / size)), keys)
             return Sample(tuple(lines), False)
     except FileNotFoundError:

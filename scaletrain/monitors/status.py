@@ -26,7 +26,7 @@ class JobStatus:
         name: Its name; empty where nobody told.
         state: What Slurm's queue says; empty where it was not asked, or knows the job no more.
         reason: Why it waits; empty where it does not.
-        nodes: Of the last launch, or of the job.
+        nodes: Of the last launch, or of the job; none while it waits.
         spares: Nodes in reserve.
         excluded: Nodes that it has to avoid.
         restart: How many times it was requeued.
@@ -299,14 +299,15 @@ def _job(observed: Observed) -> JobStatus | None:
     end_s = number(start.get("end_s"))
     if queued is not None and queued.state == "RUNNING":
         end_s = None if queued.time_left_s is None else observed.now_s + queued.time_left_s
+    waits = queued is not None and queued.state == "PENDING"  # and has no nodes yet
     excluded = next((line.get("excluded") for line in reversed(own) if line.get("event") == "decision"), ())
     return JobStatus(
         job_id,
         str(start.get("job_name") or ""),
         queued.state if queued else "",
         queued.reason if queued else "",
-        _names(launch.get("nodes")) or _names(start.get("nodes")),
-        _names(launch.get("spares")),
+        () if waits else _names(launch.get("nodes")) or _names(start.get("nodes")),
+        () if waits else _names(launch.get("spares")),
         _names(excluded),
         whole(start.get("restart")),
         whole(launch.get("launch")),

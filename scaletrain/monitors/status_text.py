@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scaletrain.monitors.goodput_summary import COMPLETE, RUNNING
-from scaletrain.monitors.goodput_text import cut
+from scaletrain.monitors.goodput_text import cut, short_duration
 from scaletrain.monitors.progress import format_count, format_duration
 from scaletrain.monitors.status import STARTING, CheckpointStatus, JobStatus, Status, Training, Warned
 
@@ -40,7 +40,9 @@ def status_lines(status: Status, columns: int = COLUMNS, lines: int = LINES) -> 
     shown = [Line(_headline(status), mood)]
     shown += [_fact(label, text) for label, text in _facts(status) if text]
     shown += _attempts(status)
-    shown = [Line(cut(line.text, columns), line.mood) for line in shown]
+    shown = [Line(cut(_printable(line.text), columns), line.mood) for line in shown]
+    if status.warnings:
+        shown = shown[: lines - 1]  # in a low window a warning is worth more than a fact
     return (shown + _warnings(status.warnings, columns, lines - len(shown)))[:lines]
 
 
@@ -50,10 +52,10 @@ def _warnings(warnings: Sequence[Warned], columns: int, room: int) -> list[Line]
     shown: list[Line] = []
     for warning in warnings:
         if left > 1 and room - len(shown) < 2:
-            return [*shown, Line(f"! {left} more warnings; --json tells all", "warn")]
+            return [*shown, Line(cut(f"! {left} more warnings; --json tells all", columns), "warn")]
         most = max(1, min(_MOST_LINES if warning.is_grave else 1, room - len(shown) - left + 1))
         told = textwrap.wrap(
-            f"! {warning.text}",
+            f"! {_printable(warning.text)}",
             columns,
             subsequent_indent="  ",
             max_lines=most,
@@ -65,8 +67,15 @@ def _warnings(warnings: Sequence[Warned], columns: int, room: int) -> list[Line]
     return shown
 
 
+def _printable(text: str) -> str:
+    """A text on one line; what a log or a file name brings must not steer the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _headline(status: Status) -> str:
     where = f" on {status.host}" if status.host and status.state in (RUNNING, STARTING) else ""
+    if status.job is not None and status.job.state == "PENDING":
+        return f"{status.name}: its job waits in the queue; its last start: {status.state}"
     known = f", wall time {format_duration(status.wall_s)}" if status.wall_s else ""
     return f"{status.name}: {status.state}{where}{known}"
 
@@ -107,7 +116,8 @@ def _job_facts(job: JobStatus, now_s: float) -> list[tuple[str, str]]:
         parts.append(f"requeued {job.restart} times" if job.restart > 1 else "requeued once")
     if job.launch is not None:
         parts.append(f"launch {job.launch}")
-    if job.end_s is not None and job.state != "PENDING":
+    is_over = job.state == "" and job.decision.startswith(("stop", "requeue"))
+    if job.end_s is not None and job.state != "PENDING" and not is_over:
         parts.append(
             f"ends in {format_duration(job.end_s - now_s)} ({_clock(job.end_s, now_s)})"
             if job.end_s > now_s
@@ -142,7 +152,7 @@ def _speed(training: Training) -> str:
     if training.mfu is not None:
         parts.append(f"MFU {training.mfu:.1%}")
     if training.step_s is not None:
-        parts.append(f"{_short(training.step_s)} a step")
+        parts.append(f"{short_duration(training.step_s)} a step")
     return ", ".join(parts)
 
 
@@ -182,10 +192,6 @@ def _attempts(status: Status) -> list[Line]:
         reason = f": {attempt.reason}" if attempt.reason and not is_told else ""
         shown.append(_fact(label if index == 0 else "", f"#{attempt.number}{begun}: {attempt.verdict}{reason}"))
     return shown
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds * 1000:.0f}ms" if seconds < 0.995 else format_duration(seconds)
 
 
 def _clock(unix_s: float, now_s: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from scaletrain.launch.heartbeat import REFRESH_S
 from scaletrain.launch.slurm.journal import count_without_progress
 from scaletrain.monitors.goodput_summary import COMPLETE, RUNNING
+from scaletrain.monitors.goodput_text import short_duration
 from scaletrain.monitors.progress import format_duration
 from scaletrain.monitors.run_history import saved_step, whole
 from scaletrain.monitors.run_records import number
@@ -81,7 +82,7 @@ def _silence(observed: Observed, status: Status) -> Iterator[Warned]:
         return
     # Evaluations and saves come between steps: a gap as long as one before is no news.
     if training.age_s > max(_LATE * training.step_s, training.longest_gap_s, _LEAST_LATE_S):
-        usual = format_duration(training.step_s)
+        usual = short_duration(training.step_s)
         yield Warned(f"no new step for {format_duration(training.age_s)}, where one takes {usual}", True)
 
 
