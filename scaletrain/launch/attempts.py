@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from scaletrain.launch.processes import Process, launchers_above, machine, this_process
+from scaletrain.log import FOLDER_VARIABLE
 
 _LOOKED_AT = 5  # newest attempts among which a process looks for its own
 
@@ -46,6 +47,23 @@ def register_rank(run_dir: Path, attempt: int, rank: int) -> None:
     folder = run_dir / "exit" / str(attempt)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"{rank}.pid", this_process())
+
+
+def attempt_with_logs(run_dir: Path, log_dir: Path) -> int | None:
+    """The newest attempt whose ranks log into a folder of their own; None where there is none.
+
+    Args:
+        run_dir: The run's folder.
+        log_dir: The folder, as ``SCALETRAIN_LOG_DIR`` named it to them.
+    """
+    for attempt in reversed(attempt_numbers(run_dir)):
+        try:
+            content = json.loads((run_dir / "exit" / str(attempt) / "launch.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if content.get("log_dir") == str(log_dir):
+            return attempt
+    return None
 
 
 def attempt_of(run_dir: Path, rank: int, process: Process, launch: Process) -> int | None:
@@ -98,6 +116,7 @@ def _write(path: Path, process: Process) -> None:
         "pid": process.pid,
         "start_ticks": process.start_ticks,
         "time_s": time.time(),
+        "log_dir": os.environ.get(FOLDER_VARIABLE),
     }
     path.write_text(json.dumps(content) + "\n")
 

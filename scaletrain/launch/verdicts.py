@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scaletrain.errors import DivergenceError, HealthError, ScaletrainError, StorageError, UnreachableError
+from scaletrain.log import FOLDER_VARIABLE
 
 
 class Verdict(StrEnum):
@@ -128,6 +129,7 @@ def write_verdict(
         OSError: The run directory cannot be written.
     """
     about = os.getpid() if pid is None else pid
+    log_dir = os.environ.get(FOLDER_VARIABLE)  # which launch of a job it belongs to
     path = verdict_path(run_dir, attempt, rank, about)
     content = {
         "verdict": verdict.value,
@@ -138,6 +140,7 @@ def write_verdict(
         "host": socket.gethostname(),
         "pid": about,
         "time_s": time.time(),
+        **({"log_dir": log_dir} if log_dir else {}),
         **fields,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

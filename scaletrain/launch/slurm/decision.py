@@ -17,8 +17,9 @@ class Asked(StrEnum):
     NOBODY = "nobody"
     TIME_LIMIT = "time limit"
     PREEMPTED = "preempted"
-    REQUEUED = "requeued"
-    """Slurm starts it again without being asked: scontrol requeue, a preemption without a time of grace."""
+    REQUEUED = "ended or requeued by Slurm"
+    """It is being ended, to start again or not, and nobody asks here: scontrol requeue, scancel, a preemption without a
+    time of grace."""
     CANCELLED = "cancelled"
     REPLACED = "replaced"
     """The job runs elsewhere by now: this is what is left on a node that Slurm had given up."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaletrain.launch.attempts import attempt_numbers
+from scaletrain.launch.attempts import attempt_with_logs
 from scaletrain.launch.verdicts import UNCLAIMED, Verdict, read_verdict, read_verdicts
 from scaletrain.log import rank_log
 
@@ -57,25 +57,21 @@ class Outcome:
     log: Path | None = None
 
 
-def read_outcome(
-    run_dir: Path, log_dir: Path, newer_than: int, since_s: float, ranks: Mapping[int, str], exit_code: int | None
-) -> Outcome:
+def read_outcome(run_dir: Path, log_dir: Path, ranks: Mapping[int, str], exit_code: int | None) -> Outcome:
     """Reads how a launch ended.
 
     Args:
         run_dir: The run's folder.
-        log_dir: Folder of the launch's logs.
-        newer_than: The run's last attempt before the launch.
-        since_s: When the launch began, in Unix seconds.
+        log_dir: Folder of the launch's logs, by which its verdicts are told from those of another job in the same run.
         ranks: The node of each rank.
         exit_code: Of the step; None where it had to be killed.
 
     Returns:
         The outcome.
     """
-    attempt = last_attempt(run_dir)
-    verdicts = read_verdicts(run_dir, attempt) if attempt > newer_than else {}
-    found = list(verdicts.values()) + _unclaimed(run_dir, since_s)
+    attempt = attempt_with_logs(run_dir, log_dir)
+    verdicts = {} if attempt is None else read_verdicts(run_dir, attempt)
+    found = list(verdicts.values()) + _unclaimed(run_dir, log_dir)
     if len(verdicts) == len(ranks) and all(one["verdict"] == Verdict.COMPLETE for one in verdicts.values()):
         return Outcome(Verdict.COMPLETE, str(verdicts[0]["reason"]))
     chosen = _weightiest(found)
@@ -97,14 +93,9 @@ def quote(log: Path) -> list[str]:
     return _tail(log).splitlines()[-_QUOTED_LINES:]
 
 
-def last_attempt(run_dir: Path) -> int:
-    """Number of the run's last attempt; 0 before the first."""
-    return max(attempt_numbers(run_dir), default=0)
-
-
-def _unclaimed(run_dir: Path, since_s: float) -> list[dict[str, Any]]:
+def _unclaimed(run_dir: Path, log_dir: Path) -> list[dict[str, Any]]:
     found = [read_verdict(path) for path in (run_dir / "exit" / UNCLAIMED).glob("*.json")]
-    return [one for one in found if one is not None and one.get("time_s", 0) >= since_s]
+    return [one for one in found if one is not None and one.get("log_dir") == str(log_dir)]
 
 
 def _weightiest(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

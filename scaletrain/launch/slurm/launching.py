@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scaletrain.launch.attempts import attempt_with_logs
 from scaletrain.launch.processes import Process, kill
 from scaletrain.launch.slurm.asked import Requests
 from scaletrain.launch.slurm.commands import Slurm
 from scaletrain.launch.slurm.decision import Asked
-from scaletrain.launch.slurm.evidence import Outcome, last_attempt, read_outcome
+from scaletrain.launch.slurm.evidence import Outcome, read_outcome
 from scaletrain.launch.slurm.job import Job, unix_s
 from scaletrain.launch.slurm.ports import training_port
 from scaletrain.launch.slurm.settings import Settings
@@ -27,6 +28,30 @@ _AFTER_FIRST_S = 90.0
 _VERDICTS_S = 15.0
 """Time for keepers to write the verdicts of ranks that were killed."""
 _TICK_S = 0.2
+
+
+def log_dir_of(run_dir: Path, number: int) -> Path:
+    """Folder for the logs of a launch."""
+    return run_dir / "logs" / f"launch-{number:04d}"
+
+
+def claim_log_dir(run_dir: Path, number: int) -> int:
+    """Makes the folder of a launch that nobody else has: another job may try to train in the same run.
+
+    Args:
+        run_dir: The run's folder.
+        number: The lowest number that will do.
+
+    Returns:
+        The number that was free.
+    """
+    while True:
+        try:
+            log_dir_of(run_dir, number).mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return number
 
 
 class Launch:
@@ -59,7 +84,7 @@ class Launch:
     ) -> None:
         self._job, self._run_dir, self._nodes = job, run_dir, tuple(nodes)
         self._slots = slots(job, settings)
-        self.log_dir = run_dir / "logs" / f"launch-{number:04d}"
+        self.log_dir = log_dir_of(run_dir, number)
         self.plan: dict[str, Any] = {
             "nodes": list(nodes),
             "addresses": {node: job.addresses[node] for node in nodes},
@@ -83,14 +108,12 @@ class Launch:
         Returns:
             How it ended.
         """
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         (self.log_dir / "plan.json").write_text(json.dumps(self.plan, indent=1) + "\n")
-        before, since_s = last_attempt(self._run_dir), time.time()
         step = Step(self.command)
         exit_code = self._watch(step, requests, slurm)
         step.end()
-        self._await_verdicts(before)
-        return read_outcome(self._run_dir, self.log_dir, before, since_s, self._node_of_rank(), exit_code)
+        self._await_verdicts()
+        return read_outcome(self._run_dir, self.log_dir, self._node_of_rank(), exit_code)
 
     def as_nodes(self, sick: Mapping[str, str]) -> dict[str, str]:
         """Names of hosts, as processes know them, as Slurm's names of nodes."""
@@ -160,14 +183,14 @@ class Launch:
     def _node_of_rank(self) -> dict[int, str]:
         return {rank: self._nodes[rank // self._slots] for rank in range(len(self._nodes) * self._slots)}
 
-    def _await_verdicts(self, before: int) -> None:
+    def _await_verdicts(self) -> None:
         until_s = time.monotonic() + _VERDICTS_S
         ranks = len(self._nodes) * self._slots
         while time.monotonic() < until_s:
-            attempt = last_attempt(self._run_dir)
+            attempt = attempt_with_logs(self._run_dir, self.log_dir)
             files = list((self._run_dir / "exit" / str(attempt)).glob("[0-9]*.json"))
-            if attempt > before and len(files) >= ranks:
+            if attempt is not None and len(files) >= ranks:
                 return
-            if attempt == before and not any(self.log_dir.glob("rank-*.log")):
+            if attempt is None and not any(self.log_dir.glob("rank-*.log")):
                 return  # no rank has started
             time.sleep(_TICK_S)

@@ -16,7 +16,7 @@ from scaletrain.launch.slurm.decision import Action, Asked, Kind, Situation, dec
 from scaletrain.launch.slurm.evidence import Outcome, quote
 from scaletrain.launch.slurm.job import Job
 from scaletrain.launch.slurm.journal import Journal
-from scaletrain.launch.slurm.launching import Launch
+from scaletrain.launch.slurm.launching import Launch, claim_log_dir
 from scaletrain.launch.slurm.ledger import Failure, Ledger
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.suspects import choose_suspect
@@ -64,13 +64,12 @@ class Supervisor:
         self._journal.write("job_start", job_name=self._job.name, nodes=self._job.nodes, end_s=self._job.end_s)
         self._sick |= {node: reason for node, reason in self._ledger.avoided().items() if node in self._job.nodes}
         while True:
-            number = self._journal.launches() + 1
-            problem = self._check(number)
+            problem = self._check()
             usable = self._usable()
             if problem or len(usable) < self._needed or self._requests.asked() is not Asked.NOBODY:
                 situation = self._without_launch(problem)
             else:
-                situation = self._launch(number, usable)
+                situation = self._launch(usable)
             action = decide(situation)
             self._carry_out(action)
             if action.kind is not Kind.LAUNCH:
@@ -88,13 +87,13 @@ class Supervisor:
     def _usable(self) -> list[str]:
         return [node for node in self._job.nodes if node not in self._sick]
 
-    def _check(self, number: int) -> str:
+    def _check(self) -> str:
         """Checks the nodes that could be used; what is wrong without a node being to blame is returned."""
         self._blame({node: why for node, why in self._slurm.unusable(self._usable()).items()}, remember=False)
         if self._settings.preflight == "off":
             return ""
         self._say(f"checks {','.join(self._usable())}")
-        folder = self._run_dir / "logs" / f"checks-{number:04d}-{self._job.job_id}-{time.time_ns()}"
+        folder = self._run_dir / "logs" / f"checks-{self._job.job_id}-{time.time_ns()}"
         mounts = (self._root, self._run_dir, Path.cwd())
         checks = Checks(self._job, self._settings, folder, mounts, self._is_asked)
         found = checks.check_nodes(self._usable())
@@ -149,7 +148,8 @@ class Supervisor:
             self._journal.write("fruitless_start", reason=reason)
         return self._situation(None, reason, self._sick, fruitless_starts=self._journal.fruitless_starts())
 
-    def _launch(self, number: int, usable: Sequence[str]) -> Situation:
+    def _launch(self, usable: Sequence[str]) -> Situation:
+        number = claim_log_dir(self._run_dir, self._journal.launches() + 1)
         nodes, spares = list(usable[: self._needed]), list(usable[self._needed :])
         saved_step, known = self._journal.saved_step(), set(self._sick)
         self._journal.write("launch", launch=number, nodes=nodes, spares=spares, saved_step=saved_step)

@@ -1,5 +1,6 @@
 """What ended a launch, from real verdict files and logs."""
 
+import json
 import os
 from pathlib import Path
 
@@ -20,7 +21,13 @@ class Launched:
     def __init__(self, folder: Path) -> None:
         self.run_dir, self.log_dir = folder, folder / "logs"
         self.log_dir.mkdir()
-        (folder / "exit" / "1").mkdir(parents=True)
+        self.attempt(1, self.run_dir / "logs of another job")
+        self.attempt(2, self.log_dir)
+
+    def attempt(self, number: int, log_dir: Path) -> None:
+        folder = self.run_dir / "exit" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "launch.json").write_text(json.dumps({"log_dir": str(log_dir)}))
 
     def verdict(self, rank: int, verdict: Verdict, reason: str, attempt: int | None = 2, **fields: object) -> None:
         write_verdict(self.run_dir, attempt, rank, verdict, reason, **fields)  # type: ignore[arg-type]
@@ -29,7 +36,7 @@ class Launched:
         (self.log_dir / f"rank-{rank:05d}.log").write_text(text)
 
     def outcome(self, exit_code: int | None = 1) -> Outcome:
-        return read_outcome(self.run_dir, self.log_dir, 1, 0.0, RANKS, exit_code)
+        return read_outcome(self.run_dir, self.log_dir, RANKS, exit_code)
 
 
 def test_all_complete_is_complete_and_less_is_not(read: Launched) -> None:
@@ -39,7 +46,7 @@ def test_all_complete_is_complete_and_less_is_not(read: Launched) -> None:
     assert read.outcome(0).verdict is Verdict.COMPLETE
 
 
-def test_an_older_attempt_says_nothing(read: Launched) -> None:
+def test_another_jobs_attempt_in_the_same_run_says_nothing(read: Launched) -> None:
     read.verdict(0, Verdict.COMPLETE, "done", attempt=1)
     read.verdict(1, Verdict.COMPLETE, "done", attempt=1)
     outcome = read.outcome(9)
@@ -123,14 +130,16 @@ def test_a_missing_package_that_a_killed_rank_had_survived_is_no_mistake(read: L
 
 
 def test_a_process_that_never_knew_its_attempt_is_heard(read: Launched) -> None:
-    read.verdict(0, Verdict.USER_ERROR, "the run directory is in use", attempt=None)
+    read.verdict(0, Verdict.USER_ERROR, "the run directory is in use", attempt=None, log_dir=str(read.log_dir))
     assert read.outcome().verdict is Verdict.USER_ERROR
 
 
-def test_such_a_process_of_an_earlier_launch_is_not(read: Launched) -> None:
-    read.verdict(0, Verdict.USER_ERROR, "the run directory is in use", attempt=None, time_s=50.0)
-    outcome = read_outcome(read.run_dir, read.log_dir, 1, 60.0, RANKS, 1)
-    assert outcome.verdict is Verdict.CRASH
+def test_that_another_job_is_refused_is_not_this_ones_mistake(read: Launched) -> None:
+    read.verdict(0, Verdict.USER_ERROR, "the run directory is in use", attempt=None, log_dir="/logs of another job")
+    read.attempt(3, read.run_dir / "logs of another job")
+    read.verdict(0, Verdict.COMPLETE, "done")
+    read.verdict(1, Verdict.COMPLETE, "done")
+    assert read.outcome().verdict is Verdict.COMPLETE
 
 
 def test_hosts_that_a_verdict_blames_are_sick(read: Launched) -> None:
