@@ -93,6 +93,8 @@ def test_a_run_that_was_not_started_and_one_without_a_step() -> None:
     assert status_of(empty).state == "not started yet" and warnings(empty) == []
     starting = Observed("new", T0, RunRecords([event("start", 0)], (), {1: T0}, is_running=True), lease=LEASE)
     assert status_of(starting).state == "starting"
+    assert warnings(replace(starting, now_s=T0 + 1700)) == []
+    assert warnings(replace(starting, now_s=T0 + 1900)) == ["grave: no step yet, 31m40s after the start"]
     assert any("none yet" in line.text for line in status_lines(status_of(starting)))
 
 
