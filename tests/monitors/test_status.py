@@ -157,6 +157,8 @@ def test_a_start_that_never_had_a_number_counts_once_the_run_is_over() -> None:
     later = replace(run, records=replace(run.records, unclaimed=[refused]))
     assert status_of(later).state == "user_error"
     assert warnings(later) == ["grave: the last start ended with user_error: rank 0: no such key"]
+    earlier = replace(run.records, unclaimed=[refused | {"time_s": T0 + 1}])
+    assert status_of(replace(run, records=earlier)).state == "stopped"
     beside = a_run()  # somebody typed the command twice
     assert warnings(replace(beside, records=replace(beside.records, unclaimed=[refused]))) == []
 
