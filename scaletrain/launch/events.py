@@ -47,12 +47,13 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    events = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
+    return [event for line in lines if (event := read_line(line)) is not None]
+
+
+def read_line(line: str) -> dict[str, Any] | None:
+    """The object in a line of a file of JSON lines; None where it is torn or no object."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -4,7 +4,6 @@ It takes the command line of sbatch. Two options of its own may stand before tha
 planned for where this machine has another one or none, and ``--step_s SECONDS``, the measured duration of a step.
 """
 
-import math
 import os
 import re
 import shlex
@@ -12,30 +11,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from scaletrain.errors import ConfigError, ScaletrainError
+from scaletrain.launch.requeues import measured_step_s, planned_s, requeue_lines
 from scaletrain.launch.slurm.batch_options import (
     CommandLine,
     Option,
+    count_nodes,
     count_tasks,
+    first_task,
+    gpus_per_node,
+    merge,
     read_command_line,
     read_environment,
     read_script,
     time_limit_s,
 )
 from scaletrain.launch.slurm.job import Job
+from scaletrain.launch.slurm.journal import Journal
 from scaletrain.launch.slurm.launching import Launch
-from scaletrain.launch.slurm.node import launcher_command
+from scaletrain.launch.slurm.node import added_variables, launcher_command
+from scaletrain.launch.slurm.scripts import supervises, training_arguments
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.steps import slots
-from scaletrain.launch.slurm.supervise import first_training_argument, resolve
+from scaletrain.launch.slurm.supervise import Resolved, resolve
 
-_START_S = 180.0
-"""What is assumed to be lost at each start: checks, imports, loading of a checkpoint, compilation."""
 _PLACEHOLDER_JOB = "1000"
-_UNITS_S = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}
+_PLAN_LIMIT_S = 600.0
+_CHECKS = {
+    "full": "each node, then the all-reduce between them",
+    "nodes": "each node, not the connections between them",
+    "off": "none (PREFLIGHT=off)",
+}
 
 
 @dataclass(frozen=True)
@@ -46,16 +55,20 @@ class Previewed:
         line: The command line.
         options: All options that hold, by name.
         job: A job of that size, with invented nodes.
+        limit_s: Its time limit in seconds; None for none, or one that is not known.
         settings: From the environment.
+        trains: Whether the script supervises a training.
         arguments: The training's.
         gpu: The vendor's name of the GPU to plan for; None for this machine's.
-        step_s: Duration of a step in seconds; None for the plan's.
+        step_s: Duration of a step in seconds, as given; None where it was not.
     """
 
     line: CommandLine
     options: Mapping[str, Option]
     job: Job
+    limit_s: float | None
     settings: Settings
+    trains: bool
     arguments: tuple[str, ...]
     gpu: str | None
     step_s: float | None
@@ -75,31 +88,46 @@ def read(words: Sequence[str], environ: Mapping[str, str]) -> Previewed:
     line = read_command_line(words)
     try:
         text = Path(line.script).read_text()
-    except OSError as error:
-        raise ConfigError(f"{line.script}: {error.strerror}") from None
-    options = {**read_script(text), **read_environment(environ), **line.options}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{line.script}: {getattr(error, 'strerror', None) or 'no text'}") from None
+    try:
+        options = merge(read_script(text), read_environment(environ), line.options)
+    except ConfigError as error:
+        raise ConfigError(f"{line.script}: {error}") from None
     settings = Settings.from_environment(environ)
-    count = _nodes(options)
-    if settings.spare_nodes >= count:
-        raise ConfigError(f"SPARE_NODES={settings.spare_nodes} of {count} nodes leaves none to train on")
-    nodes = tuple(f"node{number:04d}" for number in range(1, count + 1))
-    gpus = 0 if environ.get("DS_ACCELERATOR") == "cpu" else _gpus(options)
     limit_s = time_limit_s(options["time"].value) if "time" in options else None
-    job = Job(
+    job = _job(options, Path(line.script).name, limit_s, environ)
+    if settings.spare_nodes >= len(job.nodes):
+        raise ConfigError(f"SPARE_NODES={settings.spare_nodes} of {len(job.nodes)} nodes leaves none to train on")
+    task = first_task(options["array"].value) if "array" in options else None
+    return Previewed(
+        line=line,
+        options=options,
+        job=job,
+        limit_s=limit_s,
+        settings=settings,
+        trains=supervises(text),
+        arguments=training_arguments(Path(line.script).name, line.arguments, task),
+        gpu=own.get("--gpu"),
+        step_s=float(own["--step_s"]) if "--step_s" in own else None,
+    )
+
+
+def _job(options: Mapping[str, Option], script: str, limit_s: float | None, environ: Mapping[str, str]) -> Job:
+    count = count_nodes(options)
+    nodes = tuple(f"node{number:04d}" for number in range(1, count + 1))
+    return Job(
         job_id=_PLACEHOLDER_JOB,
-        name=options["job-name"].value if "job-name" in options else Path(line.script).name,
+        name=options["job-name"].value if "job-name" in options else script,
         restarts=0,
         nodes=nodes,
         addresses={node: node for node in nodes},
-        gpus=gpus,
-        cpus=os.cpu_count() or 1,
+        gpus=0 if environ.get("DS_ACCELERATOR") == "cpu" else gpus_per_node(options),
+        cpus=0,  # the node's, which are not known here
         end_s=None if limit_s is None else time.time() + limit_s,
         excluded=(),
         log="",
     )
-    skipped = first_training_argument(Path(line.script).name)
-    step_s = float(own["--step_s"]) if "--step_s" in own else None
-    return Previewed(line, options, job, settings, line.arguments[skipped:], own.get("--gpu"), step_s)
 
 
 def _take_own(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -109,8 +137,9 @@ def _take_own(words: list[str]) -> tuple[dict[str, str], list[str]]:
         if not equals and not words:
             raise ConfigError(f"{name} needs a value")
         own[name] = value if equals else words.pop(0)
-    if not re.fullmatch(r"\d*\.?\d+", own.get("--step_s", "1")):
-        raise ConfigError(f"--step_s {own['--step_s']}: expected seconds, such as 3.5")
+    step_s = own.get("--step_s", "1")
+    if not re.fullmatch(r"\d*\.?\d+", step_s) or float(step_s) == 0:
+        raise ConfigError(f"--step_s {step_s}: expected seconds, such as 3.5")
     return own, words
 
 
@@ -125,56 +154,67 @@ def show(seen: Previewed, environ: Mapping[str, str]) -> None:
         ConfigError: The training would refuse to start.
     """
     root = Path(__file__).resolve().parents[2]
-    # First, since a mistake of the user's ends it.
-    resolved = resolve(seen.job, seen.settings, root, seen.arguments) if _trains(seen) else None
-    plan = _plan(seen, root)
+    # First, since a mistake of the user's ends it. Without the container, which may be out of reach from here.
+    here = replace(seen.settings, container="")
+    try:
+        resolved = resolve(seen.job, here, root, seen.arguments) if seen.trains else None
+        plan = _plan(seen, root) if seen.trains else []
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"no plan was made within {error.timeout:.0f} s: is the corpus within reach?") from None
+    _show_request(seen)
+    print(f"checks     {_CHECKS[seen.settings.preflight if seen.trains else 'full']}")
+    if resolved is None:
+        print(f"training   none: {seen.line.script} does not call supervise")
+        return
+    _show_launch(seen, root, resolved.run_dir, environ)
+    where = f"for {seen.gpu}" if seen.gpu else "for the hardware of this machine; --gpu H100 plans for another"
+    print(f"plan       ({where}{'; made outside of the container' if seen.settings.container else ''})")
+    for line in plan:
+        print(f"  {line}")
+    print("requeues")
+    for line in requeue_lines(seen.options, seen.limit_s, _training_s(seen, plan, resolved)):
+        print(f"  {line}")
+
+
+def _show_request(seen: Previewed) -> None:
     print("options of sbatch")
     for name, option in sorted(seen.options.items()):
         print(f"  --{name}{'=' if option.value else ''}{option.value}".ljust(44) + option.source)
     if "array" in seen.options:
-        print(f"  a job array of {count_tasks(seen.options['array'].value)} tasks, each as below")
+        first = first_task(seen.options["array"].value)
+        print(f"  a job array of {count_tasks(seen.options['array'].value)} tasks; task {first} is shown")
     print("settings")
-    for one in fields(Settings):
-        value = getattr(seen.settings, one.name)
-        print(f"  {one.name.upper()}={value}".ljust(44) + ("" if value == one.default else "from the environment"))
-    if resolved is None:
-        return
-    run_dir = resolved.run_dir
-    needed = len(seen.job.nodes) - seen.settings.spare_nodes
+    changed = [one for one in fields(Settings) if getattr(seen.settings, one.name) != one.default]
+    for one in changed:
+        print(f"  {one.name.upper()}={getattr(seen.settings, one.name)}".ljust(44) + f"{one.default!r} without it")
+    if not changed:
+        print("  all as by default")
+
+
+def _show_launch(seen: Previewed, root: Path, run_dir: Path, environ: Mapping[str, str]) -> None:
+    job, needed = seen.job, len(seen.job.nodes) - seen.settings.spare_nodes
+    number = Journal(run_dir, job.job_id, 0).launches() + 1
+    launch = Launch(number, job, seen.settings, run_dir, root, job.nodes[:needed], seen.arguments)
     print(f"run        {run_dir}")
-    print(f"batch      on {seen.job.nodes[0]}: python3 -m scaletrain.launch.slurm.supervise {_quoted(seen.arguments)}")
-    checks = {
-        "full": "each node, then the all-reduce between them",
-        "nodes": "each node, not the connections between them",
-        "off": "none (PREFLIGHT=off)",
-    }
-    print(f"checks     {checks[seen.settings.preflight]}")
-    _show_launch(seen, root, run_dir, needed, environ)
-    print("plan")
-    for line in plan:
-        print(f"  {line}")
-    print("requeues")
-    for line in _requeues(seen, plan, resolved.max_steps):
-        print(f"  {line}")
-
-
-def _show_launch(seen: Previewed, root: Path, run_dir: Path, needed: int, environ: Mapping[str, str]) -> None:
-    job = seen.job
-    launch = Launch(1, job, seen.settings, run_dir, root, job.nodes[:needed], seen.arguments)
-    print(f"step       {_quoted(launch.command)}")
-    shown = dict.fromkeys((0, min(1, needed - 1), needed - 1))
-    for rank in shown:
-        ranks = range(rank * slots(job, seen.settings), (rank + 1) * slots(job, seen.settings))
-        print(f"{job.nodes[rank]}   ranks {ranks[0]} to {ranks[-1]}, logs {launch.log_dir}/rank-*.log")
-        print(f"           {_quoted(launcher_command(launch.plan, rank, job.nodes[0], environ))}")
+    print(f"batch      on {job.nodes[0]}: python3 -m scaletrain.launch.slurm.supervise {shlex.join(seen.arguments)}")
+    print(f"step       {shlex.join(launch.command).replace('--cpus-per-task=0 ', '--cpus-per-task=ALL ')}")
+    size = slots(job, seen.settings)
+    for rank in dict.fromkeys((0, min(1, needed - 1), needed - 1)):
+        first, last = rank * size, (rank + 1) * size - 1
+        ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
+        print(f"{job.nodes[rank]}   {ranks}, logs {launch.log_dir}/rank-*.log")
+        added = added_variables(launch.plan, f"INTERFACE_TOWARDS_{job.nodes[0]}", environ)
+        if seen.limit_s is not None and "SCALETRAIN_JOB_END_TIME" in added:
+            added["SCALETRAIN_JOB_END_TIME"] = f"START_PLUS_{seen.limit_s:.0f}_S"
+        print(f"           {' '.join(f'{name}={shlex.quote(value)}' for name, value in added.items())}")
+        print(f"           {shlex.join(launcher_command(launch.plan, rank, job.nodes[0], environ))}")
     if needed < len(job.nodes):
         print(f"in reserve {', '.join(job.nodes[needed:])}")
+    print(f"           the port follows from the job's number, for which {_PLACEHOLDER_JOB} stands here")
 
 
 def _plan(seen: Previewed, root: Path) -> list[str]:
     """The plan of the run, as the training itself makes it, without the configuration above it."""
-    if not _trains(seen):
-        return []
     ranks = (len(seen.job.nodes) - seen.settings.spare_nodes) * slots(seen.job, seen.settings)
     done = subprocess.run(
         [sys.executable, str(root / "scaletrain" / "train.py"), *seen.arguments, "--dry_run"],
@@ -184,6 +224,7 @@ def _plan(seen: Previewed, root: Path) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=_PLAN_LIMIT_S,
     )
     if done.returncode != 0:
         raise ConfigError(done.stderr.strip().rpartition("error: ")[2])
@@ -194,59 +235,20 @@ def _plan(seen: Previewed, root: Path) -> list[str]:
     ]
 
 
-def _requeues(seen: Previewed, plan: Sequence[str], max_steps: int) -> list[str]:
-    limit_s = time_limit_s(seen.options["time"].value) if "time" in seen.options else None
-    if limit_s is None:
-        return ["none by the time limit: no --time is given, so that the partition's holds"]
-    total_s = _planned_s(plan) if seen.step_s is None else seen.step_s * max_steps
-    if total_s is None:
-        return ["unknown: the plan has no time, because the GPU is not known here; give --gpu H100 or --step_s 3.5"]
-    lead_s = _lead_s(seen.options)
-    usable_s = limit_s - _START_S - lead_s
-    if usable_s <= 0:
-        return [f"--time is too short: {_START_S:.0f} s to start and {lead_s:.0f} s to save leave nothing to train"]
-    expected = max(0, math.ceil(total_s / usable_s) - 1)
-    return [
-        f"{expected}: {total_s / 3600:.1f} h of training, {usable_s / 3600:.1f} h in each start",
-        f"(of {limit_s / 3600:.1f} h, without {_START_S:.0f} s to start and {lead_s:.0f} s to save)",
-    ]
-
-
-def _planned_s(plan: Sequence[str]) -> float | None:
-    for line in plan:
-        found = re.match(r"time +([\d.,]+) (seconds|minutes|hours|days)", line)
-        if found:
-            return float(found[1].replace(",", "")) * _UNITS_S[found[2]]
-    return None
-
-
-def _lead_s(options: Mapping[str, Option]) -> float:
-    found = re.search(r"@(\d+)$", options["signal"].value) if "signal" in options else None
-    return float(found[1]) if found else 60.0  # sbatch's default
-
-
-def _nodes(options: Mapping[str, Option]) -> int:
-    text = options["nodes"].value if "nodes" in options else "1"
-    found = re.fullmatch(r"(\d+)(?:-\d+)?", text)
-    if found is None or int(found[1]) < 1:
-        raise ConfigError(f"--nodes {text} is no number of nodes")
-    return int(found[1])
-
-
-def _gpus(options: Mapping[str, Option]) -> int:
-    for name in ("gpus-per-node", "gres"):
-        found = re.search(r"(\d+)$", options[name].value) if name in options else None
-        if found:
-            return int(found[1])
-    return 0
-
-
-def _trains(seen: Previewed) -> bool:
-    return Path(seen.line.script).name != "healthcheck.sh"
-
-
-def _quoted(words: Sequence[str]) -> str:
-    return shlex.join(words)
+def _training_s(seen: Previewed, plan: Sequence[str], resolved: Resolved) -> tuple[float, str] | None:
+    """Seconds of training that are left, and what they are computed from."""
+    saved_step = Journal(resolved.run_dir, seen.job.job_id, 0).saved_step()
+    left = max(0, resolved.max_steps - saved_step)
+    steps = f"{left:,} steps" + (f" (step {saved_step:,} is saved)" if saved_step else "")
+    if seen.step_s is not None:
+        return seen.step_s * left, f"{steps} of {seen.step_s:g} s, as given by --step_s"
+    measured = measured_step_s(resolved.run_dir)
+    if measured is not None and seen.gpu is None:
+        return measured * left, f"{steps} of {measured:.3g} s, the median of the run's last steps so far"
+    planned = planned_s(plan)
+    if planned is None:
+        return None
+    return planned[0] * left / resolved.max_steps, f"{steps} as planned, {planned[1]}"
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,9 +1,12 @@
 """Jobs that follow each other, many at once, and side by side on the same nodes."""
 
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from scaletrain.launch.events import read_events
+from scaletrain.launch.slurm.job import Job
 from tests.integration.runs import ROOT
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import ENVIRONMENT, STEPS, SlurmRun
@@ -50,6 +53,23 @@ def test_a_sweep(new_run: NewRun, cluster: Cluster) -> None:
     }
     assert all("complete" in row[-1] for row in rows[1:])
     assert len(list((run.folder / "runs" / "rates").glob("*/tb/events.out.tfevents.*"))) == 3
+
+
+def test_a_task_of_an_array_is_requeued_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """The last task has the array's number, by which Slurm requeues all of them."""
+    script = tmp_path / "waits.sh"
+    script.write_text("#!/bin/bash\nsleep 120\n")
+    job_id = cluster.sbatch("--array=0-1", "-N1", "-n1", "--requeue", script, cwd=tmp_path)
+    for task in range(2):
+        cluster.wait_for_job(f"{job_id}_{task}", "RUNNING")
+    own = next(task for task in range(2) if cluster.job(f"{job_id}_{task}")["JobId"] == job_id)
+    shown = cluster.job(f"{job_id}_{own}")
+    job = Job(shown["JobId"], "x", 0, ("n1",), {}, 0, 1, None, (), "", (job_id, own))
+    code = f"from scaletrain.launch.slurm.commands import Slurm; assert Slurm().requeue({job.queue_name!r}, ['n3'], 60)"
+    cluster.run(sys.executable, "-c", code, cwd=ROOT)
+    requeued, other = (cluster.job(f"{job_id}_{task}") for task in (own, 1 - own))
+    assert (requeued["Restarts"], requeued["ExcNodeList"]) == ("1", "n3")
+    assert (other["JobState"], other["Restarts"], other["ExcNodeList"]) == ("RUNNING", "0", "(null)")
 
 
 def test_two_jobs_on_the_same_nodes(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:

@@ -55,14 +55,14 @@ class Slurm:
                 found[fields["NodeName"]] = f"Slurm has it as {state}"
         return found
 
-    def requeue(self, job_id: str, excluded: Sequence[str], delay_s: float) -> bool:
+    def requeue(self, queue_name: str, excluded: Sequence[str], delay_s: float) -> bool:
         """Gives the job back to the queue; Slurm then ends this process within KillWait.
 
         The nodes to avoid and the time of its start can be set only once it is pending, and only as long as this
         process lives.
 
         Args:
-            job_id: The job.
+            queue_name: The job; a task of an array as ``17_2``, or its other tasks are requeued as well.
             excluded: All nodes that it must avoid from now on.
             delay_s: Seconds until it may start, at least ``SOONEST_S``; without that Slurm waits two minutes.
 
@@ -70,12 +70,12 @@ class Slurm:
             Whether Slurm took the job back.
         """
         until_s = time.monotonic() + _INSIST_S
-        if not self._insist(until_s, "scontrol", "requeue", job_id):
+        if not self._insist(until_s, "scontrol", "requeue", queue_name):
             return False
         changes = [f"StartTime=now+{round(max(SOONEST_S, delay_s))}"]
         if excluded:
             changes.insert(0, f"ExcNodeList={','.join(excluded)}")
-        if not self._insist(until_s, "scontrol", "update", f"JobId={job_id}", *changes):
+        if not self._insist(until_s, "scontrol", "update", f"JobId={queue_name}", *changes):
             logger.warning("the requeued job could not be told: %s", " ".join(changes))
         return True
 

@@ -34,6 +34,8 @@ _USERS_MISTAKE = (
     (r"^ModuleNotFoundError: .*", "a package is missing in the environment of the job"),
     (r"^SyntaxError: .*", "the code cannot be read"),
 )
+_KILL_SHOWS_S = 15.0
+"""Time within which a killed rank's peers fail. DeepSpeed's launcher kills the others 30 s after one has failed."""
 _TAIL_BYTES = 64 * 1024
 _QUOTED_LINES = 12
 
@@ -79,10 +81,15 @@ def read_outcome(
     chosen = _weightiest(found)
     if chosen is None:
         how = "had to be killed" if exit_code is None else f"ended with code {exit_code}"
-        outcome = Outcome(Verdict.CRASH, f"the step {how}, and no rank left a verdict", log=_last_log(log_dir))
+        who = f"only {len(verdicts)} of {len(ranks)} ranks" if verdicts else "no rank"
+        outcome = Outcome(Verdict.CRASH, f"the step {how}, and {who} left a verdict", log=_last_log(log_dir))
     else:
         outcome = _told(chosen, log_dir, ranks)
-    return _reread(outcome, log_dir, ranks) if outcome.verdict is Verdict.CRASH else outcome
+    if outcome.verdict is not Verdict.CRASH:
+        return outcome
+    # What a rank that was struck down had met and survived before, such as a missing package, was not the cause.
+    mistakes = () if chosen is not None and _was_killed(chosen) else _USERS_MISTAKE
+    return _reread(outcome, log_dir, ranks, mistakes)
 
 
 def quote(log: Path) -> list[str]:
@@ -104,17 +111,36 @@ def _weightiest(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     for verdict in _WEIGHT:
         of_it = [one for one in found if one["verdict"] == verdict]
         if of_it:
-            return min(of_it, key=lambda one: (not _was_killed(one), _only_followed(one), one.get("time_s", 0)))
+            return _first_cause(of_it)
     return None
 
 
+def _first_cause(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of ranks that ended in the same way the one that the others only followed."""
+    struck_until_s = min(map(_time_s, found)) + _KILL_SHOWS_S
+    return min(
+        found,
+        key=lambda one: (
+            not (_was_killed(one) and _time_s(one) <= struck_until_s),
+            _only_followed(one),
+            _time_s(one),
+        ),
+    )
+
+
+def _time_s(verdict: dict[str, Any]) -> float:
+    return float(verdict.get("time_s", 0))
+
+
 def _was_killed(verdict: dict[str, Any]) -> bool:
-    """Killed from outside, and not with its launcher: its peers then fail because it is gone."""
-    return str(verdict.get("manner", "")).startswith("signal") and "launcher" not in str(verdict.get("reason"))
+    """Killed from outside, for no reason that its keeper knew: its peers then fail because it is gone."""
+    return str(verdict.get("manner", "")).startswith("signal") and str(verdict.get("reason")).startswith("ended by")
 
 
 def _only_followed(verdict: dict[str, Any]) -> bool:
-    return "on another rank" in str(verdict.get("reason"))
+    """Ended because of others: it was asked for there, one of them had ended, or their launcher was gone."""
+    reason = str(verdict.get("reason"))
+    return any(words in reason for words in ("on another rank", "its launcher", "and this waited"))
 
 
 def _told(verdict: dict[str, Any], log_dir: Path, ranks: Mapping[int, str]) -> Outcome:
@@ -127,7 +153,7 @@ def _told(verdict: dict[str, Any], log_dir: Path, ranks: Mapping[int, str]) -> O
     return Outcome(kind, f"rank {rank} on {node}: {reason}", sick, log if log.exists() else None)
 
 
-def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str]) -> Outcome:
+def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str], mistakes: Sequence[tuple[str, str]]) -> Outcome:
     """Looks for what a crash was in the logs of all ranks."""
     for rank, node in ranks.items():
         text = _tail(rank_log(log_dir, rank))
@@ -135,7 +161,7 @@ def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str]) -> Outcom
             if re.search(pattern, text):
                 reason = f"rank {rank} on {node}: {what}"
                 return Outcome(Verdict.SICK_NODE, reason, {node: reason}, rank_log(log_dir, rank))
-        for pattern, what in _USERS_MISTAKE:
+        for pattern, what in mistakes:
             line = re.search(pattern, text, re.MULTILINE)
             if line:
                 reason = f"rank {rank} on {node}: {what}: {line[0]}"

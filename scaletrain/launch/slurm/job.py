@@ -76,6 +76,11 @@ class Job:
             array=array,
         )
 
+    @property
+    def queue_name(self) -> str:
+        """What names this job alone: of one task of an array the number is the array's, and means all of them."""
+        return self.job_id if self.array is None else f"{self.array[0]}_{self.array[1]}"
+
     def asked(self, slurm: Slurm, host: str) -> Asked | None:
         """What Slurm has decided of this job.
 

@@ -42,10 +42,7 @@ def main(plan_path: Path) -> int:
     node_rank = plan["nodes"].index(node)
     master = plan["addresses"][plan["nodes"][0]]
     interface = interface_towards(master)
-    environment = dict(os.environ)
-    if interface is not None:
-        for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-            environment.setdefault(name, interface)
+    environment = dict(os.environ) | added_variables(plan, interface, os.environ)
     if "log_dir" not in plan:
         result = f"{plan['check']['result']}-{node}.json"
         place = {"node_rank": node_rank, "master_addr": master, "master_port": plan["port"], "result": result}
@@ -69,9 +66,6 @@ def _train(
     }
     _write(log_dir / f"node-{node}.json", told)
     _unlock_extensions(environment)
-    environment |= {FOLDER_VARIABLE: str(log_dir)}
-    if plan.get("end_s") is not None:
-        environment.setdefault("SCALETRAIN_JOB_END_TIME", str(plan["end_s"]))
     # Slurm signals every process of a step. DeepSpeed's launcher would kill its ranks 30 s after the first one: blocked
     # signals are inherited, and the ranks unblock theirs.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
@@ -86,6 +80,21 @@ def _train(
     code = launcher.wait()
     _write(log_dir / f"node-{node}.json", told | {"exit_code": code, "ended_s": time.time()})
     return code if code >= 0 else 128 - code
+
+
+def added_variables(plan: Mapping[str, Any], interface: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables that the ranks of a node get, besides those that are there.
+
+    Args:
+        plan: As for ``main``.
+        interface: The network interface that leads to the first node; None where none does.
+        environment: What is there; what a user has set stays.
+    """
+    wanted: dict[str, Any] = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
+    if "log_dir" in plan:
+        wanted["SCALETRAIN_JOB_END_TIME"] = plan.get("end_s")
+    added = {name: str(value) for name, value in wanted.items() if value is not None and name not in environment}
+    return added | ({FOLDER_VARIABLE: str(plan["log_dir"])} if "log_dir" in plan else {})
 
 
 def launcher_command(plan: Mapping[str, Any], node_rank: int, master: str, environment: Mapping[str, str]) -> list[str]:

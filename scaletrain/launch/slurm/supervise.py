@@ -50,11 +50,6 @@ def main(arguments: Sequence[str]) -> int:
     return Supervisor(job, settings, slurm, run_dir, root, arguments).run()
 
 
-def first_training_argument(script: str) -> int:
-    """Arguments of a batch script before those of the training: the list of a sweep comes first."""
-    return 1 if script == "sweep.sh" else 0
-
-
 @dataclass(frozen=True)
 class Resolved:
     """What the arguments of a training come to.

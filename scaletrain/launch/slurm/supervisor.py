@@ -234,7 +234,7 @@ class Supervisor:
             return action.code
         before = set(self._job.excluded) - self._acquitted
         excluded = sorted({*before, *(node for node in self._sick if node not in self._drained)})
-        if not self._slurm.requeue(self._job.job_id, excluded, action.delay_s):
+        if not self._slurm.requeue(self._job.queue_name, excluded, action.delay_s):
             self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
             return 75
         return 75

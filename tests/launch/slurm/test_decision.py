@@ -72,6 +72,9 @@ situations = st.builds(
 )
 
 
+BY_ITSELF = (Verdict.USER_ERROR, Verdict.STOPPED, Verdict.GAVE_UP, Verdict.COMPLETE)
+
+
 @given(now=situations)
 def test_what_holds_always(now: Situation) -> None:
     action = decide(now)
@@ -79,16 +82,37 @@ def test_what_holds_always(now: Situation) -> None:
         assert now.asked is Asked.NOBODY
         assert now.without_progress < now.crash_limit
         assert not now.sick or now.healthy >= now.needed
-    if now.verdict in (Verdict.USER_ERROR, Verdict.STOPPED, Verdict.GAVE_UP, Verdict.COMPLETE):
+        assert now.verdict is not None  # a launch that the checks did not allow
+    if now.verdict in BY_ITSELF:
         assert action.kind in (Kind.STOP, Kind.LEAVE)
-    if now.asked is Asked.PREEMPTED and now.verdict not in (
-        Verdict.USER_ERROR,
-        Verdict.STOPPED,
-        Verdict.GAVE_UP,
-        Verdict.COMPLETE,
-    ):
-        assert action.kind is Kind.REQUEUE
+    if now.asked is Asked.PREEMPTED and now.verdict not in BY_ITSELF:
+        assert action.kind is Kind.REQUEUE  # also where the save failed
+    if now.asked in (Asked.CANCELLED, Asked.REQUEUED, Asked.REPLACED):
+        assert action.kind is Kind.LEAVE
+    if action.kind is Kind.STOP and now.asked is Asked.TIME_LIMIT and now.verdict not in BY_ITSELF:
+        assert max(now.without_progress, now.fruitless_starts) >= now.crash_limit
     assert 0 <= action.delay_s <= LONGEST_BACKOFF_S
+    assert action.delay_s == 0 or action.kind is Kind.REQUEUE
     assert (action.kind is Kind.STOP and action.code == 0) == (
         now.verdict is Verdict.COMPLETE and action.kind is Kind.STOP
     )
+
+
+@given(now=situations, other=situations)
+def test_reasons_name_what_happened(now: Situation, other: Situation) -> None:
+    told = replace(now, reason="something odd", sick=other.sick)
+    action = decide(told)
+    if action.kind in (Kind.STOP, Kind.LAUNCH):
+        assert "something odd" in action.reason
+    if action.kind is Kind.LEAVE:
+        assert told.asked in action.reason
+
+
+@given(delays=st.lists(st.integers(1, 60), min_size=2, max_size=6).map(sorted), backoff_s=st.floats(0, 1e6))
+def test_waits_never_get_shorter(delays: list[int], backoff_s: float) -> None:
+    waits = [
+        decide(replace(TWO, crashes_here=2, crash_limit=99, without_progress=n, backoff_s=backoff_s)).delay_s
+        for n in delays
+    ]
+    assert waits == sorted(waits)
+    assert max(waits) <= LONGEST_BACKOFF_S

@@ -1,5 +1,6 @@
 """What ended a launch, from real verdict files and logs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,22 +53,84 @@ def test_who_knows_why_counts_before_who_saw_it_gone(read: Launched) -> None:
     assert read.outcome() == Outcome(Verdict.USER_ERROR, "rank 1 on n2: no such shard")
 
 
+KILLED = {"manner": "signal 9 (SIGKILL)", "written_by": "keeper"}
+KILL = "ended by signal 9 (SIGKILL) without a verdict"
+
+
 def test_a_killed_rank_is_named_before_its_peers(read: Launched) -> None:
-    read.verdict(0, Verdict.CRASH, "Connection closed by peer")
-    read.verdict(1, Verdict.CRASH, "ended by signal 9 (SIGKILL) without a verdict", manner="signal 9 (SIGKILL)")
+    read.verdict(0, Verdict.CRASH, "Connection closed by peer", time_s=100.0)
+    read.verdict(1, Verdict.CRASH, KILL, time_s=102.0, **KILLED)
     assert read.outcome().reason.startswith("rank 1 on n2")
 
 
-def test_a_rank_killed_with_its_launcher_is_not_the_cause(read: Launched) -> None:
-    read.verdict(0, Verdict.CRASH, "its launcher (process 5) ended", manner="signal 9 (SIGKILL)")
-    read.verdict(1, Verdict.CRASH, "division by zero")
-    assert read.outcome().reason == "rank 0 on n1: its launcher (process 5) ended"
-    # Both failed without being struck from outside: the first in time is told.
+def test_a_rank_that_the_launcher_kills_after_another_has_failed_is_not_the_cause(read: Launched) -> None:
+    read.verdict(0, Verdict.CRASH, KILL, time_s=131.0, **KILLED)
+    read.verdict(1, Verdict.CRASH, "division by zero", time_s=100.0)
+    assert read.outcome().reason == "rank 1 on n2: division by zero"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        f"its launcher (process 5) ended, and it was ended with it; {KILL}",
+        f"rank 1 had ended before the first step (division by zero), and this waited; {KILL}",
+        "asked on another rank",
+    ],
+)
+def test_a_rank_that_only_followed_is_not_the_cause(read: Launched, reason: str) -> None:
+    read.verdict(0, Verdict.CRASH, reason, time_s=100.0, **KILLED)
+    read.verdict(1, Verdict.CRASH, "division by zero", time_s=101.0)
+    assert read.outcome().reason == "rank 1 on n2: division by zero"
+
+
+def test_of_equals_the_first_in_time_is_told(read: Launched) -> None:
+    read.verdict(0, Verdict.CRASH, "second", time_s=101.0)
+    read.verdict(1, Verdict.CRASH, "first", time_s=100.0)
+    assert read.outcome().reason == "rank 1 on n2: first"
+
+
+@pytest.mark.parametrize("heavier", range(6))
+def test_the_weights_of_verdicts(read: Launched, heavier: int) -> None:
+    """A peer of a rank that knows why only sees it gone, or was asked to end."""
+    order = ["user_error", "gave_up", "stopped", "sick_node", "hang", "requeue", "crash"]
+    read.verdict(0, Verdict(order[heavier + 1]), "only saw it", time_s=1.0)
+    read.verdict(1, Verdict(order[heavier]), "knows why", time_s=2.0)
+    outcome = read.outcome()
+    assert (outcome.verdict, outcome.reason) == (order[heavier], "rank 1 on n2: knows why")
+
+
+def test_verdicts_that_are_missing_or_garbage_are_counted(read: Launched) -> None:
+    read.verdict(0, Verdict.COMPLETE, "all steps are done")
+    (read.run_dir / "exit" / "2" / "1.json").write_text('{"verdict": "comp')
+    outcome = read.outcome(0)
+    assert outcome.verdict is Verdict.CRASH
+    assert outcome.reason == "the step ended with code 0, and only 1 of 2 ranks left a verdict"
+
+
+def test_a_step_that_had_to_be_killed_shows_the_log_that_was_written_last(read: Launched) -> None:
+    read.log(0, "starts\n")
+    read.log(1, "hangs\n")
+    os.utime(read.log_dir / "rank-00000.log", (1, 1))
+    outcome = read.outcome(None)
+    assert outcome.reason == "the step had to be killed, and no rank left a verdict"
+    assert outcome.log == read.log_dir / "rank-00001.log"
+
+
+def test_a_missing_package_that_a_killed_rank_had_survived_is_no_mistake(read: Launched) -> None:
+    read.log(1, "ModuleNotFoundError: No module named 'optional'\ngoes on without it\n")
+    read.verdict(1, Verdict.CRASH, KILL, **KILLED)
+    assert read.outcome().verdict is Verdict.CRASH
 
 
 def test_a_process_that_never_knew_its_attempt_is_heard(read: Launched) -> None:
     read.verdict(0, Verdict.USER_ERROR, "the run directory is in use", attempt=None)
     assert read.outcome().verdict is Verdict.USER_ERROR
+
+
+def test_such_a_process_of_an_earlier_launch_is_not(read: Launched) -> None:
+    read.verdict(0, Verdict.USER_ERROR, "the run directory is in use", attempt=None, time_s=50.0)
+    outcome = read_outcome(read.run_dir, read.log_dir, 1, 60.0, RANKS, 1)
+    assert outcome.verdict is Verdict.CRASH
 
 
 def test_hosts_that_a_verdict_blames_are_sick(read: Launched) -> None:
@@ -78,6 +141,11 @@ def test_hosts_that_a_verdict_blames_are_sick(read: Launched) -> None:
 @pytest.mark.parametrize(
     ("text", "verdict", "sick"),
     [
+        ("RuntimeError: CUDA error: uncorrectable NVLink error detected", Verdict.SICK_NODE, ["n2"]),
+        ("RuntimeError: No CUDA GPUs: no CUDA-capable device is detected", Verdict.SICK_NODE, ["n2"]),
+        ("Unable to determine the device handle for GPU: GPU is lost.", Verdict.SICK_NODE, ["n2"]),
+        ("RuntimeError: CUDA error: out of memory", Verdict.CRASH, []),
+        ("SyntaxError: invalid syntax", Verdict.USER_ERROR, []),
         ("RuntimeError: CUDA error: uncorrectable ECC error encountered", Verdict.SICK_NODE, ["n2"]),
         ("ModuleNotFoundError: No module named 'webdataset'", Verdict.USER_ERROR, []),
         ("RuntimeError: something", Verdict.CRASH, []),

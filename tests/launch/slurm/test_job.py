@@ -9,8 +9,6 @@ from scaletrain.errors import ConfigError
 from scaletrain.launch.slurm.commands import Slurm
 from scaletrain.launch.slurm.decision import Asked
 from scaletrain.launch.slurm.job import Job
-from scaletrain.launch.slurm.ports import check_port, training_port
-from scaletrain.launch.slurm.settings import Settings
 
 SHOWN = (
     "JobId=17 JobName=pretrain UserId=root(0) JobState={state} Reason=None Requeue=1 Restarts={restarts} "
@@ -63,6 +61,16 @@ def test_a_job_is_read(slurm: Slurm) -> None:
     assert job.log == "/a/pretrain-17.log"
 
 
+def test_a_task_of_an_array_is_told_apart_from_the_array(slurm: Slurm, tmp_path: Path) -> None:
+    """One task has the array's number: a command about that number would be about all tasks."""
+    shown = SHOWN.format(state="PENDING", restarts=7).replace("JobId=17", "JobId=18")
+    (tmp_path / "shown").write_text(f"{shown}\n{SHOWN.format(state='RUNNING', restarts=0)}\n")
+    job = Job.of_this_process(ENVIRONMENT | {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "2"}, slurm)
+    assert (job.job_id, job.queue_name, job.restarts) == ("17", "17_2", 0)
+    assert job.asked(slurm, "n1") is Asked.NOBODY
+    assert Job.of_this_process(ENVIRONMENT, slurm).queue_name == "17"
+
+
 @pytest.mark.parametrize(
     ("more", "gpus"),
     [
@@ -73,6 +81,25 @@ def test_a_job_is_read(slurm: Slurm) -> None:
 )
 def test_gpus(slurm: Slurm, more: dict[str, str], gpus: int) -> None:
     assert Job.of_this_process(ENVIRONMENT | more, slurm).gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [("16(x3),8", 8), ("64", 64), ("8,16(x2)", 8), ("4(x2)", 4)],
+)
+def test_cores_are_those_of_the_smallest_node(slurm: Slurm, text: str, cpus: int) -> None:
+    assert Job.of_this_process(ENVIRONMENT | {"SLURM_JOB_CPUS_PER_NODE": text}, slurm).cpus == cpus
+
+
+def test_a_job_without_a_time_limit_has_no_end(slurm: Slurm, tmp_path: Path) -> None:
+    (tmp_path / "shown").write_text(SHOWN.format(state="RUNNING", restarts=0).replace("2026-11-25T06:48:22", "Unknown"))
+    assert Job.of_this_process(ENVIRONMENT, slurm).end_s is None
+
+
+def test_where_slurm_does_not_answer_nothing_is_concluded(slurm: Slurm, tmp_path: Path) -> None:
+    job = Job.of_this_process(ENVIRONMENT, slurm)
+    (tmp_path / "shown").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
+    assert job.asked(slurm, "n1") is None
 
 
 def test_outside_of_a_job_it_is_said_what_to_type(slurm: Slurm) -> None:
@@ -110,37 +137,3 @@ def test_it_is_requeued_before_nodes_are_excluded_and_again_where_slurm_is_busy(
 
 def test_nodes_that_slurm_holds_to_be_gone(slurm: Slurm) -> None:
     assert slurm.unusable(["n1", "n2"]) == {"n2": "Slurm has it as DOWN*+DRAIN"}
-
-
-def test_ports_of_jobs_that_follow_each_other_never_meet() -> None:
-    blocks = [
-        {training_port(job, launch) for launch in range(30)} | {check_port(job, turn) for turn in range(30)}
-        for job in range(5_000, 6_100)
-    ]
-    assert sum(map(len, blocks)) == len(set().union(*blocks))
-    assert min(map(min, blocks)) >= 10240
-    assert max(map(max, blocks)) < 32768
-    assert training_port(7, 1) != training_port(7, 2)
-
-
-def test_settings_are_read_from_the_environment() -> None:
-    assert Settings.from_environment({}) == Settings()
-    given = {"SPARE_NODES": "2", "PREFLIGHT": "off", "DRAIN_NODES": "0", "BACKOFF_S": "1.5", "CONTAINER": "a.sif"}
-    settings = Settings.from_environment(given)
-    assert (settings.spare_nodes, settings.preflight, settings.drain_nodes) == (2, "off", False)
-    assert (settings.backoff_s, settings.container) == (1.5, "a.sif")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("SPARE_NODES", "one"),
-        ("SPARE_NODES", "-1"),
-        ("PREFLIGHT", "some"),
-        ("DRAIN_NODES", "yes"),
-        ("CRASH_LIMIT", "0"),
-    ],
-)
-def test_wrong_settings_are_told(name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}={value}: expected"):
-        Settings.from_environment({name: value})

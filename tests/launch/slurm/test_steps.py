@@ -1,12 +1,15 @@
 import base64
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from scaletrain.launch.slurm.interface import interface_towards
 from scaletrain.launch.slurm.job import Job
-from scaletrain.launch.slurm.node import launcher_command
+from scaletrain.launch.slurm.node import added_variables, launcher_command
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.steps import srun_command
 
@@ -43,14 +46,46 @@ def test_a_job_that_shares_a_node_keeps_to_its_own_gpus() -> None:
     assert command[-3:] == ["train.py", "--seed", "1"]
 
 
+def test_ranks_of_a_node_are_told_the_interface_their_folder_and_the_end() -> None:
+    plan = {"log_dir": "/logs", "end_s": 1800000000.5}
+    assert added_variables(plan, "ib0", {"GLOO_SOCKET_IFNAME": "eth9"}) == {
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "SCALETRAIN_JOB_END_TIME": "1800000000.5",
+        "SCALETRAIN_LOG_DIR": "/logs",
+    }
+    assert added_variables({"log_dir": "/logs", "end_s": None}, None, {}) == {"SCALETRAIN_LOG_DIR": "/logs"}
+    assert added_variables({}, "ib0", {}) == {"NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "ib0"}
+
+
+def test_gpus_by_their_unique_names_and_those_that_do_not_fit() -> None:
+    plan = {"nodes": ["n1"], "slots": 2, "port": 12345, "command": ["train.py"]}
+
+    def of(visible: str) -> object:
+        command = launcher_command(plan, 0, "n1", {"CUDA_VISIBLE_DEVICES": visible})
+        return json.loads(base64.urlsafe_b64decode(command[4].partition("=")[2]))["n1"]
+
+    assert of("GPU-a,GPU-b") == ["GPU-a", "GPU-b"]
+    assert of("5") == of("") == [0, 1]
+
+
+def test_the_interface_of_this_machines_own_addresses() -> None:
+    for name, addresses in psutil.net_if_addrs().items():
+        for one in addresses:
+            if one.family == socket.AF_INET:
+                assert interface_towards(one.address) in (name, "lo")
+
+
 def test_the_interface_that_leads_somewhere() -> None:
     assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("localhost") == "lo"
     assert interface_towards("no.such.host.invalid") is None
 
 
 def test_the_supervisor_needs_the_standard_library_alone() -> None:
     """Where packages are in the container only, the host's plain Python runs it."""
     root = Path(__file__).parents[3]
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); import scaletrain.launch.slurm.supervise"
-    done = subprocess.run([sys.executable, "-S", "-E", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); from scaletrain.launch.slurm.supervise import main"
+    command = [sys.executable, "-S", "-E", "-c", f"{code}; sys.exit(main([]))"]
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: this is no Slurm job")
