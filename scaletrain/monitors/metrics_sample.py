@@ -70,7 +70,7 @@ def find_last(path: Path, name: str, most_bytes: int = 32 << 20) -> Line | None:
             first = max(0, stop - most_bytes)
             while stop > first:
                 start = max(first, stop - _CHUNK_BYTES)
-                found = [line for line in _raw_lines(file, start, stop) if wanted in line]
+                found = [line for line in lines_between(file, start, stop) if wanted in line]
                 parsed = (line for raw in reversed(found) if (line := parse_line(raw)) is not None and name in line)
                 last = next(parsed, None)
                 if last is not None:
@@ -123,7 +123,7 @@ def _attempt_borders(file: BinaryIO, size: int) -> list[int]:
 
 def _attempt_at(file: BinaryIO, start: int, size: int) -> int | None:
     """Attempt of the first line that begins at or behind a place."""
-    for raw in _raw_lines(file, start, size):
+    for raw in lines_between(file, start, size):
         if (line := parse_line(raw)) is not None:
             return int(line["attempt"])
     return None
@@ -159,18 +159,27 @@ def _only(line: Line, keys: Sequence[str]) -> Line:
 
 
 def _steps_of(file: BinaryIO, start: int, stop: int) -> Iterator[Line]:
-    for raw in _raw_lines(file, start, stop):
+    for raw in lines_between(file, start, stop):
         line = parse_line(raw)
         if line is not None and names.PERF_STEP_TIME_S in line and number(line.get("time_s")) is not None:
             yield line
 
 
 def _lines_of(file: BinaryIO, start: int, stop: int) -> list[Line]:
-    return [line for raw in _raw_lines(file, start, stop) if (line := parse_line(raw)) is not None]
+    return [line for raw in lines_between(file, start, stop) if (line := parse_line(raw)) is not None]
 
 
-def _raw_lines(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    """Lines that begin in a range of the file; the last one may reach out of it."""
+def lines_between(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    """Reads the lines that begin in a range of a file; the last one may reach out of it.
+
+    Args:
+        file: The file.
+        start: First byte of the range.
+        stop: First byte behind it.
+
+    Yields:
+        Each line with its end.
+    """
     file.seek(max(0, start - 1))
     place = start
     if start:

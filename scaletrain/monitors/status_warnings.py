@@ -25,6 +25,7 @@ from scaletrain.monitors.status_records import Observed
 _LATE = 5.0  # times the median step
 _LEAST_LATE_S = 10.0
 _OLD_HEARTBEAT_S = 6 * REFRESH_S
+_LONG_START_S = 1800.0  # after as long a rank gives up waiting for another one, as it comes
 _OLD_INTERVALS = 2
 _WANTED = (RUNNING, STARTING, NO_START, COMPLETE, "requeue", "stopped")
 
@@ -77,6 +78,9 @@ def _silence(observed: Observed, status: Status) -> Iterator[Warned]:
     age_s = observed.heartbeat_age_s
     if age_s is not None and age_s > _OLD_HEARTBEAT_S:
         yield Warned(f"no heartbeat of the owner on {status.host} for {format_duration(age_s)}", True)
+    started_s = observed.lease.taken_s if observed.lease else observed.now_s
+    if status.state == STARTING and observed.now_s - started_s > _LONG_START_S:
+        yield Warned(f"no step yet, {format_duration(observed.now_s - started_s)} after the start", True)
     training = status.training
     if status.state != RUNNING or training is None or training.step_s is None:
         return

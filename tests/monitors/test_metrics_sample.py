@@ -1,7 +1,9 @@
 """Reading a part of a metrics file: what it says is what the whole file says, and the rest is not read."""
 
+import io
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from scaletrain.monitors.goodput import Spent, account
 from scaletrain.monitors.jsonl_writer import parse_line, read_records
-from scaletrain.monitors.metrics_sample import find_last, read_sample, read_tail
+from scaletrain.monitors.metrics_sample import find_last, lines_between, read_sample, read_tail
 from scaletrain.monitors.run_records import USED, RunRecords
 from scaletrain.monitors.status_records import observe
 from scaletrain.monitors.status_warnings import status_of
@@ -88,6 +90,14 @@ def test_the_tail_is_the_end(tmp_path_factory: pytest.TempPathFactory, sizes: li
     places = [sum(map(len, raw[:number])) for number in range(len(raw))]
     expected = [parse_line(one) for one, place in zip(raw, places, strict=True) if place >= total - most]
     assert read_tail(path, most) == expected
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.lists(st.integers(0, 120), max_size=6), st.booleans())
+def test_ranges_that_meet_share_no_line_and_lose_none(sizes: list[int], cuts: list[int], torn: bool) -> None:
+    lines = [b"x" * size + b"\n" for size in sizes] + ([b"torn"] if torn else [])
+    file = io.BytesIO(b"".join(lines))
+    places = sorted({0, *cuts, 300})
+    assert [line for start, stop in pairwise(places) for line in lines_between(file, start, stop)] == lines
 
 
 def test_the_last_evaluation_is_found_far_from_the_end(tmp_path: Path) -> None:

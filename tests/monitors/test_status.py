@@ -93,6 +93,8 @@ def test_a_run_that_was_not_started_and_one_without_a_step() -> None:
     assert status_of(empty).state == "not started yet" and warnings(empty) == []
     starting = Observed("new", T0, RunRecords([event("start", 0)], (), {1: T0}, is_running=True), lease=LEASE)
     assert status_of(starting).state == "starting"
+    assert warnings(replace(starting, now_s=T0 + 1700)) == []
+    assert warnings(replace(starting, now_s=T0 + 1900)) == ["grave: no step yet, 31m40s after the start"]
     assert any("none yet" in line.text for line in status_lines(status_of(starting)))
 
 
@@ -155,6 +157,8 @@ def test_a_start_that_never_had_a_number_counts_once_the_run_is_over() -> None:
     later = replace(run, records=replace(run.records, unclaimed=[refused]))
     assert status_of(later).state == "user_error"
     assert warnings(later) == ["grave: the last start ended with user_error: rank 0: no such key"]
+    earlier = replace(run.records, unclaimed=[refused | {"time_s": T0 + 1}])
+    assert status_of(replace(run, records=earlier)).state == "stopped"
     beside = a_run()  # somebody typed the command twice
     assert warnings(replace(beside, records=replace(beside.records, unclaimed=[refused]))) == []
 
