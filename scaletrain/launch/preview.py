@@ -23,6 +23,7 @@ from scaletrain.launch.slurm.batch_options import (
     count_tasks,
     first_task,
     gpus_per_node,
+    job_environment,
     merge,
     read_command_line,
     read_environment,
@@ -94,9 +95,10 @@ def read(words: Sequence[str], environ: Mapping[str, str]) -> Previewed:
         options = merge(read_script(text), read_environment(environ), line.options)
     except ConfigError as error:
         raise ConfigError(f"{line.script}: {error}") from None
-    settings = Settings.from_environment(environ)
+    given = job_environment(options, environ)
+    settings = Settings.from_environment(given)
     limit_s = time_limit_s(options["time"].value) if "time" in options else None
-    job = _job(options, Path(line.script).name, limit_s, environ)
+    job = _job(options, Path(line.script).name, limit_s, given)
     if settings.spare_nodes >= len(job.nodes):
         raise ConfigError(f"SPARE_NODES={settings.spare_nodes} of {len(job.nodes)} nodes leaves none to train on")
     task = first_task(options["array"].value) if "array" in options else None
@@ -194,6 +196,10 @@ def _show_request(seen: Previewed) -> None:
 def _show_launch(seen: Previewed, root: Path, run_dir: Path, environ: Mapping[str, str]) -> None:
     job, needed = seen.job, len(seen.job.nodes) - seen.settings.spare_nodes
     number = Journal(run_dir, job.job_id, 0).launches() + 1
+    # Which GPUs are visible is told by Slurm on each node, not by the shell that submits.
+    given = {
+        name: value for name, value in job_environment(seen.options, environ).items() if name != "CUDA_VISIBLE_DEVICES"
+    }
     launch = Launch(number, job, seen.settings, run_dir, root, job.nodes[:needed], seen.arguments)
     print(f"run        {run_dir}")
     print(f"batch      on {job.nodes[0]}: python3 -m scaletrain.launch.slurm.supervise {shlex.join(seen.arguments)}")
@@ -203,11 +209,11 @@ def _show_launch(seen: Previewed, root: Path, run_dir: Path, environ: Mapping[st
         first, last = rank * size, (rank + 1) * size - 1
         ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
         print(f"{job.nodes[rank]}   {ranks}, logs {launch.log_dir}/rank-*.log")
-        added = added_variables(launch.plan, f"INTERFACE_TOWARDS_{job.nodes[0]}", environ)
+        added = added_variables(launch.plan, f"INTERFACE_TOWARDS_{job.nodes[0]}", given)
         if seen.limit_s is not None and "SCALETRAIN_JOB_END_TIME" in added:
             added["SCALETRAIN_JOB_END_TIME"] = f"START_PLUS_{seen.limit_s:.0f}_S"
         print(f"           {' '.join(f'{name}={shlex.quote(value)}' for name, value in added.items())}")
-        print(f"           {shlex.join(launcher_command(launch.plan, rank, job.nodes[0], environ))}")
+        print(f"           {shlex.join(launcher_command(launch.plan, rank, job.nodes[0], given))}")
     if needed < len(job.nodes):
         print(f"in reserve {', '.join(job.nodes[needed:])}")
     print(f"           the port follows from the job's number, for which {_PLACEHOLDER_JOB} stands here")

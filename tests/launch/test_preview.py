@@ -119,6 +119,14 @@ def test_a_mistake_ends_it_with_a_message(capsys: pytest.CaptureFixture[str], wo
     assert printed.out == ""
 
 
+def test_settings_are_those_that_reach_the_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKOFF_S", "5")
+    page = page_of(capsys, "--export=SPARE_NODES=1", str(ROOT / "slurm" / "healthcheck.sh"))
+    assert "SPARE_NODES=1" in page and "BACKOFF_S" not in page
+
+
 def test_too_many_spares(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARE_NODES", "2")
     assert preview.main([PRETRAIN]) == 2

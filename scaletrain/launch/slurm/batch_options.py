@@ -114,6 +114,27 @@ def merge(*layers: Mapping[str, Option]) -> dict[str, Option]:
     return found
 
 
+def job_environment(options: Mapping[str, Option], environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a job is given of those of sbatch: all of them, unless ``--export`` says otherwise.
+
+    Args:
+        options: The job's, by long name.
+        environ: The environment of sbatch.
+    """
+    if "export" not in options:
+        return dict(environ)
+    found: dict[str, str] = {}
+    for word in options["export"].value.split(","):
+        name, equals, value = word.partition("=")
+        if word == "ALL":
+            found = dict(environ) | found
+        elif equals:
+            found[name] = value
+        elif name in environ:
+            found[name] = environ[name]
+    return found
+
+
 def time_limit_s(text: str) -> float | None:
     """A time limit in seconds.
 

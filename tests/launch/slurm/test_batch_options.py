@@ -17,6 +17,7 @@ from scaletrain.launch.slurm.batch_options import (
     count_tasks,
     first_task,
     gpus_per_node,
+    job_environment,
     merge,
     read_command_line,
     read_environment,
@@ -269,6 +270,23 @@ def given_options(**texts: str) -> dict[str, Option]:
 )
 def test_gpus_of_a_node(options: dict[str, str], gpus: int) -> None:
     assert gpus_per_node(given_options(**options)) == gpus
+
+
+@pytest.mark.parametrize(
+    ("export", "reaches"),
+    [
+        (None, {"A": "1", "B": "2"}),
+        ("ALL", {"A": "1", "B": "2"}),
+        ("NONE", {}),
+        ("A", {"A": "1"}),
+        ("A,C=3,D", {"A": "1", "C": "3"}),
+        ("B=9,ALL", {"A": "1", "B": "9"}),
+        ("ALL,B=9", {"A": "1", "B": "9"}),
+    ],
+)
+def test_which_variables_reach_the_job(export: str | None, reaches: dict[str, str]) -> None:
+    options = {} if export is None else given_options(export=export)
+    assert job_environment(options, {"A": "1", "B": "2"}) == reaches
 
 
 def test_sizes_that_make_no_sense_are_told() -> None:
