@@ -54,6 +54,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], check: 
     assert failed[1].detail.startswith("no answer within 0.01 s")
 
 
+@pytest.mark.thorough
 def test_gpus_that_are_not_there_are_missed(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     findings = check_node(Expectation(gpus=2, shared_dir=str(tmp_path), token=TOKEN, limit_s=60))

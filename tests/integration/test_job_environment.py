@@ -60,6 +60,7 @@ def test_signals_that_were_blocked_for_a_launcher_reach_the_ranks(new_run: NewRu
     assert run.verdicts(1) == ["requeue"]
 
 
+@pytest.mark.thorough  # tests/training/test_processes.py has the same of each group, without a run
 def test_a_rank_that_stands_still_holds_the_others_no_longer_than_the_limit(new_run: NewRun) -> None:
     run = new_run("still")
     ranks = run.start_ranks(2, "--train.max_steps", 5000, "--train.collective_timeout_s", 4)

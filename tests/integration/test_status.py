@@ -43,7 +43,14 @@ def watch(run_dir: Path, until: bytes) -> tuple[bytes, int]:
     command = [sys.executable, str(STATUS), "--run_dir", str(run_dir), "--watch"]
     environment = ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, process_group=0
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
+        process_group=0,
+        # A shell's background job, as these tests may be, ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(terminal)
     seen, end_s, asked = b"", time.monotonic() + 30, False
@@ -57,7 +64,7 @@ def watch(run_dir: Path, until: bytes) -> tuple[bytes, int]:
             if until in seen and not asked:
                 asked = True
                 process.send_signal(signal.SIGINT)
-        return seen, process.wait(timeout=10)
+        return seen, process.wait(timeout=30)
     finally:
         process.kill()
         process.wait()

@@ -61,6 +61,7 @@ def ranks_of(folder: Path) -> list[int]:
     return [pid for pid, command in living(folder).items() if "all_reduce" in command]
 
 
+@pytest.mark.thorough
 def test_two_nodes_that_count_differently_end_in_time(tmp_path: Path) -> None:
     port = free_port()
     started_s = time.monotonic()

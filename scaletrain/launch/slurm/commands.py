@@ -98,12 +98,6 @@ class Slurm:
         """
         return self._run("scancel", f"--signal={name}", f"{job_id}.{step}") == 0
 
-    def steps(self, job_id: str, name: str) -> list[str]:
-        """Numbers of the running steps of a job that have a name."""
-        lines = self._ask("squeue", "--noheader", "--steps", f"--jobs={job_id}", "--format=%i %j").splitlines()
-        pairs = [line.split(None, 1) for line in lines]
-        return [pair[0].rpartition(".")[2] for pair in pairs if len(pair) == 2 and pair[1].strip() == name]
-
     def _ask(self, *command: str) -> str:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, stdin=subprocess.DEVNULL)

@@ -117,10 +117,10 @@ def decide(now: Situation) -> Action:
         return Action(Kind.REQUEUE, f"{now.asked}: {_told(now)}")
     if now.verdict is Verdict.REQUEUE:
         return Action(Kind.REQUEUE, _told(now))
+    if now.healthy < now.needed:
+        return Action(Kind.REQUEUE, f"{_told(now)}; {_too_few(now)}", delay_s=0.0 if now.sick else _backoff_s(now))
     if now.sick:
-        if now.healthy >= now.needed:
-            return Action(Kind.LAUNCH, f"{_told(now)}; goes on without {', '.join(sorted(now.sick))}")
-        return Action(Kind.REQUEUE, f"{_told(now)}; {_too_few(now)}")
+        return Action(Kind.LAUNCH, f"{_told(now)}; goes on without {', '.join(sorted(now.sick))}")
     if now.progressed or now.crashes_here <= _IN_PLACE:
         return Action(Kind.LAUNCH, f"{_told(now)}; once more on the same nodes, which are checked first")
     return Action(Kind.REQUEUE, f"{_told(now)}; other nodes may do better", delay_s=_backoff_s(now))
