@@ -22,7 +22,17 @@
 #SBATCH --signal=B:USR2@180
 
 # Slurm runs a copy of this file, and knows where the original lies.
-here=$(scontrol show job "${SLURM_JOB_ID:?give this script to sbatch}" | sed -n 's|^ *Command=\(.*\)/finetune\.sh.*|\1|p')
+trap '' USR2 TERM
+here=
+for _ in {1..30}; do # its controller may be away for a while
+    shown=$(scontrol show job "${SLURM_JOB_ID:?give this script to sbatch}") || { sleep 10 && continue; }
+    here=$(sed -n 's|^ *Command=\(.*\)/finetune\.sh.*|\1|p' <<<"$shown" | head -n 1)
+    break
+done
+if [[ ! -r $here/job.sh ]]; then
+    echo "error: job.sh is not beside this script; submit slurm/finetune.sh of the checkout, under that name" >&2
+    exit 2
+fi
 # shellcheck source=slurm/job.sh
 source "$here/job.sh"
 

@@ -21,7 +21,17 @@
 #SBATCH --signal=B:USR2@180
 
 # Slurm runs a copy of this file, and knows where the original lies.
-here=$(scontrol show job "${SLURM_JOB_ID:?give this script to sbatch}" | sed -n 's|^ *Command=\(.*\)/sweep\.sh.*|\1|p' | head -n 1)
+trap '' USR2 TERM
+here=
+for _ in {1..30}; do # its controller may be away for a while
+    shown=$(scontrol show job "${SLURM_JOB_ID:?give this script to sbatch}") || { sleep 10 && continue; }
+    here=$(sed -n 's|^ *Command=\(.*\)/sweep\.sh.*|\1|p' <<<"$shown" | head -n 1)
+    break
+done
+if [[ ! -r $here/job.sh ]]; then
+    echo "error: job.sh is not beside this script; submit slurm/sweep.sh of the checkout, under that name" >&2
+    exit 2
+fi
 # shellcheck source=slurm/job.sh
 source "$here/job.sh"
 
@@ -40,7 +50,11 @@ if [[ -z $line ]]; then
     echo "error: task $SLURM_ARRAY_TASK_ID counts from 0, and $file has fewer lines; give sbatch --array=0-N to match" >&2
     exit 2
 fi
-mapfile -t own < <(xargs -n 1 printf '%s\n' <<<"$line")
+if ! words=$(xargs -n 1 printf '%s\n' <<<"$line"); then
+    echo "error: $file: a quotation mark is not closed: $line" >&2
+    exit 2
+fi
+mapfile -t own <<<"$words"
 name=$(basename "$file")
 folder=runs/${name%.*}
 export ON_END="python3 '$root/tools/compare.py' --runs '$folder/*' --out '$folder/comparison.md'"

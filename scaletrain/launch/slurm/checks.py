@@ -28,6 +28,7 @@ class Findings:
     Attributes:
         sick: Nodes that must not be used, with the reason.
         unclear: What is wrong without a node being to blame.
+        failed: Nodes that fail together with most others, with the reason; none of them is blamed.
         suspects: Nodes of which one is to blame, and it cannot be told which.
         warnings: What a user should know.
         bandwidth_gb_s: Bus bandwidth of the all-reduce over all nodes; None where it was not measured.
@@ -35,6 +36,7 @@ class Findings:
 
     sick: Mapping[str, str] = field(default_factory=dict)
     unclear: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
     suspects: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     bandwidth_gb_s: float | None = None
@@ -90,7 +92,8 @@ class Checks:
             # Most nodes do not fall sick at once: what they share, such as the environment, is broken.
             told_of = f"{len(sick)} of {len(nodes)} nodes fail the node check, so none is blamed"
             first = next(iter(sick))
-            return Findings(unclear=(f"{told_of}; {first}: {sick[first]}; output in {self._log}",))
+            unclear = f"{told_of}; {first}: {sick[first]}; output in {self._log}"
+            return Findings(unclear=(unclear,), failed=sick, warnings=tuple(warnings))
         return Findings(sick, warnings=tuple(warnings))
 
     def check_connections(self, nodes: Sequence[str]) -> Findings:
@@ -108,7 +111,7 @@ class Checks:
             # It passed when it was tried in parts: a connection that is bad now and then.
             return Findings(warnings=(f"the all-reduce over all nodes was {outcome} once",))
         suspects = diagnosis.unclear[0] if len(diagnosis.unclear) == 1 else ()
-        return Findings(sick, unclear, suspects)
+        return Findings(sick, unclear, suspects=suspects)
 
     def _slow(self) -> str:
         return f"slower than MIN_BANDWIDTH_GB_S={self._settings.min_bandwidth_gb_s:g} with every other node"

@@ -12,6 +12,9 @@ _ANSWER_S = 30.0
 _INSIST_S = 20.0
 """How long a deed is tried again: less than Slurm's KillWait (30 s by default), after which this process is gone."""
 _AGAIN_S = 0.5
+_LONGEST_PAUSE_S = 5.0
+_NEVER = ("disabled", "Invalid job id", "Access/permission")
+"""What Slurm says where it will not do a thing later either, as with --no-requeue."""
 SOONEST_S = 15.0
 """Seconds until a requeued job may start: one that is due before Slurm has cleaned up is put off by two minutes."""
 
@@ -55,7 +58,7 @@ class Slurm:
                 found[fields["NodeName"]] = f"Slurm has it as {state}"
         return found
 
-    def requeue(self, queue_name: str, excluded: Sequence[str], delay_s: float) -> bool:
+    def requeue(self, queue_name: str, excluded: Sequence[str], delay_s: float, insist_s: float = _INSIST_S) -> bool:
         """Gives the job back to the queue; Slurm then ends this process within KillWait.
 
         The nodes to avoid and the time of its start can be set only once it is pending, and only as long as this
@@ -65,13 +68,14 @@ class Slurm:
             queue_name: The job; a task of an array as ``17_2``, or its other tasks are requeued as well.
             excluded: All nodes that it must avoid from now on.
             delay_s: Seconds until it may start, at least ``SOONEST_S``; without that Slurm waits two minutes.
+            insist_s: Seconds for which it is tried again, as while the controller is away.
 
         Returns:
             Whether Slurm took the job back.
         """
-        until_s = time.monotonic() + _INSIST_S
-        if not self._insist(until_s, "scontrol", "requeue", queue_name):
+        if not self._insist(time.monotonic() + insist_s, "scontrol", "requeue", queue_name):
             return False
+        until_s = time.monotonic() + _INSIST_S  # only from now on is this process about to be ended
         changes = [f"StartTime=now+{round(max(SOONEST_S, delay_s))}"]
         if excluded:
             changes.insert(0, f"ExcNodeList={','.join(excluded)}")
@@ -109,21 +113,28 @@ class Slurm:
         return done.stdout
 
     def _run(self, *command: str) -> int:
+        return self._try(*command)[0]
+
+    def _try(self, *command: str) -> tuple[int, str]:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, stdin=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as error:
             logger.warning("%s: %s", " ".join(command), error)
-            return 1
+            return 1, ""
         if done.returncode > 0:  # less than zero: it got the signal that was meant for the whole job
             logger.warning("%s: %s", " ".join(command), done.stderr.strip())
-        return done.returncode
+        return done.returncode, done.stderr
 
     def _insist(self, until_s: float, *command: str) -> bool:
-        while self._run(*command) != 0:
-            if time.monotonic() > until_s:
+        pause_s = _AGAIN_S
+        while True:
+            code, complaint = self._try(*command)
+            if code == 0:
+                return True
+            if time.monotonic() > until_s or any(words in complaint for words in _NEVER):
                 return False
-            time.sleep(_AGAIN_S)
-        return True
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _fields(line: str) -> dict[str, str]:

@@ -36,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     root = Path(__file__).resolve().parents[3]
     checks = Checks(job, settings, folder, (root, Path.cwd()), lambda: False)
     nodes = checks.check_nodes(job.nodes)
-    sound = [node for node in job.nodes if node not in nodes.sick]
+    failed = {**nodes.failed, **nodes.sick}
+    sound = [node for node in job.nodes if node not in failed]
     between = checks.check_connections(sound)
-    sick = {**nodes.sick, **between.sick}
+    sick = {**failed, **between.sick}
     for warning in (*nodes.warnings, *between.warnings):
         print(f"warning  {warning}")
     for problem in (*nodes.unclear, *between.unclear):

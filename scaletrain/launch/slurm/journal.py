@@ -1,5 +1,6 @@
 """What the jobs of a run did: ``job.jsonl`` in its folder, from which progress and crash loops are told."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,11 @@ class Journal:
         self._job = {"job_id": job_id, "restart": restart}
 
     def write(self, event: str, **fields: Any) -> None:
-        """Adds a line.
-
-        Raises:
-            OSError: The run's folder cannot be written.
-        """
-        append_event(self._path, event, **self._job, **fields)
+        """Adds a line; where the disk is full nothing is written, since what is done matters more."""
+        try:
+            append_event(self._path, event, **self._job, **fields)
+        except OSError as error:
+            print(f"warning: {self._path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
     def saved_step(self) -> int:
         """The newest step that the run has saved; 0 where it has not saved yet."""

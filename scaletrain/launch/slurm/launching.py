@@ -27,6 +27,7 @@ _AFTER_FIRST_S = 90.0
 """Time in which all nodes end once one has: srun ends them after 60 s, but waits for one that is out of reach."""
 _VERDICTS_S = 15.0
 """Time for keepers to write the verdicts of ranks that were killed."""
+_TRY_AGAIN_S = 5.0
 _TICK_S = 0.2
 
 
@@ -123,7 +124,7 @@ class Launch:
 
     def _watch(self, step: Step, requests: Requests, slurm: Slurm) -> int | None:
         """Waits for the end; what is asked of the job is passed on to the ranks once."""
-        is_told = False
+        is_told, next_try_s = False, 0.0
         give_up_s = float("inf")
         next_look_s = time.monotonic() + _LOOK_S
         while (code := step.poll()) is None:
@@ -137,10 +138,9 @@ class Launch:
                 self._kill_here()
                 return None
             # Of a requeue that Slurm has decided it has told all processes itself.
-            if asked in (Asked.TIME_LIMIT, Asked.PREEMPTED) and not is_told:
-                is_told = True
-                self._signal(step, slurm, "USR1")
-                give_up_s = now_s + self._time_to_save_s(slurm)
+            if asked in (Asked.TIME_LIMIT, Asked.PREEMPTED) and not is_told and now_s >= next_try_s:
+                is_told, next_try_s = self._signal(step, slurm, "USR1"), now_s + _TRY_AGAIN_S
+                give_up_s = min(give_up_s, now_s + self._time_to_save_s(slurm))
             ended_s = self._first_end_s()
             if ended_s is not None:
                 give_up_s = min(give_up_s, now_s - (time.time() - ended_s) + _AFTER_FIRST_S)
@@ -154,12 +154,12 @@ class Launch:
         end_s = unix_s(slurm.show_job(self._job.job_id).get("EndTime", "")) or self._job.end_s
         return float("inf") if end_s is None else max(0.0, end_s - time.time() - _BEFORE_END_S)
 
-    def _signal(self, step: Step, slurm: Slurm, name: str) -> None:
+    def _signal(self, step: Step, slurm: Slurm, name: str) -> bool:
         number = next((str(one["step"]) for one in self._told().values() if one.get("step")), None)
         if number is None:
             step.end()  # nothing runs yet that could save
-        else:
-            slurm.signal_step(self._job.job_id, number, name)
+            return True
+        return slurm.signal_step(self._job.job_id, number, name)
 
     def _kill_here(self) -> None:
         """Ends this node's ranks without Slurm, whose daemon here may be gone: their launcher takes them with it."""

@@ -22,6 +22,8 @@ from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.suspects import choose_suspect
 from scaletrain.launch.verdicts import Verdict
 
+_LONGEST_ABSENCE_S = 900.0
+"""Longest time for which Slurm's controller is waited for, in seconds."""
 _HOOK_S = 300.0
 """Longest time for the user's last command."""
 
@@ -234,10 +236,15 @@ class Supervisor:
             return action.code
         before = set(self._job.excluded) - self._acquitted
         excluded = sorted({*before, *(node for node in self._sick if node not in self._drained)})
-        if not self._slurm.requeue(self._job.queue_name, excluded, action.delay_s):
+        if not self._slurm.requeue(self._job.queue_name, excluded, action.delay_s, self._insist_s()):
             self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
             return 75
         return 75
+
+    def _insist_s(self) -> float:
+        """How long Slurm is asked to take the job back: it may be away for a while, and the job has its time."""
+        left_s = _LONGEST_ABSENCE_S if self._job.end_s is None else self._job.end_s - time.time() - 5
+        return max(20.0, min(_LONGEST_ABSENCE_S, left_s))
 
     def _run_hook(self, action: Action) -> None:
         if not self._settings.on_end:

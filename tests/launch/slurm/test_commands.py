@@ -80,13 +80,18 @@ def test_without_nodes_to_avoid_only_the_time_is_set(slurm: Commands) -> None:
     assert slurm.calls() == [["scontrol", "requeue", "17"], ["scontrol", "update", "JobId=17", "StartTime=now+600"]]
 
 
-def test_a_requeue_that_slurm_refuses_is_given_up_in_time(slurm: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_INSIST_S", 1.0)
+def test_a_requeue_that_slurm_will_never_do_is_given_up_at_once(slurm: Commands) -> None:
     slurm.put("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1\n")
+    assert not Slurm().requeue("17", ["n2"], 0.0, 600.0)
+    assert [call[1] for call in slurm.calls()] == ["requeue"]  # nodes of a job that runs on are not excluded
+
+
+def test_a_controller_that_is_away_is_waited_for(slurm: Commands) -> None:
+    slurm.put("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1\n")
     begins_s = time.monotonic()
-    assert not Slurm().requeue("17", ["n2"], 0.0)
-    assert 1.0 <= time.monotonic() - begins_s < 4.0
-    assert {call[1] for call in slurm.calls()} == {"requeue"}  # nodes of a job that runs on are not excluded
+    assert not Slurm().requeue("17", ["n2"], 0.0, 2.0)
+    assert 2.0 <= time.monotonic() - begins_s < 10.0
+    assert {call[1] for call in slurm.calls()} == {"requeue"}
     assert len(slurm.calls()) >= 2
 
 
