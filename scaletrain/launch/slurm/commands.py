@@ -13,6 +13,8 @@ _INSIST_S = 20.0
 """How long a deed is tried again: less than Slurm's KillWait (30 s by default), after which this process is gone."""
 _AGAIN_S = 0.5
 _LONGEST_PAUSE_S = 5.0
+_DONE = "Job is pending execution"
+"""What Slurm says of a job that it has requeued, where the answer to that was struck down by its signal."""
 _NEVER = ("disabled", "Invalid job id", "Access/permission")
 """What Slurm says where it will not do a thing later either, as with --no-requeue."""
 SOONEST_S = 15.0
@@ -129,7 +131,7 @@ class Slurm:
         pause_s = _AGAIN_S
         while True:
             code, complaint = self._try(*command)
-            if code == 0:
+            if code == 0 or _DONE in complaint:
                 return True
             if time.monotonic() > until_s or any(words in complaint for words in _NEVER):
                 return False

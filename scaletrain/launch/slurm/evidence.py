@@ -153,7 +153,8 @@ def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str], mistakes:
                 reason = f"rank {rank} on {node}: {what}"
                 return Outcome(Verdict.SICK_NODE, reason, {node: reason}, rank_log(log_dir, rank))
         for pattern, what in mistakes:
-            line = re.search(pattern, text, re.MULTILINE)
+            raised = re.findall(r"^\w+(?:Error|Exception)\b.*", text, re.MULTILINE)
+            line = re.search(pattern, raised[-1]) if raised else None  # what came before was survived
             if line:
                 reason = f"rank {rank} on {node}: {what}: {line[0]}"
                 return Outcome(Verdict.USER_ERROR, reason, log=rank_log(log_dir, rank))

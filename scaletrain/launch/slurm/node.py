@@ -41,7 +41,10 @@ def main(plan_path: Path) -> int:
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     node_rank = plan["nodes"].index(node)
     master = plan["addresses"][plan["nodes"][0]]
-    interface = interface_towards(master)
+    # The way to oneself is the loopback, and so is one's own name in many hosts files: no other node comes by that.
+    interface = interface_towards(master if node_rank else plan["addresses"][plan["nodes"][-1]])
+    if interface == "lo" and len(plan["nodes"]) > 1:
+        interface = None
     environment = dict(os.environ) | added_variables(plan, interface, os.environ)
     if "log_dir" not in plan:
         result = f"{plan['check']['result']}-{node}.json"
@@ -111,9 +114,9 @@ def launcher_command(plan: Mapping[str, Any], node_rank: int, master: str, envir
     """
     slots: list[list[int | str]] = [list(range(plan["slots"])) for _ in plan["nodes"]]
     visible = [one for one in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    if len(visible) == plan["slots"]:
+    if len(visible) >= plan["slots"]:
         # The launcher sets the variable anew: without this a job that shares its node would take the other's GPUs.
-        slots[node_rank] = [int(one) if one.isdigit() else one for one in visible]
+        slots[node_rank] = [int(one) if one.isdigit() else one for one in visible[: plan["slots"]]]
     world = dict(zip(plan["nodes"], slots, strict=True))
     return [
         sys.executable,

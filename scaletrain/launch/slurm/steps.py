@@ -73,6 +73,8 @@ def srun_command(
         "--mpi=none",
         "--input=none",
         "--unbuffered",
+        # A total for the job, as --gpus gives, would be asked for by a step on fewer nodes, too.
+        *([f"--gpus-per-node={job.gpus}"] if job.gpus and "SLURM_GPUS" in os.environ else []),
         *options,
         *words,
         *command,
@@ -121,6 +123,7 @@ def _is_about_the_batch_step(name: str) -> bool:
     return name in (
         "SLURM_CPUS_PER_TASK",
         "SLURM_CPUS_PER_GPU",
+        "SLURM_GPUS",
         "SLURM_TRES_PER_TASK",
         "SLURM_NTASKS",
         "SLURM_NPROCS",

@@ -50,7 +50,7 @@ class Supervisor:
         self._journal = Journal(run_dir, job.job_id, job.restarts)
         self._ledger = Ledger(settings.ledger_folder(os.environ), settings.ledger_days)
         self._sick: dict[str, str] = {}
-        self._drained: set[str] = set()
+        self._kept_out: set[str] = set()
         self._acquitted: frozenset[str] = frozenset()
         self._crashes_here = 0
         self._needed = max(1, len(job.nodes) - settings.spare_nodes)
@@ -91,7 +91,10 @@ class Supervisor:
 
     def _check(self) -> str:
         """Checks the nodes that could be used; what is wrong without a node being to blame is returned."""
-        self._blame({node: why for node, why in self._slurm.unusable(self._usable()).items()}, remember=False)
+        unusable = self._slurm.unusable(self._usable())
+        # Slurm gives these to nobody by itself: excluded they would be missing once they are mended.
+        self._kept_out |= unusable.keys()
+        self._blame(unusable, remember=False)
         if self._settings.preflight == "off":
             return ""
         self._say(f"checks {','.join(self._usable())}")
@@ -100,7 +103,8 @@ class Supervisor:
         checks = Checks(self._job, self._settings, folder, mounts, self._is_asked)
         found = checks.check_nodes(self._usable())
         if not self._is_asked():
-            self._blame(found.sick)
+            # Of one node alone it cannot be told whether it or the environment is broken.
+            self._blame(found.sick, remember=len(self._usable()) > 1)
         if found.unclear:
             return "; ".join(found.unclear)
         between = None
@@ -141,7 +145,7 @@ class Supervisor:
             except OSError as error:
                 self._say(f"warning: {self._ledger.folder} cannot be written: {error.strerror}")
             if self._settings.drain_nodes and self._slurm.drain(node, f"job {self._job.job_id}: {reason}"):
-                self._drained.add(node)
+                self._kept_out.add(node)
                 self._say(f"node {node} is drained: scontrol update NodeName={node} State=RESUME takes it back")
 
     def _without_launch(self, problem: str) -> Situation:
@@ -210,7 +214,7 @@ class Supervisor:
                 self._say(f"  | {line}")
 
     def _carry_out(self, action: Action) -> None:
-        excluded = [node for node in self._sick if node not in self._drained]
+        excluded = [node for node in self._sick if node not in self._kept_out]
         self._journal.write(
             "decision",
             action=action.kind,
@@ -235,7 +239,7 @@ class Supervisor:
                 self._run_hook(action)
             return action.code
         before = set(self._job.excluded) - self._acquitted
-        excluded = sorted({*before, *(node for node in self._sick if node not in self._drained)})
+        excluded = sorted({*before, *(node for node in self._sick if node not in self._kept_out)})
         if not self._slurm.requeue(self._job.queue_name, excluded, action.delay_s, self._insist_s()):
             self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
             return 75

@@ -86,6 +86,12 @@ def test_a_requeue_that_slurm_will_never_do_is_given_up_at_once(slurm: Commands)
     assert [call[1] for call in slurm.calls()] == ["requeue"]  # nodes of a job that runs on are not excluded
 
 
+def test_a_requeue_whose_answer_was_struck_down_counts(slurm: Commands) -> None:
+    slurm.put("scontrol", "test $1 = update || { echo 'Job is pending execution for job 17' >&2; exit 1; }\n")
+    assert Slurm().requeue("17", ["n2"], 0.0)
+    assert [call[1] for call in slurm.calls()] == ["requeue", "update"]
+
+
 def test_a_controller_that_is_away_is_waited_for(slurm: Commands) -> None:
     slurm.put("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1\n")
     begins_s = time.monotonic()

@@ -168,6 +168,12 @@ def test_a_crash_is_looked_up_in_the_logs(read: Launched, text: str, verdict: Ve
     assert (outcome.verdict, list(outcome.sick)) == (verdict, sick)
 
 
+def test_a_missing_package_that_was_survived_is_not_the_cause(read: Launched) -> None:
+    read.verdict(0, Verdict.CRASH, "NCCL communicator was aborted")
+    read.log(0, "ModuleNotFoundError: No module named 'x'\nfalls back\nRuntimeError: NCCL communicator was aborted\n")
+    assert read.outcome().verdict is Verdict.CRASH
+
+
 def test_the_end_of_a_log_is_quoted(read: Launched) -> None:
     read.log(0, "\n".join(map(str, range(100))))
     assert quote(read.log_dir / "rank-00000.log")[-2:] == ["98", "99"]

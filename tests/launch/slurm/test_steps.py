@@ -75,6 +75,13 @@ def test_the_interface_of_this_machines_own_addresses() -> None:
                 assert interface_towards(one.address) in (name, "lo")
 
 
+def test_fewer_ranks_than_gpus_take_the_first_of_its_own() -> None:
+    plan = {"nodes": ["n1"], "slots": 2, "port": 12345, "command": ["train.py"]}
+    command = launcher_command(plan, 0, "10.0.0.1", {"CUDA_VISIBLE_DEVICES": "4,5,6,7"})
+    (world,) = [word.partition("=")[2] for word in command if word.startswith("--world_info")]
+    assert json.loads(base64.urlsafe_b64decode(world + "==")) == {"n1": [4, 5]}
+
+
 def test_the_interface_that_leads_somewhere() -> None:
     assert interface_towards("127.0.0.1") == "lo"
     assert interface_towards("localhost") == "lo"
