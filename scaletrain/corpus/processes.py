@@ -1,7 +1,6 @@
 """Worker processes that take tasks and give results back in the order in which the tasks came."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,11 +13,11 @@ from multiprocessing.connection import Connection
 from typing import TypeVar, cast
 
 from scaletrain.errors import DataError, ScaletrainError
+from scaletrain.lifetime import end_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 # Enough that no worker waits while a slow result is waited for, and few enough that memory stays bounded.
 _TASKS_AHEAD_PER_WORKER = 3
 _ITEMS_AT_ONCE = 64
@@ -130,9 +129,7 @@ def _begin(parent: int) -> None:
 
 def _end_with(parent: int) -> None:
     """Lets this process end with its parent, and leave Ctrl-C to it."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os.kill(os.getpid(), signal.SIGKILL)
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

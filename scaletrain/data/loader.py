@@ -1,7 +1,6 @@
 """From the order of the data to the micro batches of a step, through worker processes."""
 
 import atexit
-import ctypes
 import os
 import signal
 import sys
@@ -16,8 +15,7 @@ from scaletrain.config.batch_plan import FILLING, BatchPlan, BatchSchedule
 from scaletrain.data.dataset import MicroBatch, SequenceDataset
 from scaletrain.data.mixture import BLOCK
 from scaletrain.errors import DataError
-
-_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+from scaletrain.lifetime import end_with
 
 
 @dataclass(frozen=True)
@@ -243,4 +241,4 @@ def _live_and_die_with_the_rank(worker: int) -> None:
     # Each worker encodes for itself; the library would warn, as it was used before the fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with(os.getppid())

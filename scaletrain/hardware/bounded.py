@@ -1,18 +1,17 @@
 """A check in a process of its own: a call to a sick driver, a dead file server or a resolver may never return."""
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from scaletrain.hardware.findings import Finding
+from scaletrain.lifetime import end_with
 
-_PR_SET_PDEATHSIG = 1
 _REAP_S = 5.0
 
 
@@ -31,7 +30,6 @@ class BoundedCheck:
     def __init__(self, check: str, command: Sequence[str], limit_s: float, remedy: str) -> None:
         self._check, self._limit_s, self._remedy = check, limit_s, remedy
         self._started_s = time.monotonic()
-        parent = os.getpid()
         self._process = subprocess.Popen(
             [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
@@ -39,7 +37,7 @@ class BoundedCheck:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            preexec_fn=lambda: _die_with(parent),
+            preexec_fn=partial(end_with, os.getpid()),
         )
 
     def findings(self) -> list[Finding]:
@@ -76,9 +74,3 @@ def announce(doing: str) -> None:
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os._exit(1)

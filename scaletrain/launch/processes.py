@@ -1,13 +1,13 @@
 """What Linux tells about processes: who is alive, who started whom, who descends from whom."""
 
-import ctypes
 import os
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from scaletrain.lifetime import end_with
+
 _LAUNCHER_SCRIPTS = ("deepspeed", "deepspeed.py", "ds", "torchrun")
 _LAUNCHER_MODULES = ("deepspeed.launcher.", "deepspeed.launcher", "torch.distributed.run", "torch.distributed.launch")
 _MOST_LAUNCHERS = 4
@@ -134,9 +134,7 @@ def die_with_launcher() -> None:
     parent = os.getppid()
     if not _is_launcher(parent):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os.kill(os.getpid(), signal.SIGKILL)
+    end_with(parent)
 
 
 def _stat(pid: int) -> list[str] | None:

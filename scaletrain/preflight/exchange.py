@@ -4,7 +4,6 @@
 ``run_node`` for the keys.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -13,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scaletrain.lifetime import end_with
+
 OUT_OF_TIME = 3
-_PR_SET_PDEATHSIG = 1
 _LARGEST_REPORT = 2**16
 _REAP_S = 5.0
 
@@ -62,7 +63,7 @@ class _Rank:
                 [sys.executable, "-m", "scaletrain.preflight.all_reduce", given],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(writing,),
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(end_with, os.getpid()),
             )
         finally:
             os.close(writing)
@@ -101,10 +102,6 @@ def _write_result(path: Path, node_rank: int, told: Sequence[Mapping[str, Any]])
     draft = path.with_name(f"{path.name}.draft")
     draft.write_text(json.dumps(result) + "\n")
     os.replace(draft, path)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _leave(number: int, _frame: object) -> NoReturn:

@@ -4,7 +4,6 @@
 """
 
 import base64
-import ctypes
 import json
 import os
 import signal
@@ -14,14 +13,15 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scaletrain.launch.processes import this_process
 from scaletrain.launch.slurm.interface import interface_towards
+from scaletrain.lifetime import end_with
 from scaletrain.log import FOLDER_VARIABLE
 
-_PR_SET_PDEATHSIG = 1
 _SHIELDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 _STALE_LOCK_S = 300.0
 """Age from which the lock of a build of torch's extensions belongs to a build that was killed: one takes a minute."""
@@ -78,7 +78,7 @@ def _train(
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(end_with, os.getpid()),
         )
     code = launcher.wait()
     _write(log_dir / f"node-{node}.json", told | {"exit_code": code, "ended_s": time.time()})
@@ -130,10 +130,6 @@ def launcher_command(plan: Mapping[str, Any], node_rank: int, master: str, envir
         "--no_local_rank",
         *plan["command"],
     ]
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _unlock_extensions(environment: Mapping[str, str]) -> None:
