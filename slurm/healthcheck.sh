@@ -17,16 +17,16 @@
 #SBATCH --mem=0
 #SBATCH --no-kill
 
-# Slurm runs a copy of this file, and knows where the original lies.
+# Slurm runs a copy of this file, and knows where the original lies; its controller may be away for a while.
+: "${SLURM_JOB_ID:?give this script to sbatch}"
 trap '' USR2 TERM
-here=
-for _ in {1..30}; do # its controller may be away for a while
-    shown=$(scontrol show job "${SLURM_JOB_ID:?give this script to sbatch}") || { sleep 10 && continue; }
-    here=$(sed -n 's|^ *Command=\(.*\)/healthcheck\.sh.*|\1|p' <<<"$shown" | head -n 1)
-    break
-done
+tries=0
+until shown=$(scontrol show job "$SLURM_JOB_ID") || ((++tries == 30)); do sleep 10; done
+command=${shown#*Command=}
+here=${command%%.sh[[:space:]]*}
+here=${here%/*}
 if [[ ! -r $here/job.sh ]]; then
-    echo "error: job.sh is not beside this script; submit slurm/healthcheck.sh of the checkout, under that name" >&2
+    echo "error: no job.sh in $here; submit a script that lies in the folder slurm of the checkout" >&2
     exit 2
 fi
 # shellcheck source=slurm/job.sh

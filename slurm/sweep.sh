@@ -20,16 +20,16 @@
 #SBATCH --no-kill
 #SBATCH --signal=B:USR2@180
 
-# Slurm runs a copy of this file, and knows where the original lies.
+# Slurm runs a copy of this file, and knows where the original lies; its controller may be away for a while.
+: "${SLURM_JOB_ID:?give this script to sbatch}"
 trap '' USR2 TERM
-here=
-for _ in {1..30}; do # its controller may be away for a while
-    shown=$(scontrol show job "${SLURM_JOB_ID:?give this script to sbatch}") || { sleep 10 && continue; }
-    here=$(sed -n 's|^ *Command=\(.*\)/sweep\.sh.*|\1|p' <<<"$shown" | head -n 1)
-    break
-done
+tries=0
+until shown=$(scontrol show job "$SLURM_JOB_ID") || ((++tries == 30)); do sleep 10; done
+command=${shown#*Command=}
+here=${command%%.sh[[:space:]]*}
+here=${here%/*}
 if [[ ! -r $here/job.sh ]]; then
-    echo "error: job.sh is not beside this script; submit slurm/sweep.sh of the checkout, under that name" >&2
+    echo "error: no job.sh in $here; submit a script that lies in the folder slurm of the checkout" >&2
     exit 2
 fi
 # shellcheck source=slurm/job.sh
@@ -57,5 +57,6 @@ fi
 mapfile -t own <<<"$words"
 name=$(basename "$file")
 folder=runs/${name%.*}
-export ON_END="python3 '$root/tools/compare.py' --runs '$folder/*' --out '$folder/comparison.md'"
+printf -v table 'python3 %q --runs %q --out %q' "$root/tools/compare.py" "$folder/*" "$folder/comparison.md"
+export ON_END="$table${ON_END:+; $ON_END}"
 supervise "$@" "${own[@]}" --run_dir "$folder/$SLURM_ARRAY_TASK_ID"

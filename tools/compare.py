@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fire
+from fire_tool import run_tool
 
-from scaletrain.errors import ConfigError, ScaletrainError
+from scaletrain.errors import ConfigError
 from scaletrain.monitors import names
 from scaletrain.monitors.comparison import compare
 from scaletrain.monitors.comparison_text import comparison_notes, comparison_table, markdown_lines, text_lines
@@ -79,19 +80,5 @@ def write(path: Path, text: str) -> None:
         raise ConfigError(f"--out {path} cannot be written: {error.strerror or error}") from None
 
 
-def main() -> int:
-    try:
-        request = fire.Fire(parse, name="compare.py", serialize=lambda _: None)
-        if not isinstance(request, Request):
-            raise ConfigError("a word stands where an option should; give all values as --name value")
-        run(request)
-    except ScaletrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("compare.py", parse, run))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fire
+from fire_tool import run_tool
 
 from scaletrain.checkpoint.inspection import Details, Place, Summary, find_places, look_into, ranks_missing, summarise
-from scaletrain.errors import CheckpointError, ConfigError, ScaletrainError
+from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.planning.report import format_bytes
 
 
@@ -135,18 +136,5 @@ def written(summary: Summary) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary.written_s))
 
 
-def main() -> int:
-    try:
-        request = fire.Fire(parse, name="inspect_checkpoint.py", serialize=lambda _: None)
-        if not isinstance(request, Request):
-            raise ConfigError("a word stands where an option should; give all values as --name value")
-        return run(request)
-    except ScaletrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("inspect_checkpoint.py", parse, run))

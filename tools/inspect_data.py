@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fire
+from fire_tool import run_tool
 
-from scaletrain.errors import ConfigError, ScaletrainError
+from scaletrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from scaletrain.training.data_history import DataHistory
@@ -126,18 +127,5 @@ def verify(history: "DataHistory", steps: range) -> int:
     return 1 if wrong else 0
 
 
-def main() -> int:
-    try:
-        request = fire.Fire(parse, name="inspect_data.py", serialize=lambda _: None)
-        if not isinstance(request, Request):
-            raise ConfigError("a word stands where an option should; give all values as --name value")
-        return run(request)
-    except ScaletrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("inspect_data.py", parse, run))

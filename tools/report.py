@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fire
+from fire_tool import run_tool
 
-from scaletrain.errors import ConfigError, ScaletrainError
+from scaletrain.errors import ConfigError
 from scaletrain.monitors.goodput_page import page
 from scaletrain.monitors.goodput_summary import summarize
 from scaletrain.monitors.goodput_text import report_lines
@@ -51,19 +52,5 @@ def run(request: Request) -> None:
         print(f"\nwrote {request.html}")
 
 
-def main() -> int:
-    try:
-        request = fire.Fire(parse, name="report.py", serialize=lambda _: None)
-        if not isinstance(request, Request):
-            raise ConfigError("a word stands where an option should; give all values as --name value")
-        run(request)
-    except ScaletrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("report.py", parse, run))

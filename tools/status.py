@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import fire
+from fire_tool import run_tool
 from rich.console import Console
 from rich.text import Text
 
-from scaletrain.errors import ConfigError, ScaletrainError
+from scaletrain.errors import ConfigError
 from scaletrain.launch.squeue import Queued, ask_squeue
 from scaletrain.monitors.status import Status
 from scaletrain.monitors.status_records import observe
@@ -98,19 +99,5 @@ def run(request: Request) -> None:
         Console(highlight=False).print(screen(watcher.look(), columns), soft_wrap=True)
 
 
-def main() -> int:
-    try:
-        request = fire.Fire(parse, name="status.py", serialize=lambda _: None)
-        if not isinstance(request, Request):
-            raise ConfigError("a word stands where an option should; give all values as --name value")
-        run(request)
-    except ScaletrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("status.py", parse, run))

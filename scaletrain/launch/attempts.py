@@ -56,7 +56,7 @@ def attempt_with_logs(run_dir: Path, log_dir: Path) -> int | None:
         run_dir: The run's folder.
         log_dir: The folder, as ``SCALETRAIN_LOG_DIR`` named it to them.
     """
-    for attempt in reversed(attempt_numbers(run_dir)):
+    for attempt in reversed(attempt_numbers(run_dir)[-_LOOKED_AT:]):
         try:
             content = json.loads((run_dir / "exit" / str(attempt) / "launch.json").read_text())
         except (OSError, ValueError):

@@ -128,7 +128,6 @@ def _job(options: Mapping[str, Option], script: str, limit_s: float | None, envi
         cpus=0,  # the node's, which are not known here
         end_s=None if limit_s is None else time.time() + limit_s,
         excluded=(),
-        log="",
     )
 
 

@@ -64,6 +64,7 @@ def test_scancel_is_not_answered_by_a_requeue(new_run: NewRun, cluster: Cluster)
     time.sleep(3)
     assert cluster.job(run.job_id)["JobState"] == "CANCELLED"
     assert "requeue" not in run.actions()
+    assert run.verdicts(1) == ["requeue", "requeue"], "the ranks had no time to save"
 
 
 def test_preemption(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
@@ -79,9 +80,10 @@ def test_preemption(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) ->
 
 def test_a_mistake_of_the_user_is_not_repeated(new_run: NewRun) -> None:
     run = new_run("mistake")
-    run.submit("--optim.lrr", "1e-4")
+    run.submit("--optim.lrr", "1e-4", environment={"ON_END": 'echo "the hook got $EXIT_CODE"'})
     run.ends_as("FAILED")
     assert "--optim.lrr: no such key" in run.log
+    assert "the hook got 2" in run.log
     assert "optim.lr" in run.log
     assert run.cluster.job(run.job_id)["ExitCode"] == "2:0"
     assert run.cluster.job(run.job_id)["Restarts"] == "0"

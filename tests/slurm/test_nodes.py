@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from scaletrain.launch.slurm.ledger import Failure, Ledger
 from tests.processes import eventually
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import SlurmRun
@@ -109,6 +110,16 @@ def test_a_slow_node_is_named_drained_and_replaced(new_run: NewRun, cluster: Clu
     assert len(list(run.ledger.glob("n2-*.json"))) == 1
     assert "DRAIN" in cluster.run("scontrol", "show", "node", "n2")
     assert cluster.job(run.job_id)["Restarts"] == "0"
+    assert run.losses() == undisturbed.losses()
+
+
+def test_a_node_that_other_jobs_have_seen_fail_twice_is_avoided(new_run: NewRun, undisturbed: SlurmRun) -> None:
+    run = new_run("ledger")
+    for job_id in ("98", "99"):
+        Ledger(run.ledger, 7).record(Failure("n2", time.time(), job_id, "a lost GPU"))
+    run.submit(nodes=3, environment={"SPARE_NODES": "1"})
+    run.ends_as("COMPLETED")
+    assert run.nodes() == [["n1", "n3"]]
     assert run.losses() == undisturbed.losses()
 
 

@@ -37,11 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> DataRun:
 @pytest.fixture
 def inspect(run: DataRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inspect:
     """Calls the tool in this process, which has imported torch already."""
-    main = runpy.run_path(str(TOOL))["main"]
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    tool = runpy.run_path(str(TOOL))
 
     def call(*arguments: object, run_dir: object = run.run_dir) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(TOOL), "--run_dir", str(run_dir), *map(str, arguments)])
-        code = main()
+        code = tool["run_tool"](TOOL.name, tool["parse"], tool["run"])
         return code, *capsys.readouterr()
 
     return call

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ _CLOCK_LIMIT_S = 10.0
 """Longest difference of a clock: job ends and heartbeats are told in the clocks' time."""
 _MIB = 32
 _REPEATS = 5
+_CONNECTION_S = 60.0
+"""Time for an all-reduce, start of its processes included, unless CHECK_LIMIT_S is above three times that."""
 _RESULT_S = 3.0  # a shared file system may show another node's file a moment later
 
 
@@ -53,7 +55,9 @@ class Checks:
         is_asked: Whether somebody wants the job to end: checks are then broken off.
     """
 
-    def __init__(self, job: Job, settings: Settings, folder: Path, mounts: Sequence[Path], is_asked: Any) -> None:
+    def __init__(
+        self, job: Job, settings: Settings, folder: Path, mounts: Sequence[Path], is_asked: Callable[[], bool]
+    ) -> None:
         self._job, self._settings, self._folder, self._mounts = job, settings, folder, mounts
         self._is_asked = is_asked
         self._log = folder / "checks.log"
@@ -117,7 +121,8 @@ class Checks:
         return f"slower than MIN_BANDWIDTH_GB_S={self._settings.min_bandwidth_gb_s:g} with every other node"
 
     def _limit_s(self) -> float:
-        return min(60.0, self._settings.check_limit_s)
+        limit_s = self._settings.check_limit_s
+        return max(min(_CONNECTION_S, limit_s), limit_s / 3)
 
     def _ask_nodes(self, token: str, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
         expectation = {

@@ -152,9 +152,9 @@ def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str], mistakes:
             if re.search(pattern, text):
                 reason = f"rank {rank} on {node}: {what}"
                 return Outcome(Verdict.SICK_NODE, reason, {node: reason}, rank_log(log_dir, rank))
+        raised = re.findall(r"^\w+(?:Error|Exception)\b.*", text, re.MULTILINE)[-1:]  # what came before was survived
         for pattern, what in mistakes:
-            raised = re.findall(r"^\w+(?:Error|Exception)\b.*", text, re.MULTILINE)
-            line = re.search(pattern, raised[-1]) if raised else None  # what came before was survived
+            line = re.match(pattern, *raised) if raised else None
             if line:
                 reason = f"rank {rank} on {node}: {what}: {line[0]}"
                 return Outcome(Verdict.USER_ERROR, reason, log=rank_log(log_dir, rank))

@@ -25,7 +25,6 @@ class Job:
         cpus: Cores that a step may take on each node.
         end_s: When its time is over, in Unix seconds; None where it has no limit.
         excluded: Nodes that it was told to avoid.
-        log: File of its output; empty where Slurm does not say.
         array: Number of the job array and index in it; None for none.
     """
 
@@ -38,7 +37,6 @@ class Job:
     cpus: int
     end_s: float | None
     excluded: tuple[str, ...]
-    log: str
     array: tuple[str, int] | None = None
 
     @classmethod
@@ -72,7 +70,6 @@ class Job:
             cpus=_cpus(environ),
             end_s=unix_s(shown.get("EndTime", "")),
             excluded=tuple(slurm.expand(shown.get("ExcNodeList", "").replace("(null)", ""))),
-            log=shown.get("StdOut", ""),
             array=array,
         )
 

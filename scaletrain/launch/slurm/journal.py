@@ -7,8 +7,6 @@ from typing import Any
 
 from scaletrain.launch.events import append_event, read_events
 
-FILE = "job.jsonl"
-
 
 class Journal:
     """The diary of a run's jobs.
@@ -20,7 +18,7 @@ class Journal:
     """
 
     def __init__(self, run_dir: Path, job_id: str, restart: int) -> None:
-        self._path = run_dir / FILE
+        self._path = run_dir / "job.jsonl"
         self._events = run_dir / "events.jsonl"
         self._job = {"job_id": job_id, "restart": restart}
 

@@ -27,6 +27,8 @@ _AFTER_FIRST_S = 90.0
 """Time in which all nodes end once one has: srun ends them after 60 s, but waits for one that is out of reach."""
 _VERDICTS_S = 15.0
 """Time for keepers to write the verdicts of ranks that were killed."""
+_END_LOOK_S = 10.0
+"""How often the files of all nodes are read: there may be hundreds, on a shared file system, for weeks."""
 _TRY_AGAIN_S = 5.0
 _TICK_S = 0.2
 
@@ -126,24 +128,26 @@ class Launch:
         """Waits for the end; what is asked of the job is passed on to the ranks once."""
         is_told, next_try_s = False, 0.0
         give_up_s = float("inf")
-        next_look_s = time.monotonic() + _LOOK_S
+        next_look_s, next_end_look_s = time.monotonic() + _LOOK_S, 0.0
         while (code := step.poll()) is None:
             time.sleep(_TICK_S)
             now_s = time.monotonic()
             asked = requests.asked()
             if asked is Asked.NOBODY and now_s >= next_look_s:
                 asked, next_look_s = requests.look(), now_s + _LOOK_S
-            if asked in (Asked.REPLACED, Asked.CANCELLED):
+            if asked is Asked.REPLACED:
                 self._signal(step, slurm, "KILL")
                 self._kill_here()
                 return None
-            # Of a requeue that Slurm has decided it has told all processes itself.
+            # Of what Slurm has decided itself, such as scancel, it has told all processes: they may be saving.
             if asked in (Asked.TIME_LIMIT, Asked.PREEMPTED) and not is_told and now_s >= next_try_s:
                 is_told, next_try_s = self._signal(step, slurm, "USR1"), now_s + _TRY_AGAIN_S
                 give_up_s = min(give_up_s, now_s + self._time_to_save_s(slurm))
-            ended_s = self._first_end_s()
-            if ended_s is not None:
-                give_up_s = min(give_up_s, now_s - (time.time() - ended_s) + _AFTER_FIRST_S)
+            if now_s >= next_end_look_s:
+                next_end_look_s = now_s + _END_LOOK_S
+                ended_s = self._first_end_s()
+                if ended_s is not None:
+                    give_up_s = min(give_up_s, now_s - (time.time() - ended_s) + _AFTER_FIRST_S)
             if now_s >= give_up_s:
                 self._signal(step, slurm, "KILL")
                 return None

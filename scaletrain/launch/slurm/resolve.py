@@ -9,7 +9,7 @@ import sys
 from scaletrain.config.command_line import parse
 from scaletrain.config.derive import check
 from scaletrain.config.load import load_config
-from scaletrain.errors import ScaletrainError
+from scaletrain.errors import ConfigError, ScaletrainError
 from scaletrain.launch.verdicts import EXIT_CODES, Verdict
 
 
@@ -24,6 +24,11 @@ def main(argv: list[str]) -> int:
     """
     try:
         command = parse(argv)
+        if command.help or command.dry_run:
+            raise ConfigError(
+                "--help and --dry_run are not for a job: type python scaletrain/train.py with them, or see what a job "
+                "would do by python -m scaletrain.launch.preview"
+            )
         config = load_config(command.config, command.overrides)
         check(config)
     except ScaletrainError as error:

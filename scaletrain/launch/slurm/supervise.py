@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaletrain.errors import ConfigError
+from scaletrain.errors import ConfigError, ScaletrainError
 from scaletrain.launch.slurm.commands import Slurm
+from scaletrain.launch.slurm.hook import run_hook
 from scaletrain.launch.slurm.job import Job
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.steps import node_python, slots, srun_command
@@ -19,6 +20,7 @@ from scaletrain.launch.slurm.supervisor import Supervisor
 from scaletrain.launch.verdicts import EXIT_CODES, Verdict
 
 _RESOLVE_S = 300.0
+_TRIES = 3
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,10 +46,16 @@ def main(arguments: Sequence[str]) -> int:
             )
         run_dir = resolve(job, settings, root, arguments).run_dir
         plan(job, settings, root, run_dir, arguments)
-    except ConfigError as error:
+    except ScaletrainError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODES[Verdict.USER_ERROR]
+        code = EXIT_CODES[Verdict.CRASH if isinstance(error, StartError) else Verdict.USER_ERROR]
+        run_hook(os.environ.get("ON_END", ""), code, str(error))
+        return code
     return Supervisor(job, settings, slurm, run_dir, root, arguments).run()
+
+
+class StartError(ScaletrainError):
+    """The training's environment does not work; nothing is known to be wrong with what the user asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,24 @@ def resolve(job: Job, settings: Settings, root: Path, arguments: Sequence[str]) 
 
     Raises:
         ConfigError: They are wrong.
+        StartError: It cannot be told, on any of three nodes.
     """
-    try:
-        done = _run(job, settings, root, ["-m", "scaletrain.launch.slurm.resolve", *arguments])
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"the training's arguments cannot be checked: {error}") from None
-    if done.returncode != 0:
-        raise ConfigError(done.stderr.strip().removeprefix("error: ") or f"code {done.returncode}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    return Resolved(Path(told["run_dir"]), int(told["max_steps"]))
+    problems = []
+    for turn in range(_TRIES):
+        # In a container each time on another node: the first one may be the sick one.
+        node = job.nodes[turn % len(job.nodes)]
+        try:
+            done = _run(job, settings, root, ["-m", "scaletrain.launch.slurm.resolve", *arguments], node=node)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problems.append(f"{node}: {error}")
+            continue
+        if done.returncode == EXIT_CODES[Verdict.USER_ERROR]:
+            raise ConfigError(done.stderr.strip().rpartition("error: ")[2])
+        if done.returncode == 0:
+            told = json.loads(done.stdout.splitlines()[-1])
+            return Resolved(Path(told["run_dir"]), int(told["max_steps"]))
+        problems.append(f"{node}: code {done.returncode}: {done.stderr.strip()[-300:]}")
+    raise StartError(f"the training's arguments cannot be checked: {'; '.join(problems)}")
 
 
 def plan(job: Job, settings: Settings, root: Path, run_dir: Path, arguments: Sequence[str]) -> None:
@@ -109,16 +126,19 @@ def plan(job: Job, settings: Settings, root: Path, run_dir: Path, arguments: Seq
         return
     if done.returncode == EXIT_CODES[Verdict.USER_ERROR]:
         raise ConfigError(done.stderr.strip().rpartition("error: ")[2])
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    (run_dir / "logs" / "plan.txt").write_text(done.stdout + done.stderr)
+    try:
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        (run_dir / "logs" / "plan.txt").write_text(done.stdout + done.stderr)
+    except OSError as error:  # the supervisor settles what that means
+        print(f"warning: the plan cannot be written: {error}", file=sys.stderr)
 
 
 def _run(
-    job: Job, settings: Settings, root: Path, words: Sequence[str], ranks: int = 1
+    job: Job, settings: Settings, root: Path, words: Sequence[str], ranks: int = 1, node: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
     command = [node_python(settings), *words]
     if settings.container:
-        command = srun_command(job, settings, "plan", job.nodes[:1], command, (root, Path.cwd()))
+        command = srun_command(job, settings, "plan", [node or job.nodes[0]], command, (root, Path.cwd()))
     return subprocess.run(
         command,
         env=dict(os.environ) | {"WORLD_SIZE": str(ranks)},

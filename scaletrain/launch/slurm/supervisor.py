@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,18 +13,19 @@ from scaletrain.launch.slurm.checks import Checks
 from scaletrain.launch.slurm.commands import Slurm
 from scaletrain.launch.slurm.decision import Action, Asked, Kind, Situation, decide
 from scaletrain.launch.slurm.evidence import Outcome, quote
+from scaletrain.launch.slurm.hook import run_hook
 from scaletrain.launch.slurm.job import Job
 from scaletrain.launch.slurm.journal import Journal
 from scaletrain.launch.slurm.launching import Launch, claim_log_dir
 from scaletrain.launch.slurm.ledger import Failure, Ledger
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.suspects import choose_suspect
-from scaletrain.launch.verdicts import Verdict
+from scaletrain.launch.verdicts import EXIT_CODES, Verdict
 
 _LONGEST_ABSENCE_S = 900.0
 """Longest time for which Slurm's controller is waited for, in seconds."""
-_HOOK_S = 300.0
-"""Longest time for the user's last command."""
+_FULL_DISK_S = 600.0
+"""Seconds until a job starts again whose run directory cannot be written."""
 
 
 class Supervisor:
@@ -61,6 +61,15 @@ class Supervisor:
         Returns:
             The job's exit code.
         """
+        try:
+            return self._supervise()
+        except OSError as error:
+            # Not even its own records can be written: somebody makes room, and the same job goes on.
+            reason = f"{self._run_dir} cannot be used: {error}"
+            self._say(f"requeue in {_FULL_DISK_S:.0f} s: {reason}")
+            return self._end(Action(Kind.REQUEUE, reason, delay_s=_FULL_DISK_S))
+
+    def _supervise(self) -> int:
         (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self._say(self._first_line())
         self._journal.write("job_start", job_name=self._job.name, nodes=self._job.nodes, end_s=self._job.end_s)
@@ -138,7 +147,7 @@ class Supervisor:
             self._sick[node] = reason
             self._say(f"node {node} is not used: {reason}")
             self._journal.write("sick_node", node=node, reason=reason)
-            if not remember:  # Slurm knows it already
+            if not remember:  # Slurm knows it already, or it is not certain
                 continue
             try:
                 self._ledger.record(Failure(node, time.time(), self._job.job_id, reason))
@@ -225,7 +234,7 @@ class Supervisor:
         without = f", without {','.join(excluded)}" if excluded and action.kind is Kind.REQUEUE else ""
         delay = f" in {action.delay_s:.0f} s" if action.delay_s else ""
         self._say(f"{action.kind}{delay}{without}: {action.reason}")
-        if action.kind is Kind.STOP and action.code == 78:
+        if action.kind is Kind.STOP and action.code == EXIT_CODES[Verdict.GAVE_UP]:
             self._summarize()
 
     def _summarize(self) -> None:
@@ -234,35 +243,24 @@ class Supervisor:
             self._say(f"  {line}")
 
     def _end(self, action: Action) -> int:
-        if action.kind is not Kind.REQUEUE:
-            if action.kind is Kind.STOP:
-                self._run_hook(action)
+        if action.kind is Kind.LEAVE:
+            return action.code
+        if action.kind is Kind.STOP:
+            run_hook(self._settings.on_end, action.code, action.reason)
             return action.code
         before = set(self._job.excluded) - self._acquitted
         excluded = sorted({*before, *(node for node in self._sick if node not in self._kept_out)})
+        code = EXIT_CODES[Verdict.REQUEUE]
         if not self._slurm.requeue(self._job.queue_name, excluded, action.delay_s, self._insist_s()):
-            self._say("Slurm does not take the job back; type the same sbatch command again (was it --no-requeue?)")
-            return 75
-        return 75
+            reason = "Slurm does not take the job back; type the same sbatch command again"
+            self._say(reason)
+            run_hook(self._settings.on_end, code, reason)
+        return code
 
     def _insist_s(self) -> float:
         """How long Slurm is asked to take the job back: it may be away for a while, and the job has its time."""
         left_s = _LONGEST_ABSENCE_S if self._job.end_s is None else self._job.end_s - time.time() - 5
         return max(20.0, min(_LONGEST_ABSENCE_S, left_s))
-
-    def _run_hook(self, action: Action) -> None:
-        if not self._settings.on_end:
-            return
-        environment = dict(os.environ) | {"EXIT_CODE": str(action.code), "REASON": action.reason}
-        try:
-            code = subprocess.run(
-                ["bash", "-c", self._settings.on_end], env=environment, stdin=subprocess.DEVNULL, timeout=_HOOK_S
-            ).returncode
-        except subprocess.TimeoutExpired:
-            self._say(f"warning: ON_END did not end within {_HOOK_S:.0f} s")
-            return
-        if code:
-            self._say(f"warning: ON_END ended with code {code}")
 
     def _say(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")

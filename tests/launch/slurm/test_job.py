@@ -58,7 +58,6 @@ def test_a_job_is_read(slurm: Slurm) -> None:
     assert job.addresses == {"n1": "10.0.0.1", "n2": "n2"}
     assert (job.gpus, job.cpus, job.excluded) == (8, 64, ("n7", "n8"))
     assert job.end_s is not None
-    assert job.log == "/a/pretrain-17.log"
 
 
 def test_a_task_of_an_array_is_told_apart_from_the_array(slurm: Slurm, tmp_path: Path) -> None:

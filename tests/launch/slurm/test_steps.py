@@ -13,7 +13,7 @@ from scaletrain.launch.slurm.node import added_variables, launcher_command
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.steps import srun_command
 
-JOB = Job("17", "x", 0, ("n1", "n2"), {"n1": "10.0.0.1", "n2": "10.0.0.2"}, 2, 8, None, (), "")
+JOB = Job("17", "x", 0, ("n1", "n2"), {"n1": "10.0.0.1", "n2": "10.0.0.2"}, 2, 8, None, ())
 PLACE = Path("/shared/run")
 
 

@@ -1,0 +1,33 @@
+"""What the tools that take one request by fire have in common: how they are run, and with which code they end."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any
+
+import fire
+
+from scaletrain.errors import ConfigError, ScaletrainError
+
+
+def run_tool(name: str, parse: Callable[..., Any], run: Callable[[Any], int | None]) -> int:
+    """Runs a tool.
+
+    Args:
+        name: The tool's, for its help.
+        parse: Takes keywords as they were typed, and returns the request, a dataclass.
+        run: Does what the request asks for, and returns an exit code, or None for 0.
+
+    Returns:
+        The exit code: 2 for a mistake of the user's, 130 for Ctrl-C, and where nobody reads the output any more.
+    """
+    try:
+        request = fire.Fire(parse, name=name, serialize=lambda _: None)
+        if not is_dataclass(request):
+            raise ConfigError("a word stands where an option should; give all values as --name value")
+        return run(request) or 0
+    except ScaletrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
