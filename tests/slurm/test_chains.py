@@ -64,7 +64,7 @@ def test_a_task_of_an_array_is_requeued_alone(cluster: Cluster, tmp_path: Path) 
         cluster.wait_for_job(f"{job_id}_{task}", "RUNNING")
     own = next(task for task in range(2) if cluster.job(f"{job_id}_{task}")["JobId"] == job_id)
     shown = cluster.job(f"{job_id}_{own}")
-    job = Job(shown["JobId"], "x", 0, ("n1",), {}, 0, 1, None, (), "", (job_id, own))
+    job = Job(shown["JobId"], "x", 0, ("n1",), {}, 0, 1, None, (), (job_id, own))
     code = f"from scaletrain.launch.slurm.commands import Slurm; assert Slurm().requeue({job.queue_name!r}, ['n3'], 60)"
     cluster.run(sys.executable, "-c", code, cwd=ROOT)
     requeued, other = (cluster.job(f"{job_id}_{task}") for task in (own, 1 - own))
