@@ -8,6 +8,7 @@ from typing import Any
 from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
+from scaletrain.config.model_rules import model_problems
 from scaletrain.config.schema import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.errors import ConfigError
 
@@ -71,7 +72,8 @@ def check(config: RunConfig) -> None:
         ConfigError: Lists all rules that are broken, with the values and a remedy.
     """
     problems = [
-        *_model_problems(config.model),
+        *model_problems(config.model),
+        *_task_problems(config.model),
         *_length_problems(config.model, config.train),
         *batch_problems(config.train),
         *data_problems(config.data),
@@ -164,22 +166,13 @@ def _offload_device(ds: dict[str, Any], part: str) -> str:
     return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
 
 
-def _model_problems(model: ModelConfig) -> Iterator[str]:
-    if model.n_heads % model.n_kv_heads:
-        yield (
-            f"model.n_heads = {model.n_heads} is not a multiple of model.n_kv_heads = {model.n_kv_heads}: "
-            "each key/value head serves the same number of query heads; change one of them"
-        )
-    if model.d_model % model.n_heads and model.head_dim == model.d_model // model.n_heads:
-        yield (
-            f"model.d_model = {model.d_model} is not a multiple of model.n_heads = {model.n_heads}, so that heads of "
-            f"{model.head_dim} would not fill it; choose a divisor, or give another model.head_dim"
-        )
-    if model.positions == "rotary" and model.head_dim % 2:
-        yield (
-            f"model.head_dim = {model.head_dim} is odd: rotary positions turn pairs of dimensions; "
-            "choose an even head_dim, or other model.positions"
-        )
+def _task_problems(model: ModelConfig) -> Iterator[str]:
+    # What the loss does not reach gets no gradient, and a bidirectional model would see what it is to predict.
+    unread = [key for key in ("pooler", "n_classes", "n_segments") if getattr(model, key)]
+    for key in unread:
+        yield f"model.{key} = {getattr(model, key)} is not read by a training on the next token; leave it out"
+    if not model.causal:
+        yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
 
 
 def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:

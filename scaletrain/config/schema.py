@@ -24,9 +24,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Location = TypeAliasType("Location", str)
 
 
-def _like(field: str) -> Any:
+def _like(field: str, description: str = "") -> Any:
     """A default that copies another field of the same section."""
-    return Field(default_factory=lambda data: data.get(field, 1), ge=1, description=f"default {field}")
+    described = f"{description}; default {field}" if description else f"default {field}"
+    return Field(default_factory=lambda data: data.get(field, 1), ge=1, description=described)
+
+
+def _bias_of(place: str) -> Any:
+    return Field(default_factory=lambda data: data.get("bias", True), description=f"biases of {place}; default bias")
 
 
 def _head_dim(data: dict[str, Any]) -> int:
@@ -53,11 +58,39 @@ class ModelConfig(Section):
     max_seq_len: int = Field(1024, ge=1, description="positions the model is made for, in tokens")
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
+    rotary_dim: int = _like("head_dim", "leading dimensions of each head that are rotated")
+    rope_scaling: Literal["none", "linear", "llama3"] = Field(
+        "none", description="how rotary frequencies are stretched for sequences longer than the model was made for"
+    )
+    rope_factor: float = Field(1.0, ge=1, description="of the stretching")
+    rope_low_freq_factor: float = Field(1.0, gt=0, description="llama3: wavelengths above length / this are stretched")
+    rope_high_freq_factor: float = Field(
+        4.0, gt=0, description="llama3: wavelengths below length / this are left alone"
+    )
+    rope_original_max_seq_len: int = _like("max_seq_len", "llama3: the length before the stretching, in tokens")
+    causal: bool = Field(True, description="a token sees no token after it; false sees all, as BERT")
+    sliding_window: int = Field(0, ge=0, description="tokens that a token sees, itself among them; 0 for all")
+    sliding_window_from_layer: int = Field(0, ge=0, description="first layer with the window; those before see all")
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     norm_eps: float = Field(1e-5, gt=0)
+    norm_position: Literal["pre", "post"] = Field(
+        "pre", description="before each branch and at the end, or behind each sum, as in BERT"
+    )
+    embedding_norm: bool = Field(False, description="a norm behind the embeddings")
+    qk_norm: bool = Field(False, description="an RMSNorm over each head of queries and keys, before their rotation")
+    parallel_residual: bool = Field(False, description="both branches of a layer read its input, as in GPT-NeoX")
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
     bias: bool = Field(True, description="biases in linear layers and LayerNorm")
+    qkv_bias: bool = _bias_of("queries, keys and values")
+    attention_out_bias: bool = _bias_of("the projection behind attention")
     tie_embeddings: bool = Field(True, description="input and output embedding are one tensor")
+    n_segments: int = Field(0, ge=0, description="rows of a segment embedding; 0 for none")
+    output_transform: bool = Field(
+        False, description="a linear layer, the activation and a norm before the output layer"
+    )
+    output_bias: bool = Field(False, description="a bias in the output layer")
+    pooler: bool = Field(False, description="linear layer and tanh on the first token, for the whole sequence")
+    n_classes: int = Field(0, ge=0, description="classes told from the pooler's output; 0 for no such layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and on each residual branch")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights; 3 to 6 times slower on CPU")
     init_std: float = Field(

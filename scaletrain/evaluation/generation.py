@@ -58,6 +58,8 @@ def generate(
     Raises:
         ConfigError: an argument is out of its range.
     """
+    if not model.config.causal:
+        raise ConfigError("a bidirectional model (model.causal false) continues no text; use a causal one")
     limit = model.config.max_seq_len
     _check_prompt(prompt_tokens, model.config.vocab_size)
     _check_ranges(max_new_tokens, temperature, top_k, top_p, seed, max_context)
@@ -152,7 +154,7 @@ def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tenso
         # ZeRO-3 gathers in it could not be trained on later.
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             hidden_1TD = model.hidden(tokens_1T, cache=cache)
-            logits_V: Tensor = model.output(hidden_1TD[:, -1])[0]
+            logits_V = model.logits(hidden_1TD[:, -1])[0]
     finally:
         if was_training:
             model.train()

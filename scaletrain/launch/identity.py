@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletrain.config.fields import flatten, plain
-from scaletrain.config.schema import RunConfig, SourceConfig
+from scaletrain.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaletrain.errors import ConfigError
 
 # A change of these would change what the weights, the optimizer's state or a sequence's number mean. Weights and phases
@@ -25,6 +25,7 @@ _FIXED = (
 )
 # Of the model everything is fixed but these.
 _FREE_OF_MODEL = ("model.preset", "model.dropout", "model.attention_dropout")
+_MODEL_KEYS = tuple(f"model.{key}" for key in ModelConfig.model_fields)
 # What runs were that wrote their identity before these keys existed.
 _BEFORE_THE_KEY = {"data.packing": "concat", "data.sources.name": []}
 
@@ -107,7 +108,7 @@ def read_identity(path: Path) -> Identity | None:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Identity(_BEFORE_THE_KEY | dict(content["fixed"]), dict(content["free"]))
+        return Identity(_BEFORE_THE_KEY | _whole_model(content["fixed"]), dict(content["free"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -122,6 +123,13 @@ def write_identity(path: Path, identity: Identity) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(asdict(identity), indent=1) + "\n", encoding="utf-8")
     os.replace(draft, path)
+
+
+def _whole_model(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what a model was that was described before some keys existed: their defaults change nothing."""
+    given = {key.removeprefix("model."): value for key, value in fixed.items() if key in _MODEL_KEYS}
+    model = ModelConfig(**given).model_dump(mode="json")
+    return {f"model.{key}": value for key, value in model.items() if _is_fixed(f"model.{key}")} | dict(fixed)
 
 
 def _is_fixed(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Causal self-attention, its masks, and the cache of keys and values for generation.
+"""Self-attention, its masks, and the cache of keys and values for generation.
 
 Shapes: B batch, T time (queries), S time (keys), D d_model, N heads, K key/value heads, H head_dim.
 """
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from scaletrain.model.document_attention import attend_within_documents, can_attend_within_documents
 from scaletrain.model.layers import Linear
+from scaletrain.model.norms import RMSNorm
 from scaletrain.model.positions import rotate
 
 
@@ -86,9 +87,16 @@ class Visibility(NamedTuple):
 
 
 def visible_keys(
-    tokens_BT: Tensor, documents_BT: Tensor | None, past_len: int, *, n_heads: int, dropout: float
+    tokens_BT: Tensor,
+    documents_BT: Tensor | None,
+    past_len: int,
+    *,
+    n_heads: int,
+    dropout: float,
+    causal: bool = True,
+    window: int = 0,
 ) -> Visibility:
-    """Decide once per forward pass, for all layers, which keys each query sees.
+    """Decide once per forward pass, for all layers that see equally far, which keys each query sees.
 
     Args:
         tokens_BT: the new tokens; only shape and device are used.
@@ -97,23 +105,35 @@ def visible_keys(
         past_len: tokens in the cache before the new ones.
         n_heads: query heads.
         dropout: share of attention weights dropped in this pass.
+        causal: whether no token sees one after it.
+        window: tokens that a token sees, itself and those before it; 0 for all. Only with ``causal``.
 
     Returns:
         The documents, where attention within each of them is to be had and pays; a Boolean mask (B, 1, T, T) or
         (T, S) where else one is needed; or the kernel's own causal rule.
     """
     T = tokens_BT.shape[1]
+    end = past_len + T
+    window = window if window < end else 0  # a window that holds all tokens hides none
     if documents_BT is not None:
-        if can_attend_within_documents(tokens_BT.device, T, n_heads, dropout):
+        by_documents = can_attend_within_documents(tokens_BT.device, T, n_heads, dropout)
+        if by_documents and causal and not window:
             return Visibility(None, is_causal=True, documents=documents_BT)
-        same_document = documents_BT.unsqueeze(-1) == documents_BT.unsqueeze(-2)
-        return Visibility(same_document.tril().unsqueeze(1), is_causal=False)
-    if past_len == 0:
-        return Visibility(None, is_causal=True)
-    if T == 1:
+        mask_BTT = documents_BT.unsqueeze(-1) == documents_BT.unsqueeze(-2)
+        if causal:
+            mask_BTT = _near(mask_BTT.tril(), 0, window)
+        return Visibility(mask_BTT.unsqueeze(1), is_causal=False)
+    if not causal or (T == 1 and not window):
         return Visibility(None, is_causal=False)
-    mask_TS = torch.ones(T, past_len + T, dtype=torch.bool, device=tokens_BT.device).tril(diagonal=past_len)
-    return Visibility(mask_TS, is_causal=False)
+    if past_len == 0 and not window:
+        return Visibility(None, is_causal=True)
+    mask_TS = torch.ones(T, end, dtype=torch.bool, device=tokens_BT.device).tril(diagonal=past_len)
+    return Visibility(_near(mask_TS, past_len, window), is_causal=False)
+
+
+def _near(mask: Tensor, past_len: int, window: int) -> Tensor:
+    """Hides from each query the keys before its window."""
+    return mask.triu(diagonal=past_len - window + 1) if window else mask
 
 
 class Attention(nn.Module):
@@ -126,7 +146,9 @@ class Attention(nn.Module):
         n_heads: query heads.
         n_kv_heads: key/value heads; divides ``n_heads``.
         head_dim: width of a head; ``n_heads * head_dim`` need not be ``d_model``.
-        bias: whether the projections have biases.
+        bias: whether ``q``, ``k`` and ``v`` have biases.
+        out_bias: whether ``out`` has one.
+        norm_eps: of an RMSNorm over each head of queries and keys, before their rotation; None for no such norm.
         dropout: share of attention weights dropped in training.
         init_std: standard deviation of the initial weights of ``q``, ``k`` and ``v``.
         residual_std: the same for ``out``, whose output is added to the residual stream.
@@ -140,6 +162,8 @@ class Attention(nn.Module):
         n_kv_heads: int,
         head_dim: int,
         bias: bool,
+        out_bias: bool,
+        norm_eps: float | None,
         dropout: float,
         init_std: float,
         residual_std: float,
@@ -151,7 +175,11 @@ class Attention(nn.Module):
         self.q = Linear(d_model, n_heads * head_dim, bias=bias, init_std=init_std)
         self.k = Linear(d_model, n_kv_heads * head_dim, bias=bias, init_std=init_std)
         self.v = Linear(d_model, n_kv_heads * head_dim, bias=bias, init_std=init_std)
-        self.out = Linear(n_heads * head_dim, d_model, bias=bias, init_std=residual_std)
+        self.out = Linear(n_heads * head_dim, d_model, bias=out_bias, init_std=residual_std)
+        self.has_norms = norm_eps is not None
+        if norm_eps is not None:
+            self.q_norm = RMSNorm(head_dim, norm_eps)
+            self.k_norm = RMSNorm(head_dim, norm_eps)
 
     def forward(
         self,
@@ -163,6 +191,8 @@ class Attention(nn.Module):
         q_BNTH = self._heads(self.q(x_BTD))
         k_BKTH = self._heads(self.k(x_BTD))
         v_BKTH = self._heads(self.v(x_BTD))
+        if self.has_norms:
+            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if rotary is not None:
             q_BNTH, k_BKTH = rotate(q_BNTH, rotary), rotate(k_BKTH, rotary)
         k_BKSH, v_BKSH = (k_BKTH, v_BKTH) if cache is None else cache.append(k_BKTH, v_BKTH)

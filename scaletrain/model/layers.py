@@ -81,6 +81,14 @@ class FeedForward(nn.Module):
         if self.activation == "swiglu":
             inner_BTF = functional.silu(self.gate(x_BTD)) * up_BTF
         else:
-            inner_BTF = functional.gelu(up_BTF, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            inner_BTF = gelu(up_BTF, self.activation)
         out_BTD: Tensor = self.down(inner_BTF)
         return out_BTD
+
+
+def gelu(x: Tensor, activation: Activation) -> Tensor:
+    """The exact GELU, or GPT-2's approximation where that is the activation.
+
+    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units (GELUs)".
+    """
+    return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 
     Args:
-        d_model: width of the input.
+        d_model: width of the input: that of the residual stream, or of a head.
         eps: added to the mean square.
     """
 

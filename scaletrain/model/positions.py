@@ -3,8 +3,11 @@
 Both are computed from the positions in every forward pass, in fp32, and are no buffers of the model: a cast of the
 whole model to bf16 (DeepSpeed does one) would round a buffer's angles, and positions above 256 would fall together.
 
-Shapes: B batch (or 1), T time, D d_model, N heads, H head_dim.
+Shapes: B batch (or 1), T time, D d_model, N heads, H head_dim, R rotary_dim.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,47 +27,94 @@ def sinusoidal_encoding(positions_BT: Tensor, d_model: int) -> Tensor:
     Returns:
         (B, T, D) in fp32.
     """
-    angles = _angles(positions_BT, d_model, base=10_000.0)
+    angles = positions_BT.float().unsqueeze(-1) * _frequencies(d_model, 10_000.0, positions_BT.device)
     interleaved = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
     return interleaved[..., :d_model]
 
 
-def rotary_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Compute the cosines and sines by which queries and keys are rotated.
+class Rotary(NamedTuple):
+    """How queries and keys are rotated.
 
-    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.4.2.
+    Attributes:
+        dim: leading dimensions of a head that are rotated; even.
+        theta: base of the frequencies (10,000 in the paper).
+        scaling: ``none``; ``linear`` divides all frequencies by ``factor``; ``llama3`` the low ones only.
+        factor: of the stretching.
+        low_freq_factor: ``llama3``: wavelengths above ``original_len / low_freq_factor`` are stretched in full.
+        high_freq_factor: ``llama3``: wavelengths below ``original_len / high_freq_factor`` are left alone.
+        original_len: ``llama3``: tokens of a sequence before the stretching.
+    """
+
+    dim: int
+    theta: float
+    scaling: str = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_len: int = 8192
+
+
+def rotary_frequencies(rotary: Rotary, device: torch.device) -> Tensor:
+    """Compute the angle by which each pair of dimensions turns from one position to the next.
+
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.4.2. ``linear``:
+    Chen et al. 2023, "Extending Context Window of Large Language Models via Positional Interpolation", section 2.3.
+    ``llama3``: the reference code of Llama 3.1, which mixes stretched and unstretched frequencies between the two
+    bounds, linearly in the number of turns within ``original_len``.
+
+    Args:
+        rotary: how queries and keys are rotated.
+        device: where the frequencies are to be.
+
+    Returns:
+        (rotary.dim / 2,) in fp32, in radians.
+    """
+    frequencies = _frequencies(rotary.dim, rotary.theta, device)
+    if rotary.scaling == "linear":
+        return frequencies / rotary.factor
+    if rotary.scaling == "llama3":
+        turns = rotary.original_len * frequencies / (2 * math.pi)
+        span = rotary.high_freq_factor - rotary.low_freq_factor
+        unstretched = ((turns - rotary.low_freq_factor) / span).clamp(0, 1)
+        return torch.lerp(frequencies / rotary.factor, frequencies, unstretched)
+    return frequencies
+
+
+def rotary_tables(positions_BT: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """Compute the cosines and sines by which queries and keys are rotated.
 
     Args:
         positions_BT: integer positions.
-        head_dim: width of a head; even.
-        theta: base of the frequencies (10,000 in the paper).
+        rotary: how they are rotated.
 
     Returns:
-        Cosines and sines, each (B, 1, T, H / 2) in fp32.
+        Cosines and sines, each (B, 1, T, rotary.dim / 2) in fp32.
     """
-    angles = _angles(positions_BT, head_dim, base=theta).unsqueeze(1)
+    angles = positions_BT.float().unsqueeze(-1) * rotary_frequencies(rotary, positions_BT.device)
+    angles = angles.unsqueeze(1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x_BNTH: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each pair (i, i + H / 2) of every head by its position's angle.
+    """Rotate each pair (i, i + R / 2) of the first R numbers of every head by its position's angle.
 
-    Pairs are taken from the two halves of a head, as Llama's published weights expect, and not from neighbours as in
-    the paper; the two differ by a fixed permutation of the rows of the query and key projections.
+    Pairs are taken from the two halves, as Llama's published weights expect, and not from neighbours as in the paper;
+    the two differ by a fixed permutation of the rows of the query and key projections.
 
     Args:
         x_BNTH: queries or keys.
-        tables: what ``rotary_tables`` returned.
+        tables: what ``rotary_tables`` returned; R is twice their width.
 
     Returns:
-        (B, N, T, H) in the type of ``x_BNTH``; the arithmetic is done in fp32.
+        (B, N, T, H) in the type of ``x_BNTH``; the arithmetic is done in fp32. Numbers from R on are as they were.
     """
     cos, sin = tables
-    first, second = x_BNTH.float().chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x_BNTH.dtype)
+    rotary_dim = 2 * cos.shape[-1]
+    first, second = x_BNTH[..., :rotary_dim].float().chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BNTH.dtype)
+    return rotated if rotary_dim == x_BNTH.shape[-1] else torch.cat((rotated, x_BNTH[..., rotary_dim:]), dim=-1)
 
 
-def _angles(positions_BT: Tensor, width: int, base: float) -> Tensor:
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions_BT.device) / width
-    return positions_BT.float().unsqueeze(-1) * torch.pow(base, -exponents)
+def _frequencies(width: int, base: float, device: torch.device) -> Tensor:
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    return torch.pow(base, -exponents)

@@ -28,6 +28,8 @@ def flops_per_token(model: ModelConfig, max_seq_len: int) -> float:
     attention = 2 * model.d_model * model.head_dim * heads
     feed_forward = (3 if model.activation == "swiglu" else 2) * model.d_model * model.d_ff
     weights = model.n_layers * (attention + feed_forward) + model.vocab_size * model.d_model
+    if model.output_transform:
+        weights += model.d_model**2
     scores = 12 * model.n_layers * model.n_heads * model.head_dim * max_seq_len
     return float(6 * weights + scores)
 

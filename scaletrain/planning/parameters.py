@@ -12,17 +12,22 @@ class ParameterCount:
     Attributes:
         embedding: token embedding; with tied embeddings also the output layer.
         position_embedding: learned positions, or 0.
+        segment_embedding: embedding of segments, or 0.
         output: output layer, or 0 where it is tied to the embedding.
-        attention_per_layer: query, key, value and output projections of one layer.
+        head: what stands before, in and behind the output layer without its matrix: BERT's transform, the output's
+            bias, pooler and classes.
+        attention_per_layer: query, key, value and output projections of one layer, and the norms of its heads.
         feed_forward_per_layer: feed-forward layers of one layer.
         norms_per_layer: the two normalisations of one layer.
-        final_norm: normalisation before the output layer.
+        final_norm: normalisation of the embeddings and before the output layer.
         n_layers: layers.
     """
 
     embedding: int
     position_embedding: int
+    segment_embedding: int
     output: int
+    head: int
     attention_per_layer: int
     feed_forward_per_layer: int
     norms_per_layer: int
@@ -42,7 +47,8 @@ class ParameterCount:
     @property
     def total(self) -> int:
         """All parameters, a tied tensor counted once."""
-        return self.embedding + self.position_embedding + self.output + self.non_embedding
+        embeddings = self.embedding + self.position_embedding + self.segment_embedding
+        return embeddings + self.non_embedding + self.head + self.output
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:
@@ -57,18 +63,32 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     query_width, key_value_width = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
     attention = 2 * model.d_model * query_width + 2 * model.d_model * key_value_width
     feed_forward = (3 if model.activation == "swiglu" else 2) * model.d_model * model.d_ff
+    if model.qkv_bias:
+        attention += query_width + 2 * key_value_width
+    if model.attention_out_bias:
+        attention += model.d_model
+    if model.qk_norm:
+        attention += 2 * model.head_dim
     if model.bias:
-        attention += query_width + 2 * key_value_width + model.d_model
         feed_forward += (2 if model.activation == "swiglu" else 1) * model.d_ff + model.d_model
     norm = model.d_model * (2 if model.norm == "layer_norm" and model.bias else 1)
     embedding = model.vocab_size * model.d_model
     return ParameterCount(
         embedding=embedding,
         position_embedding=model.max_seq_len * model.d_model if model.positions == "learned" else 0,
+        segment_embedding=model.n_segments * model.d_model,
         output=0 if model.tie_embeddings else embedding,
+        head=_head(model, norm),
         attention_per_layer=attention,
         feed_forward_per_layer=feed_forward,
         norms_per_layer=2 * norm,
-        final_norm=norm,
+        final_norm=norm * (model.embedding_norm + (model.norm_position == "pre")),
         n_layers=model.n_layers,
     )
+
+
+def _head(model: ModelConfig, norm: int) -> int:
+    head = model.d_model * (model.d_model + model.bias) + norm if model.output_transform else 0
+    head += model.vocab_size if model.output_bias else 0
+    head += model.d_model * (model.d_model + 1) if model.pooler else 0
+    return head + model.n_classes * (model.d_model + 1)

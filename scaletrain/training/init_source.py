@@ -13,7 +13,20 @@ from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.launch.identity import read_identity
 
 # Of the model these change no weight, and another length only where positions are learned.
-_FREE = ("model.preset", "model.dropout", "model.attention_dropout", "model.init_std", "model.rope_theta")
+_FREE = (
+    "model.preset",
+    "model.dropout",
+    "model.attention_dropout",
+    "model.init_std",
+    "model.rope_theta",
+    "model.rope_scaling",
+    "model.rope_factor",
+    "model.rope_low_freq_factor",
+    "model.rope_high_freq_factor",
+    "model.rope_original_max_seq_len",
+    "model.sliding_window",
+    "model.sliding_window_from_layer",
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from scaletrain.config.schema import ModelConfig
 from scaletrain.errors import ConfigError
 from scaletrain.model.attention import KVCache
 from scaletrain.model.losses import cross_entropy_terms
-from scaletrain.model.positions import rotary_tables, rotate, sinusoidal_encoding
+from scaletrain.model.positions import Rotary, rotary_tables, rotate, sinusoidal_encoding
 from scaletrain.model.transformer import Transformer
 
 SMALL = {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 32, "init_std": 0.2}
@@ -26,6 +26,10 @@ LLAMA_SHAPE = {
 SHAPES = {
     "gpt": {},
     "llama": LLAMA_SHAPE,
+    "neox": {"positions": "rotary", "rotary_dim": 4, "parallel_residual": True, "tie_embeddings": False},
+    "qwen": {**LLAMA_SHAPE, "qkv_bias": True, "qk_norm": True, "rope_scaling": "llama3", "rope_factor": 4.0},
+    "window": {**LLAMA_SHAPE, "sliding_window": 5, "sliding_window_from_layer": 1},
+    "post": {"norm_position": "post", "embedding_norm": True, "output_transform": True, "output_bias": True},
     "sinusoidal": {"positions": "sinusoidal", "activation": "gelu", "n_kv_heads": 1},
 }
 
@@ -75,6 +79,30 @@ def test_a_packed_document_has_the_logits_it_has_alone(config: ModelConfig) -> N
     packed = model(tokens, positions, documents)
     torch.testing.assert_close(packed[:, :9], model(tokens[:, :9]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed[:, 9:], model(tokens[:, 9:]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bidirectional_model_sees_what_comes_after_but_no_other_document() -> None:
+    model = build(ModelConfig(**SMALL, causal=False, norm_position="post", embedding_norm=True, n_segments=2))
+    tokens = some_tokens(model.config, 1, 20)
+    documents, positions = two_documents(9, 20)
+    changed = tokens.clone()
+    changed[0, 19] = (changed[0, 19] + 1) % model.config.vocab_size
+    assert (model(tokens) != model(changed)).any(-1).all()
+    packed = [model(each, positions, documents) for each in (tokens, changed)]
+    assert torch.equal(packed[0][:, :9], packed[1][:, :9])
+    assert (packed[0][:, 9:] != packed[1][:, 9:]).any(-1).all()
+    second_segment = torch.ones_like(tokens)
+    assert not torch.allclose(model(tokens), model(tokens, segments_BT=second_segment), atol=1e-3)
+
+
+def test_a_token_sees_as_far_as_its_window() -> None:
+    model = build(ModelConfig(**SMALL, **SHAPES["window"] | {"sliding_window_from_layer": 0}))
+    tokens = some_tokens(model.config, 1, 16)
+    changed = tokens.clone()
+    changed[0, 3] = (changed[0, 3] + 1) % model.config.vocab_size
+    differs = (model(tokens) != model(changed)).any(-1)[0].tolist()
+    # Two layers with a window of five: four places further in each.
+    assert [place for place, it in enumerate(differs) if it] == list(range(3, 12))
 
 
 def test_positions_matter(config: ModelConfig) -> None:
@@ -223,7 +251,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0))
 
     def score(query_position: int, key_position: int) -> float:
-        tables = [rotary_tables(torch.tensor([[p]]), 16, 10_000.0) for p in (query_position, key_position)]
+        tables = [rotary_tables(torch.tensor([[p]]), Rotary(16, 10_000.0)) for p in (query_position, key_position)]
         return float((rotate(q, tables[0]) * rotate(k, tables[1])).sum())
 
     assert score(7, 2) == pytest.approx(score(1007, 1002), abs=1e-3)

@@ -50,6 +50,13 @@ def test_the_counts_of_gpt3_are_the_papers_to_its_digits(name: str, digits: int,
     assert round(count_parameters(preset(name)).total / 1e9, digits) == billions
 
 
+def test_the_count_of_bert_is_that_of_the_published_encoder() -> None:
+    """109,482,240 parameters without the head of masked language modelling."""
+    sizes = {"vocab_size": 30522, "d_model": 768, "n_layers": 12, "n_heads": 12, "max_seq_len": 512, "n_segments": 2}
+    bert = ModelConfig(**sizes, causal=False, norm_position="post", embedding_norm=True, pooler=True)
+    assert count_parameters(bert).total == built_size(bert) == 109_482_240
+
+
 def test_the_demo_is_small_enough_for_two_cores() -> None:
     assert 2e6 < count_parameters(preset("demo")).total < 12e6
 
@@ -67,11 +74,20 @@ def test_the_demo_is_small_enough_for_two_cores() -> None:
     activation=st.sampled_from(["gelu", "gelu_tanh", "swiglu"]),
     bias=st.booleans(),
     tie_embeddings=st.booleans(),
+    **{
+        key: st.booleans()
+        for key in ("qkv_bias", "attention_out_bias", "qk_norm", "embedding_norm", "output_transform", "output_bias")
+    },
+    norm_position=st.sampled_from(["pre", "post"]),
+    n_segments=st.integers(0, 2),
+    n_classes=st.integers(0, 3),
 )
 def test_any_shape_is_counted_as_it_is_built(n_heads: int, group: int, half_head: int, **shape: object) -> None:
-    model = ModelConfig(
-        vocab_size=11, max_seq_len=7, n_heads=n_heads * group, n_kv_heads=n_heads, head_dim=2 * half_head, **shape
-    )
+    if shape["activation"] == "swiglu":
+        shape["output_transform"] = False
+    sizes = {"n_heads": n_heads * group, "n_kv_heads": n_heads, "head_dim": 2 * half_head}
+    model = ModelConfig(vocab_size=11, max_seq_len=7, pooler=bool(shape["n_classes"]), **sizes, **shape)
     count = count_parameters(model)
     assert count.total == built_size(model)
-    assert count.total == count.embedding + count.position_embedding + count.output + count.non_embedding
+    outer = count.embedding + count.position_embedding + count.segment_embedding + count.output + count.head
+    assert count.total == outer + count.non_embedding
