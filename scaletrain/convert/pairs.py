@@ -74,7 +74,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def cut(copy: Copy, most: int) -> Iterator[Copy]:
-    """Cuts a copy into parts that follow each other in the target.
+    """Cuts a copy into parts, for which few runs of neighbouring numbers are read, and few written.
 
     Args:
         copy: What is to be copied.
@@ -84,7 +84,15 @@ def cut(copy: Copy, most: int) -> Iterator[Copy]:
         The parts, with the target's widest stride first.
     """
     order = tuple(sorted(range(len(copy.target.shape)), key=lambda side: -copy.target.strides[side]))
-    yield from _cut(Copy(copy.source.permute(order), copy.target.permute(order)), most, 0)
+    ordered = Copy(copy.source.permute(order), copy.target.permute(order))
+    last = len(order) - 1
+    if ordered.target.numel > most and ordered.source.strides[last] != min(ordered.source.strides):
+        # Transposed: with the whole of the target's rows, a part would hold a sliver of each of the source's.
+        edge = math.isqrt(most)
+        for start in range(0, ordered.target.shape[last], edge):
+            yield from _cut(_narrow(ordered, last, start, edge), most, 0)
+    else:
+        yield from _cut(ordered, most, 0)
 
 
 def _cut(copy: Copy, most: int, side: int) -> Iterator[Copy]:
@@ -96,6 +104,9 @@ def _cut(copy: Copy, most: int, side: int) -> Iterator[Copy]:
     rest = math.prod(copy.target.shape[side + 1 :])
     steps = max(1, most // rest)
     for start in range(0, length, steps):
-        count = min(steps, length - start)
-        part = Copy(copy.source.narrow(side, start, count), copy.target.narrow(side, start, count))
-        yield from _cut(part, most, side + 1)
+        yield from _cut(_narrow(copy, side, start, steps), most, side + 1)
+
+
+def _narrow(copy: Copy, side: int, start: int, length: int) -> Copy:
+    count = min(length, copy.target.shape[side] - start)
+    return Copy(copy.source.narrow(side, start, count), copy.target.narrow(side, start, count))
