@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from scaletrain.convert.streaming import build_without_weights
 from scaletrain.errors import CheckpointError, ConfigError
 
-# What LayerNorm's weights are called in files older than the class.
-_OLD_SPELLINGS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-
+# How files spell what the class of today's transformers calls otherwise.
+_OLD_SPELLINGS = {
+    "LayerNorm.weight": "LayerNorm.gamma",
+    "LayerNorm.bias": "LayerNorm.beta",
+    "lm_head.weight": "embed_out.weight",  # GPT-NeoX
+}
 # What transformers calls an output, and what it is called here.
 _OUTPUTS = {
     "prediction_logits": "logits",
