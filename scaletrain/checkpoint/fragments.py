@@ -1,7 +1,8 @@
 """Reads tensors out of DeepSpeed's checkpoint files, whatever stage and number of ranks wrote them.
 
 Beside DeepSpeed's files each rank leaves ``fragments_RRRRR.json``: which range of which parameter
-stands where in its file. With these, a range of any tensor is read by memory map, without DeepSpeed.
+stands where in its file. With these, a range of any tensor is read by memory map, without DeepSpeed. The
+file may also be a safetensors file, which holds tensors by their names, as stage 0 does.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scaletrain.errors import CheckpointError
@@ -101,7 +103,26 @@ class FragmentReader:
         """Names of all parameters."""
         return list(self._places)
 
-    def read(self, name: str, kind: str, start: int, numel: int) -> Tensor | None:
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Type in which the weights of a parameter are stored.
+
+        Args:
+            name: The parameter's name in the wrapped module.
+
+        Raises:
+            CheckpointError: The files do not hold it.
+        """
+        for fragment, file in self._places.get(name, []):
+            flat = self._flat(file, fragment, WEIGHT)
+            assert flat is not None  # weights, unlike moments, are always there
+            return flat.dtype
+        raise CheckpointError(f"{self._folder} does not hold {name}. Use an older checkpoint.")
+
+    def release(self) -> None:
+        """Unmaps all files, whose pages count as this process's memory once they were read."""
+        self._contents.clear()
+
+    def read(self, name: str, kind: str, start: int, numel: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Reads a range of a flattened tensor.
 
         Args:
@@ -109,14 +130,15 @@ class FragmentReader:
             kind: ``weight``, or a moment of the optimizer such as ``exp_avg``.
             start: First element.
             numel: Elements.
+            dtype: Type of the result.
 
         Returns:
-            A new tensor (numel,), fp32; None where the optimizer had no such state yet.
+            A new tensor (numel,); None where the optimizer had no such state yet.
 
         Raises:
             CheckpointError: The files do not hold the range.
         """
-        result = torch.empty(numel, dtype=torch.float32)
+        result = torch.empty(numel, dtype=dtype)
         filled = 0
         for fragment, file in self._places.get(name, []):
             first = max(start, fragment.start)
@@ -152,10 +174,10 @@ class FragmentReader:
 
 
 def load_tensors(path: Path, trusted: bool = False) -> Any:
-    """Opens one of DeepSpeed's files; without trust no code in it is run.
+    """Opens a checkpoint's file; without trust no code in it is run.
 
     Args:
-        path: A file written by torch.save.
+        path: A file written by torch.save, or a safetensors file.
         trusted: Whether objects of any class may be unpickled, which runs what the file says.
 
     Returns:
@@ -167,6 +189,8 @@ def load_tensors(path: Path, trusted: bool = False) -> Any:
     """
     allowed = [(Placeholder, name) for name in _PLACEHOLDERS]
     try:
+        if path.suffix == ".safetensors":
+            return {"module": load_file(path)}
         with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]  # torch's hint lacks the pairs
             return torch.load(path, map_location="cpu", mmap=True, weights_only=not trusted)
     except Exception as error:  # unpickling of damaged files raises errors of any kind

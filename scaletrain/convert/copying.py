@@ -1,0 +1,199 @@
+"""Copies tensors into files slice by slice, so that memory does not depend on their size."""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from scaletrain.convert.pairs import Copy, View, cut
+from scaletrain.convert.placing import Place
+from scaletrain.convert.tensors import Tensors
+from scaletrain.errors import CheckpointError, ConfigError
+
+# Elements that are in memory at once: 16 MiB of fp32.
+_SLICE_ELEMENTS = 4 << 20
+# Elements after which mapped files are unmapped: their pages count as memory of the process.
+_RELEASE_ELEMENTS = 16 << 20
+# Elements of a piece of work for one of several processes.
+_WORK_ELEMENTS = 64 << 20
+# A box whose elements lie so much further apart than it has elements is read run by run.
+_MOST_SPREAD = 4
+
+
+def copy_tensors(
+    open_source: Callable[[], Tensors], copies: Sequence[Copy], places: Mapping[str, Place], processes: int = 1
+) -> None:
+    """Copies boxes of tensors into files, in the types of the places, and forces these to the disk.
+
+    Args:
+        open_source: Opens the tensors to read; with several processes it is pickled.
+        copies: What is copied where.
+        places: Of the targets' tensors, by name; their files have their full sizes.
+        processes: How many processes share the work.
+
+    Raises:
+        CheckpointError: A tensor cannot be read, or a number is too large for fp16.
+        ConfigError: The disk has no room for all.
+        OSError: A file cannot be written.
+    """
+    _check_room(places)
+    if processes == 1:
+        _copy_all(open_source, copies, places)
+    else:
+        work = [part for copy in copies for part in cut(copy, _WORK_ELEMENTS)]
+        shares = _shares(work, processes)
+        # Spawned, not forked: a fork of a process with torch's threads may hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(shares), context) as pool:
+            used = [{copy.target.name for copy in share} for share in shares]
+            jobs = [
+                pool.submit(_copy_all, open_source, share, {name: places[name] for name in names})
+                for share, names in zip(shares, used, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+
+
+def _check_room(places: Mapping[str, Place]) -> None:
+    if not places:
+        return
+    files = {place.path for place in places.values()}
+    need = sum(file.stat().st_size - file.stat().st_blocks * 512 for file in files)
+    folder = next(iter(files)).parent
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise ConfigError(
+            f"the result needs {need / 2**30:.2f} GiB more, but {free / 2**30:.2f} GiB are free on the disk of --out; "
+            "make room, or give another --out"
+        )
+
+
+def _shares(work: Sequence[Copy], processes: int) -> list[list[Copy]]:
+    """Work for each process, of about the same number of elements, in the order of the files."""
+    share_elements = sum(copy.source.numel for copy in work) / processes
+    shares: list[list[Copy]] = [[]]
+    filled = 0
+    for copy in work:
+        if shares[-1] and filled + copy.source.numel / 2 > share_elements * len(shares) and len(shares) < processes:
+            shares.append([])
+        shares[-1].append(copy)
+        filled += copy.source.numel
+    return shares
+
+
+def _copy_all(open_source: Callable[[], Tensors], copies: Sequence[Copy], places: Mapping[str, Place]) -> None:
+    source = open_source()
+    copied = 0
+    with _Files() as files:
+        for copy in copies:
+            for part in cut(copy, _SLICE_ELEMENTS):
+                values = read_box(source, part.source)
+                _write_box(files, places[part.target.name], part.target, values)
+                copied += values.numel()
+                if copied >= _RELEASE_ELEMENTS:
+                    source.release()
+                    copied = 0
+    source.release()
+
+
+def read_box(source: Tensors, view: View) -> Tensor:
+    """Reads a box of a tensor.
+
+    Args:
+        source: Where the tensor is.
+        view: The box.
+
+    Returns:
+        A tensor of the box's shape, in the stored type; in memory it lies in any order.
+    """
+    if not view.numel:
+        return torch.empty(view.shape, dtype=source.infos[view.name].dtype)
+    span = 1 + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides, strict=True))
+    if span <= _MOST_SPREAD * view.numel:
+        flat = source.read(view.name, view.offset, span)
+        return flat.as_strided(view.shape, view.strides)
+    # Read along the narrowest strides, which is how the numbers lie, and put in order afterwards.
+    order = tuple(sorted(range(len(view.shape)), key=lambda side: -view.strides[side]))
+    ordered = view.permute(order)
+    runs = [source.read(view.name, start, length) for start, length in runs_of(ordered)]
+    back = tuple(order.index(side) for side in range(len(order)))
+    return torch.cat(runs).view(ordered.shape).permute(back)
+
+
+def runs_of(view: View) -> list[tuple[int, int]]:
+    """Ranges of a flattened tensor that follow each other in a box.
+
+    Args:
+        view: The box, its widest stride first.
+
+    Returns:
+        First element and number of elements of each, in the box's order.
+    """
+    length, outer = 1, len(view.shape)
+    while outer and (view.shape[outer - 1] == 1 or view.strides[outer - 1] == length):
+        length *= view.shape[outer - 1]
+        outer -= 1
+    starts = torch.tensor([view.offset])
+    for side, stride in zip(view.shape[:outer], view.strides[:outer], strict=True):
+        starts = (starts.unsqueeze(-1) + stride * torch.arange(side)).flatten()
+    return [(start, length) for start in starts.tolist()]
+
+
+class _Files:
+    """Open files that are being written; the one before is forced to the disk when the next is opened."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._close(forces=kind is None)
+
+    def open(self, path: Path) -> int:
+        if path != self._path:
+            self._close(forces=True)
+            self._path, self._descriptor = path, os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        return self._descriptor
+
+    def _close(self, forces: bool) -> None:
+        if self._path is None:
+            return
+        try:
+            if forces:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+            self._path = None
+
+
+def _write_box(files: _Files, place: Place, view: View, values: Tensor) -> None:
+    """Writes a box, its widest stride first."""
+    written = values.to(place.info.dtype)
+    if place.info.dtype == torch.float16 and values.dtype != torch.float16:
+        _refuse_overflow(values, written, view.name)
+    content = written.contiguous().view(-1).view(torch.uint8).numpy().data
+    size = place.info.dtype.itemsize
+    descriptor = files.open(place.path)
+    position = 0
+    for start, length in runs_of(view):
+        rest, offset = content[position : position + length * size], place.offset + start * size
+        position += length * size
+        while rest:
+            count = os.pwrite(descriptor, rest, offset)
+            rest, offset = rest[count:], offset + count
+
+
+def _refuse_overflow(values: Tensor, written: Tensor, name: str) -> None:
+    if bool((values.isfinite() & ~written.isfinite()).any()):
+        raise CheckpointError(
+            f"{name} holds {float(values.abs().max()):g}, but fp16 ends at 65504; give --dtype bf16 or fp32"
+        )
