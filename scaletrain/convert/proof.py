@@ -124,7 +124,7 @@ class Proof:
         elif self.rounding is not None and not self.rounding.relative <= self.rounding_bound:
             yield (
                 f"rounding to {self.dtype} alone changes the {self.rounding.outputs[0].name} by more than "
-                f"{self.rounding_bound:.0e}: {_describe(self.rounding)}"
+                f"{self.rounding_bound:.0e}, so that these weights need fp32: {_describe(self.rounding)}"
             )
 
 

@@ -29,6 +29,7 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+LARGE = {"hidden_size": 512, "intermediate_size": 1536}
 OUR_SIZES: dict[str, Any] = {"vocab_size": V, "max_seq_len": T, "d_model": D, "n_layers": LAYERS, "n_heads": N}
 OUR_LLAMA: dict[str, Any] = OUR_SIZES | {
     "d_ff": F,
@@ -138,10 +139,12 @@ FAMILIES = {
 
 # For a single test each.
 OTHERS = {
-    "large_llama": lambda: (
-        transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**LLAMA | {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16})
-        ),
+    "one_large_layer": lambda: (
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA | LARGE | {"num_hidden_layers": 1})),
+        ModelConfig(**OUR_LLAMA | {"d_model": 512, "d_ff": 1536, "n_layers": 1}),
+    ),
+    "sixteen_large_layers": lambda: (
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA | LARGE | {"num_hidden_layers": 16})),
         ModelConfig(**OUR_LLAMA | {"d_model": 512, "d_ff": 1536, "n_layers": 16}),
     ),
     "wide_llama": lambda: (
