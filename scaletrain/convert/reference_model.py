@@ -137,9 +137,15 @@ def reference_outputs(model: nn.Module, tokens_BT: Tensor) -> dict[str, Tensor]:
         sequences, and of a model without a head ``states`` (B, T, D) and ``pooled`` (B, 1, D).
 
     Raises:
-        CheckpointError: It tells nothing of these.
+        CheckpointError: It cannot run on these tokens, or tells nothing of these.
     """
-    output = model(input_ids=tokens_BT)
+    try:
+        output = model(input_ids=tokens_BT)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"transformers' {type(model).__name__} cannot run on {tuple(tokens_BT.shape)} tokens below "
+            f"{int(tokens_BT.max()) + 1}: {error}. Our configuration describes another model than config.json."
+        ) from error
     found: dict[str, Tensor] = {}
     for attribute, name in _OUTPUTS.items():
         tensor = getattr(output, attribute, None)

@@ -3,6 +3,7 @@
 So a model of any size runs in the memory of its largest module and of its activations.
 """
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
@@ -17,6 +18,8 @@ from scaletrain.errors import CheckpointError
 _Model = TypeVar("_Model", bound=nn.Module)
 
 _SLICE = 2**22  # numbers read at once: 16 MiB in fp32
+
+_SMALL = 2**14  # numbers for which the heap is good enough
 
 
 def build_without_weights(build: Callable[[], _Model]) -> _Model:
@@ -121,8 +124,7 @@ class WeightSource(Generic[_Model]):
                 f"{self.side} holds {name} in the shape {tuple(info.shape)}, but the model of its configuration needs "
                 f"{tuple(shape)}. The configuration describes another model."
             )
-        whole = torch.empty(shape, dtype=torch.float32)
-        flat = whole.view(-1)
+        flat = allocate(info.numel)
         is_finite = True
         for start, piece in self.slices(parameter, round_to):
             flat[start : start + len(piece)] = piece
@@ -130,7 +132,7 @@ class WeightSource(Generic[_Model]):
         if not is_finite and name not in self.not_finite:
             self.not_finite.append(name)
         self.read_names.add(name)
-        return whole
+        return flat.view(shape)
 
     def slices(self, parameter: str, round_to: torch.dtype | None) -> Iterator[tuple[int, Tensor]]:
         """Reads a parameter piece by piece, and gives mapped memory back now and then.
@@ -162,6 +164,22 @@ class WeightSource(Generic[_Model]):
                 if spelling in self.infos:
                     return spelling
         return None
+
+
+def allocate(numel: int) -> Tensor:
+    """Allocates memory that goes back to the system with the tensor.
+
+    Blocks of the heap would not always: what lives longer and lies behind a block keeps it.
+
+    Args:
+        numel: Numbers to hold.
+
+    Returns:
+        A tensor (numel,) in fp32.
+    """
+    if numel < _SMALL:
+        return torch.empty(numel, dtype=torch.float32)
+    return torch.frombuffer(mmap.mmap(-1, numel * torch.float32.itemsize), dtype=torch.float32)
 
 
 @contextmanager

@@ -4,9 +4,9 @@ Each side is run by its own code, ours by ``Transformer``, theirs by transformer
 files that the conversion read and wrote, and that are in memory one module at a time.
 
 Bounds. First the weights of both sides are rounded to the stored dtype, which changes nothing in the side that is
-stored in it. Both then calculate in fp32 with the very same numbers, and only the order of sums may differ: 3e-5 at each
-layer and of the largest output, whatever the dtype. Small trained models were 1e-6 apart, random ones with weights so
-large that they are chaotic up to 1.4e-5.
+stored in it. Both then calculate in fp32 with the very same numbers, and only the order of sums may differ: 3e-5 at
+each layer and of the largest output, whatever the dtype. Small trained models were 1e-6 apart, random ones with weights
+so large that they are chaotic up to 1.4e-5.
 
 Then, where that rounding changes any weight, both calculate with what is stored. The difference is the price of
 rounding, by 2^-9 of a weight at most in bf16 and 2^-12 in fp16: of the largest logit 3e-3 and 4e-4 in trained models of
@@ -44,7 +44,7 @@ from scaletrain.convert.reference_model import (
 )
 from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.sample_text import sample_tokens
-from scaletrain.convert.streaming import WeightSource, build_without_weights, streamed
+from scaletrain.convert.streaming import WeightSource, allocate, build_without_weights, streamed
 from scaletrain.convert.tensors import DTYPES, Tensors
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.transformer import Transformer
@@ -84,15 +84,7 @@ def verify(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"The dtype {dtype} of a proof is none of {', '.join(DTYPES)}. Give one of them.")
-    if tokens is None:
-        rows, text = sample_tokens(
-            hf_folder,
-            vocab_size=config.vocab_size,
-            max_seq_len=config.max_seq_len,
-            sliding_window=config.sliding_window,
-        )
-    else:
-        rows, text = _check_tokens(tokens, config), "tokens that were given"
+    rows, text = _choose_tokens(tokens, config, hf_folder)
     our_side = WeightSource(build_without_weights(lambda: Transformer(config)), ours, "our model")
     reference = build_reference(hf_folder)
     folder = SafetensorsFolder(hf_folder)
@@ -158,7 +150,11 @@ def _run_theirs(
     theirs: WeightSource[nn.Module], layers: Sequence[nn.Module], tokens_BT: Tensor, round_to: torch.dtype | None
 ) -> _Trace:
     states: dict[str, Tensor] = {}
-    with torch.no_grad(), streamed(theirs, round_to), _watched(layers, states.__setitem__):
+
+    def keep(name: str, theirs_BTD: Tensor) -> None:
+        states[name] = allocate(theirs_BTD.numel()).view(theirs_BTD.shape).copy_(theirs_BTD)
+
+    with torch.no_grad(), streamed(theirs, round_to), _watched(layers, keep):
         outputs = reference_outputs(theirs.model, tokens_BT)
     return _Trace(states, outputs)
 
@@ -264,7 +260,14 @@ def _first_difference(
     return None
 
 
-def _check_tokens(tokens: list[list[int]], config: ModelConfig) -> list[list[int]]:
+def _choose_tokens(tokens: list[list[int]] | None, config: ModelConfig, hf_folder: Path) -> tuple[list[list[int]], str]:
+    if tokens is None:
+        return sample_tokens(
+            hf_folder,
+            vocab_size=config.vocab_size,
+            max_seq_len=config.max_seq_len,
+            sliding_window=config.sliding_window,
+        )
     lengths = {len(row) for row in tokens}
     if len(lengths) != 1 or not 0 < max(lengths) <= config.max_seq_len:
         raise ConfigError(
@@ -276,4 +279,4 @@ def _check_tokens(tokens: list[list[int]], config: ModelConfig) -> list[list[int
         raise ConfigError(
             f"Token {strange} of a proof is none of the model's {config.vocab_size}. Give tokens of its own tokenizer."
         )
-    return tokens
+    return tokens, "tokens that were given"
