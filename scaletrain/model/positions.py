@@ -117,4 +117,6 @@ def rotate(x_BNTH: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
 def _frequencies(width: int, base: float, device: torch.device) -> Tensor:
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
-    return torch.pow(base, -exponents)
+    # Not pow(base, -exponents), whose last bit differs: models made elsewhere were trained with this form, and at
+    # position 10,000 the bit is an angle of several 1e-4.
+    return 1.0 / torch.pow(base, exponents)
