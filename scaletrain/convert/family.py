@@ -1,0 +1,148 @@
+"""What a family of models is: a table of names, and two functions between descriptions."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaletrain.config.schema import ModelConfig
+from scaletrain.convert.pairs import Pair, View, row_major
+from scaletrain.convert.rows import Row
+from scaletrain.convert.tensors import TensorInfo
+from scaletrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, as Hugging Face's transformers has it.
+
+    Attributes:
+        model_type: Its name in ``config.json``.
+        architectures: Its classes that can be converted, the usual one first.
+        rows: The table; rows with ``{layer}`` hold for every layer.
+        defaults: Values of the keys of ``config.json`` that say what the model computes, where they are left out.
+        read: Makes values of a ModelConfig from such keys, all given and unified.
+        write: Makes such keys from a ModelConfig, as far as they can tell it; what they cannot is found by reading
+            them again.
+        unify: Gives keys with one meaning one form.
+        prefix: Of the names in folders that were saved without a head, and so lack it.
+        computed: Patterns of names, in older folders, that are no weights.
+        renamed: Patterns of names in older folders, with what stands there now.
+    """
+
+    model_type: str
+    architectures: tuple[str, ...]
+    rows: tuple[Row, ...]
+    defaults: Mapping[str, Any]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    unify: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    prefix: str = ""
+    computed: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def model_of(self, theirs: Mapping[str, Any]) -> ModelConfig:
+        """The description of a model in ours.
+
+        Args:
+            theirs: The content of ``config.json``.
+
+        Raises:
+            ConfigError: It has features that the model here does not; all are named.
+        """
+        named = theirs.get("architectures") or self.architectures[:1]
+        if named[0] not in self.architectures:
+            raise ConfigError(
+                f"config.json names the architecture {named[0]}; of {self.model_type} there are "
+                f"{', '.join(self.architectures)} here"
+            )
+        unified = self.unify({**self.defaults, **theirs})
+        model = ModelConfig(**self.read(unified))
+        problems = [
+            f"{key} = {unified[key]}"
+            for key, value in self.write(model).items()
+            if unified.get(key) is not None and unified[key] != value
+        ]
+        if problems:
+            raise ConfigError(
+                f"config.json ({self.model_type}) asks for what the model here does not have: {', '.join(problems)}"
+            )
+        return model
+
+    def cannot_tell(self, model: ModelConfig) -> list[str]:
+        """Features of a model that this family does not have.
+
+        Args:
+            model: The description.
+
+        Returns:
+            ``key = value`` of each; none where the model is one of the family.
+        """
+        told = _with_effect(ModelConfig(**self.read(self.unify({**self.defaults, **self.write(model)}))))
+        return [f"{key} = {value}" for key, value in _with_effect(model).items() if told.get(key) != value]
+
+    def pairs(self, infos: Mapping[str, TensorInfo], model: ModelConfig) -> tuple[list[Pair], dict[str, TensorInfo]]:
+        """Which of our numbers are which of theirs.
+
+        Args:
+            infos: Our tensors, a tied one once.
+            model: The description.
+
+        Returns:
+            The pairs, and their tensors in the order of the table, with the types of ours.
+
+        Raises:
+            ConfigError: A tensor of ours has no place in the family.
+        """
+        pairs: list[Pair] = []
+        theirs: dict[str, TensorInfo] = {}
+        for row in self._expanded(model.n_layers):
+            there = [name for name in row.ours if name in infos]
+            if len(there) < len(row.ours):
+                continue
+            shape, views = row.layout(row.theirs, [infos[name].shape for name in there], model)
+            theirs[row.theirs] = TensorInfo(shape, infos[there[0]].dtype)
+            pairs += [
+                Pair(View(name, view.shape, row_major(view.shape)), view)
+                for name, view in zip(there, views, strict=True)
+            ]
+        without = sorted(set(infos) - {pair.ours.name for pair in pairs})
+        if without:
+            raise ConfigError(f"these weights have no place in {self.model_type}: {', '.join(without)}")
+        return pairs, theirs
+
+    def current_name(self, name: str) -> str | None:
+        """The name under which a tensor of a folder stands in the table; None for what is no weight."""
+        if any(re.search(pattern, name) for pattern in self.computed):
+            return None
+        for pattern, now in self.renamed.items():
+            name = re.sub(pattern, now, name)
+        return name
+
+    def _expanded(self, n_layers: int) -> Sequence[Row]:
+        of_layers = [row for row in self.rows if "{layer}" in row.theirs]
+        first = next((place for place, row in enumerate(self.rows) if row in of_layers), len(self.rows))
+        before = [row for row in self.rows[:first]]
+        after = [row for row in self.rows[first:] if row not in of_layers]
+        layers = [
+            Row(tuple(name.format(layer=layer) for name in row.ours), row.theirs.format(layer=layer), row.layout)
+            for layer in range(n_layers)
+            for row in of_layers
+        ]
+        return [*before, *layers, *after]
+
+
+def _with_effect(model: ModelConfig) -> dict[str, Any]:
+    """What has a say in the numbers that a trained model computes."""
+    values = model.model_dump(exclude={"preset", "dropout", "attention_dropout", "init_std"})
+    without = {
+        "rope_theta": model.positions != "rotary",
+        "rotary_dim": model.positions != "rotary",
+        "rope_scaling": model.positions != "rotary",
+        "rope_factor": model.rope_scaling == "none",
+        "rope_low_freq_factor": model.rope_scaling != "llama3",
+        "rope_high_freq_factor": model.rope_scaling != "llama3",
+        "rope_original_max_seq_len": model.rope_scaling != "llama3",
+        "sliding_window_from_layer": not model.sliding_window,
+    }
+    return {key: value for key, value in values.items() if not without.get(key, False)}

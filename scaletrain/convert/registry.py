@@ -1,0 +1,44 @@
+"""All families, and which of them a model belongs to."""
+
+from scaletrain.config.schema import ModelConfig
+from scaletrain.convert.families.bert import BERT
+from scaletrain.convert.families.gpt2 import GPT2
+from scaletrain.convert.families.gpt_neox import GPT_NEOX
+from scaletrain.convert.families.llama import LLAMA
+from scaletrain.convert.families.mistral import MISTRAL
+from scaletrain.convert.families.qwen2 import QWEN2
+from scaletrain.convert.families.qwen3 import QWEN3
+from scaletrain.convert.family import Family
+from scaletrain.errors import ConfigError
+
+FAMILIES = {family.model_type: family for family in (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, BERT)}
+
+
+def family_named(model_type: str) -> Family:
+    """The family of that name in ``config.json``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if model_type not in FAMILIES:
+        raise ConfigError(f"model_type {model_type!r} is none that can be converted; there are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def family_for(model: ModelConfig, model_type: str | None = None) -> Family:
+    """The family that a model is one of.
+
+    Args:
+        model: The description.
+        model_type: One that was asked for; the first that fits by default.
+
+    Raises:
+        ConfigError: None fits; names, for each, what it does not have.
+    """
+    asked = FAMILIES.values() if model_type is None else [family_named(model_type)]
+    problems = {family: family.cannot_tell(model) for family in asked}
+    for family, features in problems.items():
+        if not features:
+            return family
+    told = "".join(f"\n  {family.model_type}: {', '.join(features)}" for family, features in problems.items())
+    raise ConfigError(f"this model is none of the families that can be written; what each does not have:{told}")

@@ -1,0 +1,82 @@
+"""Rows of a family's table: how tensors of ours lie in one of theirs."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scaletrain.config.schema import ModelConfig
+from scaletrain.convert.pairs import View, row_major
+
+Shape = tuple[int, ...]
+
+# From shapes of ours and the model: the shape of theirs, and for each of ours the box that it is in theirs (its shape
+# is how ours is seen, row by row).
+Layout = Callable[[str, Sequence[Shape], ModelConfig], tuple[Shape, list[View]]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tensors of ours that together are one of theirs.
+
+    Attributes:
+        ours: Their names; ``{layer}`` stands for a layer's number.
+        theirs: Its name.
+        layout: How they lie in it.
+    """
+
+    ours: tuple[str, ...]
+    theirs: str
+    layout: Layout
+
+
+def same(ours: str, theirs: str) -> Row:
+    """A tensor that is the same in both."""
+    return Row((ours,), theirs, _joined)
+
+
+def transposed(ours: str, theirs: str) -> Row:
+    """A matrix that they store input x output."""
+    return Row((ours,), theirs, _joined_transposed)
+
+
+def joined(ours: Sequence[str], theirs: str) -> Row:
+    """Tensors that follow each other along the first side of theirs."""
+    return Row(tuple(ours), theirs, _joined)
+
+
+def joined_transposed(ours: Sequence[str], theirs: str) -> Row:
+    """Matrices that they store input x output, one beside the other."""
+    return Row(tuple(ours), theirs, _joined_transposed)
+
+
+def joined_by_head(ours: Sequence[str], theirs: str) -> Row:
+    """Tensors of heads that follow each other head by head: for each head its part of the first, of the second, ..."""
+    return Row(tuple(ours), theirs, _joined_by_head)
+
+
+def _joined(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
+    del model
+    whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    offset, views = 0, []
+    for shape in shapes:
+        views.append(View(name, shape, row_major(shape), offset))
+        offset += math.prod(shape)
+    return whole, views
+
+
+def _joined_transposed(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
+    del model
+    width = sum(shape[0] for shape in shapes)
+    offset, views = 0, []
+    for shape in shapes:
+        views.append(View(name, shape, (1, width), offset))
+        offset += shape[0]
+    return (shapes[0][1], width), views
+
+
+def _joined_by_head(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
+    rows, rest = shapes[0][0], shapes[0][1:]
+    head = model.head_dim * math.prod(rest)
+    seen = (rows // model.head_dim, head)
+    views = [View(name, seen, (len(shapes) * head, 1), place * head) for place in range(len(shapes))]
+    return (rows * len(shapes), *rest), views
