@@ -169,7 +169,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
             f"The tokenizer has tokens up to {max(names)}, but model.vocab_size is {vocab_size}. "
             f"Give the tokenizer that the model was trained with."
         )
-    added = tokenizer.get_added_tokens_decoder()
+    added, taken = tokenizer.get_added_tokens_decoder(), set(names.values())
     tokens, kinds = [], []
     for token in range(vocab_size):
         if token in added:
@@ -179,6 +179,9 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
             tokens.append(names[token])
             kinds.append(NORMAL)
         else:
-            tokens.append(f"[PAD{token}]")
+            name = f"[PAD{token}]"
+            while name in taken:  # llama.cpp ends over two tokens of one name
+                name = f"[{name}]"
+            tokens.append(name)
             kinds.append(UNUSED)
     return tokens, kinds

@@ -47,10 +47,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "llama with wide heads": {**LLAMA, "head_dim": 32, "rope_scaling": "linear", "rope_factor": 4.0},
     "llama 3.1": {**LLAMA, **_LLAMA3_SCALING, "tie_embeddings": True},
-    "llama with biases": {**LLAMA, "bias": True, "n_kv_heads": 4},
+    "llama with biases": {
+        **LLAMA,
+        "bias": True,
+        "n_kv_heads": 4,
+        "d_ff": 132,
+    },  # 528 bytes of bias are filled up to 544
     "qwen2": {**LLAMA, "qkv_bias": True, "tie_embeddings": True},
-    "qwen3": {**LLAMA, "qk_norm": True, "head_dim": 32},
-    "gpt2": {**_BASE, "d_ff": 192},
+    "qwen3": {**LLAMA, "qk_norm": True, "head_dim": 32, "norm_eps": 1e-2},
+    "gpt2": {**_BASE, "d_ff": 192, "norm_eps": 1e-2},
 }
 
 

@@ -1,6 +1,7 @@
 """A GGUF file holds the model's own numbers, and llama.cpp says with it what the model says."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,13 @@ def test_every_number_is_the_models(name: str, trained: Callable[[str], Trained]
         assert numbers.dtype == np.float32 and np.array_equal(numbers, expected[tensor].numpy()), tensor
 
 
+def test_the_file_says_how_frequencies_are_stretched(trained: Callable[[str], Trained], tmp_path: Path) -> None:
+    to_gguf(trained("llama with wide heads").checkpoint, tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    scaling = {kind: fields[f"llama.rope.scaling.{kind}"].contents() for kind in ("type", "factor")}
+    assert scaling == {"type": "linear", "factor": 4.0}
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])
 def test_matrices_are_rounded_and_all_else_is_kept(
@@ -152,6 +160,35 @@ def test_two_processes_write_the_same_file(trained: Callable[[str], Trained], tm
         (tmp_path / str(processes)).mkdir()
         to_gguf(checkpoint, tmp_path / str(processes) / "model.gguf", processes=processes)
     assert (tmp_path / "1/model.gguf").read_bytes() == (tmp_path / "2/model.gguf").read_bytes()
+
+
+MEASURE = r"""
+import re, sys
+from pathlib import Path
+import gguf, torch
+from scaletrain.convert.gguf_export import to_gguf
+
+def peak_mib():
+    # getrusage would tell the peak of the process that started this one, where that was higher.
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+before = peak_mib()
+to_gguf(Path(sys.argv[1]), Path(sys.argv[2]), dtype="fp16")
+print(peak_mib() - before)
+"""
+
+
+def test_memory_is_less_than_one_large_tensor(tmp_path: Path) -> None:
+    shape = {**SHAPES["gpt2"], "d_model": 1024, "d_ff": 64, "n_layers": 1, "max_seq_len": 100_000}
+    model = Transformer(ModelConfig(**shape))
+    checkpoint = save(tmp_path / "run", model, small_tokenizer())
+    largest_mib = model.position_embedding.weight.nbytes / 2**20
+    command = [sys.executable, "-c", MEASURE, str(checkpoint), str(tmp_path / "model.gguf")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert 16 < float(result.stdout) < 300 < largest_mib
+    embedding = next(t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors if t.name == "position_embd.weight")
+    assert np.array_equal(embedding.data[-1], model.position_embedding.weight[-1].detach().numpy())
 
 
 @pytest.mark.parametrize(
