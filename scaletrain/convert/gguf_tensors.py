@@ -72,7 +72,7 @@ def lay_out_tensors(
         infos[ROPE_FACTORS] = TensorInfo((config.rotary_dim // 2,), torch.float32)
     for name, info in source.items():
         target = _target_name(name, joins_qkv)
-        part = _QKV.index(name.split(".")[3]) if target.partition(".attn_qkv.")[1] else None
+        part = _QKV.index(name.split(".")[3]) if ".attn_qkv." in target else None
         rows, *columns = info.shape
         shape = (rows if part is None else len(_QKV) * rows, *columns)
         is_matrix = len(shape) > 1 and not target.startswith("position_embd.")
