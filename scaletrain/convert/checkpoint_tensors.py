@@ -22,6 +22,7 @@ class CheckpointTensors:
 
     Attributes:
         folder: The checkpoint.
+        trusted: Whether objects of any class may be unpickled.
         infos: What there is, by name, in the stored type.
         tied: Further names of tensors, with the names they are stored under.
         state: The content of ``state.json``.
@@ -43,7 +44,7 @@ class CheckpointTensors:
         damage = find_damage(folder, "sizes")
         if damage is not None:
             raise CheckpointError(f"{folder}: {damage}. Choose another one.")
-        self.folder = folder
+        self.folder, self.trusted = folder, trusted
         try:
             self.state = json.loads((folder / STATE).read_text())
             engine = self.state["engine"]

@@ -26,6 +26,7 @@ class Family:
             them again.
         unify: Gives keys with one meaning one form.
         prefix: Of the names in folders that were saved without a head, and so lack it.
+        bare: Those of the classes that have no head.
         computed: Patterns of names, in older folders, that are no weights.
         renamed: Patterns of names in older folders, with what stands there now.
     """
@@ -38,6 +39,7 @@ class Family:
     write: Callable[[ModelConfig], dict[str, Any]]
     unify: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     prefix: str = ""
+    bare: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
 

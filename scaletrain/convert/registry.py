@@ -36,9 +36,11 @@ def family_for(model: ModelConfig, model_type: str | None = None) -> Family:
         ConfigError: None fits; names, for each, what it does not have.
     """
     asked = FAMILIES.values() if model_type is None else [family_named(model_type)]
-    problems = {family: family.cannot_tell(model) for family in asked}
-    for family, features in problems.items():
+    problems = []
+    for family in asked:
+        features = family.cannot_tell(model)
         if not features:
             return family
-    told = "".join(f"\n  {family.model_type}: {', '.join(features)}" for family, features in problems.items())
+        problems.append(f"\n  {family.model_type}: {', '.join(features)}")
+    told = "".join(problems)
     raise ConfigError(f"this model is none of the families that can be written; what each does not have:{told}")

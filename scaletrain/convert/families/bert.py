@@ -119,6 +119,7 @@ BERT = Family(
     write=_write,
     unify=_unify,
     prefix="bert.",
+    bare=("BertModel",),
     computed=(r"^(bert\.)?embeddings\.position_ids$",),
     renamed={r"\.gamma$": ".weight", r"\.beta$": ".bias", r"^cls\.predictions\.decoder\.bias$": "cls.predictions.bias"},
 )

@@ -90,5 +90,6 @@ GPT2 = Family(
     write=_write,
     unify=_unify,
     prefix="transformer.",
+    bare=("GPT2Model",),
     computed=(r"\.attn\.(bias|masked_bias)$",),
 )

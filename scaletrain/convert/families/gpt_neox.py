@@ -34,7 +34,7 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    rope = write_rope(model)
+    rope = write_rope(model)  # under names of its own
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
@@ -47,7 +47,9 @@ def _write(model: ModelConfig) -> dict[str, Any]:
         "use_parallel_residual": model.parallel_residual,
         "attention_bias": model.qkv_bias,
         "tie_word_embeddings": model.tie_embeddings,
-        **rope,
+        "rotary_emb_base": rope["rope_theta"],
+        "rotary_pct": rope["partial_rotary_factor"],
+        "rope_scaling": rope["rope_scaling"],
     }
 
 
@@ -99,6 +101,7 @@ GPT_NEOX = Family(
     write=_write,
     unify=_unify,
     prefix="gpt_neox.",
+    bare=("GPTNeoXModel",),
     computed=(r"\.attention\.(bias|masked_bias)$", r"\.rotary_emb\.inv_freq$"),
     renamed={r"^lm_head\.": "embed_out."},
 )

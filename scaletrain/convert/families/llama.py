@@ -112,5 +112,6 @@ LLAMA = Family(
     write=_write,
     unify=unify_rope,
     prefix="model.",
+    bare=("LlamaModel",),
     computed=COMPUTED,
 )

@@ -34,5 +34,6 @@ MISTRAL = Family(
     write=_write,
     unify=unify_rope,
     prefix="model.",
+    bare=("MistralModel",),
     computed=COMPUTED,
 )

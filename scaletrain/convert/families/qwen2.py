@@ -78,5 +78,6 @@ QWEN2 = Family(
     write=_write,
     unify=unify_qwen,
     prefix="model.",
+    bare=("Qwen2Model",),
     computed=COMPUTED,
 )

@@ -27,5 +27,6 @@ QWEN3 = Family(
     write=_write,
     unify=unify_qwen,
     prefix="model.",
+    bare=("Qwen3Model",),
     computed=COMPUTED,
 )

@@ -1,0 +1,142 @@
+"""A start: a run directory with one checkpoint of weights alone, from which runs begin (``--init``)."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaletrain.checkpoint.commit import commit
+from scaletrain.checkpoint.fragments import describe_fragments
+from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, partial_name
+from scaletrain.checkpoint.records import checksum
+from scaletrain.config.load import dump_yaml
+from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig
+from scaletrain.convert.output import new_folder
+from scaletrain.convert.placing import Place, lay_out_safetensors
+from scaletrain.convert.tensors import TensorInfo
+from scaletrain.data.tokenizer import Borders
+from scaletrain.protocols import Fragment, TrainingState
+
+# Files of a Hugging Face folder that belong to its tokenizer; a start keeps them, for the way back.
+KEPT_FOLDER = "hugging_face"
+KEPT = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "vocab.txt",
+)
+
+_PREFIX = "model."  # of the task that a model is trained in
+_SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a start holds besides the numbers.
+
+    Attributes:
+        model: The description.
+        infos: Our tensors, a tied one once, with the types they are stored in.
+        tokenizer: Content of its ``tokenizer.json``; None for none.
+        borders: Tokens that mark documents; None where there is no tokenizer, or it has none.
+        provenance: Where the weights come from, as plain values.
+        kept: Further files by name; see ``KEPT``.
+    """
+
+    model: ModelConfig
+    infos: Mapping[str, TensorInfo]
+    tokenizer: bytes | None
+    borders: Borders | None
+    provenance: Mapping[str, Any]
+    kept: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def write_start(out: Path, start: Start, fill: Callable[[Mapping[str, Place]], None]) -> None:
+    """Writes a start.
+
+    Args:
+        out: A new folder; it appears complete or not at all.
+        start: What it holds.
+        fill: Fills the tensors of the given places, by our names.
+
+    Raises:
+        ConfigError: ``out`` exists, or cannot be written.
+    """
+    with new_folder(out) as draft:
+        config = dump_yaml(
+            RunConfig(run_dir=Path("runs") / out.name, model=start.model, train=_train_config(start.model))
+        )
+        (draft / CONFIG).write_text(config)
+        (draft / "provenance.json").write_text(json.dumps(start.provenance, indent=1) + "\n")
+        if start.tokenizer is not None:
+            _write_tokenizer(draft, start)
+        for name, content in start.kept.items():
+            (draft / KEPT_FOLDER).mkdir(exist_ok=True)
+            (draft / KEPT_FOLDER / name).write_bytes(content)
+        _write_checkpoint(draft / "checkpoints", start, config, fill)
+
+
+def _train_config(model: ModelConfig) -> TrainConfig:
+    return TrainConfig(max_seq_len=model.max_seq_len)
+
+
+def _write_tokenizer(draft: Path, start: Start) -> None:
+    assert start.tokenizer is not None  # the caller has looked
+    (draft / "tokenizer.json").write_bytes(start.tokenizer)
+    identity = {"fixed": {"tokenizer": hashlib.sha256(start.tokenizer).hexdigest()}, "free": {}}
+    (draft / "identity.json").write_text(json.dumps(identity, indent=1) + "\n")
+    if start.borders is not None:
+        borders = {"eos_id": start.borders.eos_id, "bos_id": start.borders.bos_id}
+        (draft / "corpus.json").write_text(json.dumps(borders, indent=1) + "\n")
+
+
+def _write_checkpoint(
+    checkpoints: Path, start: Start, config: str, fill: Callable[[Mapping[str, Place]], None]
+) -> None:
+    checkpoints.mkdir()
+    partial = checkpoints / partial_name(0)
+    partial.mkdir()
+    # Under the names that they have in the task, as in all checkpoints.
+    stored = {_PREFIX + name: info for name, info in start.infos.items()}
+    places = lay_out_safetensors(partial, stored, _SHARD_BYTES, {"format": "pt"})
+    fill({name.removeprefix(_PREFIX): place for name, place in places.items()})
+    for number, file in enumerate(sorted({place.path for place in places.values()})):
+        held = [name for name, place in places.items() if place.path == file]
+        name, content = describe_fragments(number, file.name, [_fragment(name, stored[name]) for name in held])
+        (partial / name).write_text(content)
+    (partial / CONFIG).write_text(config)
+    (partial / STATE).write_text(json.dumps(_state(start, stored), indent=1))
+    records = {path.name: checksum(path) for path in partial.iterdir()}
+    commit(partial, checkpoints / folder_name(0), records)
+
+
+def _fragment(name: str, info: TensorInfo) -> Fragment:
+    return Fragment(name, 0, info.numel, 0, 0)
+
+
+def _state(start: Start, stored: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    tied = {f"{_PREFIX}output.weight": f"{_PREFIX}embedding.weight"} if start.model.tie_embeddings else {}
+    engine = {
+        "zero_stage": 0,
+        "world_size": 1,
+        "applied_steps": 0,
+        "global_steps": 0,
+        "moments": [],
+        "loss_scale": {},
+        "shapes": {name: list(info.shape) for name, info in stored.items()},
+        "tied": tied,
+    }
+    return {"training": TrainingState().to_json(), "engine": engine, "callbacks": {}}
+
+
+def keep_files(folder: Path, names: Iterable[str] = KEPT) -> dict[str, bytes]:
+    """Reads the files of a tokenizer that lie beside its ``tokenizer.json``; names of no such file are passed over."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file() and _is_plain(name)}
+
+
+def _is_plain(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+", name) is not None

@@ -1,0 +1,128 @@
+"""A checkpoint becomes a Hugging Face folder."""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaletrain.convert.checkpoint_tensors import CheckpointTensors
+from scaletrain.convert.copying import copy_tensors
+from scaletrain.convert.family import Family
+from scaletrain.convert.model_card import describe_provenance, write_card
+from scaletrain.convert.output import new_folder
+from scaletrain.convert.pairs import Copy
+from scaletrain.convert.placing import lay_out_safetensors
+from scaletrain.convert.registry import family_for
+from scaletrain.convert.start import KEPT_FOLDER, keep_files
+from scaletrain.convert.tensors import TensorInfo
+from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, read_borders, vocabulary_rows
+from scaletrain.errors import ConfigError, DataError
+
+DEFAULT_SHARD_BYTES = 5 * 10**9
+
+
+def to_hf(
+    checkpoint: CheckpointTensors,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    model_type: str | None = None,
+    processes: int = 1,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Family:
+    """Converts a checkpoint to a Hugging Face folder.
+
+    Args:
+        checkpoint: The checkpoint, of any ZeRO stage and number of ranks.
+        out: A new folder; it appears complete or not at all.
+        dtype: Type to write the weights in; as they are stored by default, which is fp32 for those of a training.
+        model_type: The family to write; the first that fits by default.
+        processes: How many processes share the work.
+        shard_bytes: Most bytes of a file of weights.
+
+    Returns:
+        The family.
+
+    Raises:
+        ConfigError: No family has all features of the model, or ``out`` cannot be written.
+        CheckpointError: The weights cannot be read.
+    """
+    family = family_for(checkpoint.config, model_type)
+    pairs, theirs = family.pairs(checkpoint.infos, checkpoint.config)
+    described = {"architectures": list(family.architectures[:1]), **family.write(checkpoint.config)}
+    # Without a head, the names of the body stand alone.
+    prefix = family.prefix if described["architectures"][0] in family.bare else ""
+    infos = {name.removeprefix(prefix): TensorInfo(info.shape, dtype or info.dtype) for name, info in theirs.items()}
+    with new_folder(out) as draft:
+        _write_descriptions(draft, checkpoint, family, infos, described)
+        places = lay_out_safetensors(draft, infos, shard_bytes, {"format": "pt"})
+        copies = [Copy(pair.ours, replace(pair.theirs, name=pair.theirs.name.removeprefix(prefix))) for pair in pairs]
+        copy_tensors(
+            functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted), copies, places, processes
+        )
+    return family
+
+
+def _write_descriptions(
+    draft: Path,
+    checkpoint: CheckpointTensors,
+    family: Family,
+    infos: Mapping[str, TensorInfo],
+    described: Mapping[str, Any],
+) -> None:
+    run_dir = checkpoint.folder.parent.parent
+    borders = _borders_of(run_dir)
+    ids = {} if borders is None else {"bos_token_id": borders.bos_id, "eos_token_id": borders.eos_id}
+    dtype = max(infos.values(), key=lambda info: info.numel).dtype
+    stored = {"torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True}
+    config = {"model_type": family.model_type, **described, **ids, **stored}
+    _write_json(draft / "config.json", config)
+    if checkpoint.config.causal:
+        _write_json(draft / "generation_config.json", {**ids, "do_sample": False})
+    _write_tokenizer(draft, run_dir, borders, checkpoint)
+    parameters = sum(info.numel for info in checkpoint.infos.values())
+    write_card(draft, describe_provenance(checkpoint), family, parameters)
+
+
+def _borders_of(run_dir: Path) -> Borders | None:
+    if (run_dir / "corpus.json").is_file():
+        return read_borders(run_dir / "corpus.json")
+    if (run_dir / "tokenizer.json").is_file():
+        try:
+            return find_borders(load_tokenizer(run_dir / "tokenizer.json"))
+        except DataError:
+            return None
+    return None
+
+
+def _write_tokenizer(draft: Path, run_dir: Path, borders: Borders | None, checkpoint: CheckpointTensors) -> None:
+    path = run_dir / "tokenizer.json"
+    if not path.is_file():
+        return
+    tokenizer = load_tokenizer(path)
+    if vocabulary_rows(tokenizer) > checkpoint.config.vocab_size:
+        raise ConfigError(
+            f"{path} has {vocabulary_rows(tokenizer)} tokens, but the embedding has {checkpoint.config.vocab_size} "
+            "rows; they do not belong together"
+        )
+    (draft / "tokenizer.json").write_bytes(path.read_bytes())
+    kept = keep_files(run_dir / KEPT_FOLDER)
+    if "tokenizer_config.json" not in kept:
+        ids = {} if borders is None else {"bos_token": borders.bos_id, "eos_token": borders.eos_id}
+        names = {key: tokenizer.id_to_token(token) for key, token in ids.items() if token is not None}
+        described = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **names,
+            "model_max_length": checkpoint.config.max_seq_len,
+            "clean_up_tokenization_spaces": False,
+        }
+        _write_json(draft / "tokenizer_config.json", described)
+    for name, content in kept.items():
+        (draft / name).write_bytes(content)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
