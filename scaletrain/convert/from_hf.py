@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from scaletrain.config.schema import ModelConfig
-from scaletrain.convert import safetensors_files, torch_files
+from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.family import Family
 from scaletrain.convert.model_tensors import infos_of
 from scaletrain.convert.pairs import Copy, Pair
+from scaletrain.convert.proof import Proof
 from scaletrain.convert.registry import family_named
 from scaletrain.convert.start import Start, keep_files, write_start
-from scaletrain.convert.tensors import TensorInfo, Tensors
+from scaletrain.convert.tensors import TensorInfo, Tensors, nearest_dtype_name
+from scaletrain.convert.verification import verify
+from scaletrain.convert.weights_folder import open_weights
 from scaletrain.data.tokenizer import Borders, find_borders, parse_tokenizer, vocabulary_rows
 from scaletrain.errors import CheckpointError, ConfigError, DataError
 
@@ -78,18 +81,6 @@ class NamedTensors:
         self._tensors.release()
 
 
-def open_weights(folder: Path) -> Tensors:
-    """Opens the weights of a Hugging Face folder: safetensors where there are some.
-
-    Raises:
-        CheckpointError: There are no weights, or they cannot be read.
-    """
-    has_safetensors = any((folder / name).is_file() for name in (safetensors_files.SINGLE, safetensors_files.INDEX))
-    if not has_safetensors and any((folder / name).is_file() for name in (torch_files.SINGLE, torch_files.INDEX)):
-        return torch_files.TorchFolder(folder)
-    return safetensors_files.SafetensorsFolder(folder)
-
-
 def look_into(folder: Path) -> HuggingFaceModel:
     """Reads the description of a folder, and compares its tensors with what the description asks for.
 
@@ -121,7 +112,9 @@ def look_into(folder: Path) -> HuggingFaceModel:
     return HuggingFaceModel(folder, config, family, model, used, {name: there[name] for name in used}, tuple(pairs))
 
 
-def from_hf(source: Path, out: Path, dtype: torch.dtype | None = None, processes: int = 1) -> HuggingFaceModel:
+def from_hf(
+    source: Path, out: Path, dtype: torch.dtype | None = None, processes: int = 1, proves: bool = False
+) -> tuple[HuggingFaceModel, Proof | None]:
     """Converts a Hugging Face folder to a start.
 
     Args:
@@ -129,13 +122,14 @@ def from_hf(source: Path, out: Path, dtype: torch.dtype | None = None, processes
         out: A new folder; it appears complete or not at all.
         dtype: Type to store the weights in; as in the source by default.
         processes: How many processes share the work.
+        proves: Whether the result must compute what the source computes.
 
     Returns:
-        What was found in the source.
+        What was found in the source, and the proof that was asked for.
 
     Raises:
         ConfigError: The model cannot be represented here, or ``out`` cannot be written.
-        CheckpointError: The weights are incomplete or damaged.
+        CheckpointError: The weights are incomplete or damaged, or the result is not the same model.
     """
     found = look_into(source)
     ours = infos_of(found.model)
@@ -150,8 +144,15 @@ def from_hf(source: Path, out: Path, dtype: torch.dtype | None = None, processes
     start = Start(found.model, infos, tokenizer, borders, provenance, keep_files(source))
     copies = [Copy(pair.theirs, pair.ours) for pair in found.pairs]
     open_source = functools.partial(NamedTensors, source, dict(found.names))
-    write_start(out, start, lambda places: copy_tensors(open_source, copies, places, processes))
-    return found
+    proofs: list[Proof] = []
+
+    def prove(checkpoint: Path) -> None:
+        if proves:
+            written = CheckpointTensors(checkpoint)
+            proofs.append(verify(written, found.model, source, dtype=nearest_dtype_name(written.infos)))
+
+    write_start(out, start, lambda places: copy_tensors(open_source, copies, places, processes), prove)
+    return found, proofs[0] if proofs else None
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], model: ModelConfig) -> tuple[bytes | None, Borders | None]:

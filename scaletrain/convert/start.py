@@ -55,13 +55,19 @@ class Start:
     kept: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_start(out: Path, start: Start, fill: Callable[[Mapping[str, Place]], None]) -> None:
+def write_start(
+    out: Path,
+    start: Start,
+    fill: Callable[[Mapping[str, Place]], None],
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Writes a start.
 
     Args:
         out: A new folder; it appears complete or not at all.
         start: What it holds.
         fill: Fills the tensors of the given places, by our names.
+        check: Is given the checkpoint before it appears; what it raises keeps it from appearing.
 
     Raises:
         ConfigError: ``out`` exists, or cannot be written.
@@ -78,6 +84,8 @@ def write_start(out: Path, start: Start, fill: Callable[[Mapping[str, Place]], N
             (draft / KEPT_FOLDER).mkdir(exist_ok=True)
             (draft / KEPT_FOLDER / name).write_bytes(content)
         _write_checkpoint(draft / "checkpoints", start, config, fill)
+        if check is not None:
+            check(draft / "checkpoints" / folder_name(0))
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Named tensors that are read slice by slice, wherever they lie."""
 
+import collections
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,3 +78,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     """The short name of a type: ``fp32``, ``bf16``, ``fp16``, or torch's own for others."""
     short = {kind: name for name, kind in DTYPES.items()}
     return short.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def nearest_dtype_name(infos: Mapping[str, TensorInfo]) -> str:
+    """The short name of the type that most numbers are stored in; ``fp32`` for one without a short name."""
+    counts = collections.Counter[torch.dtype]()
+    for info in infos.values():
+        counts[info.dtype] += info.numel
+    name = dtype_name(counts.most_common(1)[0][0])
+    return name if name in DTYPES else "fp32"

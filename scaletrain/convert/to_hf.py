@@ -16,9 +16,11 @@ from scaletrain.convert.model_card import describe_provenance, write_card
 from scaletrain.convert.output import new_folder
 from scaletrain.convert.pairs import Copy
 from scaletrain.convert.placing import lay_out_safetensors
+from scaletrain.convert.proof import Proof
 from scaletrain.convert.registry import family_for
 from scaletrain.convert.start import KEPT_FOLDER, keep_files
-from scaletrain.convert.tensors import TensorInfo
+from scaletrain.convert.tensors import TensorInfo, nearest_dtype_name
+from scaletrain.convert.verification import verify
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, read_borders, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
 
@@ -32,7 +34,8 @@ def to_hf(
     model_type: str | None = None,
     processes: int = 1,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> Family:
+    proves: bool = False,
+) -> tuple[Family, Proof | None]:
     """Converts a checkpoint to a Hugging Face folder.
 
     Args:
@@ -42,13 +45,14 @@ def to_hf(
         model_type: The family to write; the first that fits by default.
         processes: How many processes share the work.
         shard_bytes: Most bytes of a file of weights.
+        proves: Whether the result must compute what the checkpoint computes.
 
     Returns:
-        The family.
+        The family, and the proof that was asked for.
 
     Raises:
         ConfigError: No family has all features of the model, or ``out`` cannot be written.
-        CheckpointError: The weights cannot be read.
+        CheckpointError: The weights cannot be read, or the result is not the same model.
     """
     family = family_for(checkpoint.config, model_type)
     pairs, theirs = family.pairs(checkpoint.infos, checkpoint.config)
@@ -63,7 +67,8 @@ def to_hf(
         copy_tensors(
             functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted), copies, places, processes
         )
-    return family
+        proof = verify(checkpoint, checkpoint.config, draft, dtype=nearest_dtype_name(infos)) if proves else None
+    return family, proof
 
 
 def _write_descriptions(

@@ -42,10 +42,10 @@ from scaletrain.convert.reference_model import (
     reference_spellings,
     reference_tables,
 )
-from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.sample_text import sample_tokens
 from scaletrain.convert.streaming import WeightSource, allocate, build_without_weights, streamed
 from scaletrain.convert.tensors import DTYPES, Tensors
+from scaletrain.convert.weights_folder import open_weights
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.transformer import Transformer
 
@@ -87,7 +87,7 @@ def verify(
     rows, text = _choose_tokens(tokens, config, hf_folder)
     our_side = WeightSource(build_without_weights(lambda: Transformer(config)), ours, "our model")
     reference = build_reference(hf_folder)
-    folder = SafetensorsFolder(hf_folder)
+    folder = open_weights(hf_folder)
     their_side = WeightSource(reference, folder, str(hf_folder), reference_spellings(reference))
     comparison, rounding = _compare(our_side, their_side, torch.tensor(rows), DTYPES[dtype])
     tables, table_faults = _compare_tables(our_side, their_side, DTYPES[dtype])
