@@ -1,7 +1,7 @@
 """What the tools that take one request by fire have in common: how they are run, and with which code they end."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import fire
 from scaletrain.errors import ConfigError, ScaletrainError
 
 
-def run_tool(name: str, parse: Callable[..., Any], run: Callable[[Any], int | None]) -> int:
+def run_tool(
+    name: str, parse: Callable[..., Any] | Mapping[str, Callable[..., Any]], run: Callable[[Any], int | None]
+) -> int:
     """Runs a tool.
 
     Args:
         name: The tool's, for its help.
-        parse: Takes keywords as they were typed, and returns the request, a dataclass.
+        parse: Takes keywords as they were typed, and returns the request, a dataclass. Of a tool with verbs, one for
+            each of them by its name.
         run: Does what the request asks for, and returns an exit code, or None for 0.
 
     Returns:

@@ -1,0 +1,338 @@
+"""Converts checkpoints: to Hugging Face and back, to one file, to GGUF, and what else is done with weights.
+
+python tools/convert.py to_hf --source runs/demo --out out/demo
+python tools/convert.py from_hf --source path/to/model --out out/start
+
+Each verb has a --help of its own.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fire
+from fire_tool import run_tool
+
+from scaletrain.errors import ConfigError
+
+strings = fire.decorators.SetParseFn(str)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, checked as far as it can be without the weights."""
+
+    run: Callable[[], int | None]
+
+
+@strings  # type: ignore[untyped-decorator]
+def to_hf(
+    *,
+    source: str,
+    out: str,
+    step: str | None = None,
+    dtype: str | None = None,
+    family: str | None = None,
+    shard_gb: str = "5",
+    verify: str = "true",
+    processes: str = "1",
+    trust_checkpoint: str = "false",
+) -> Request:
+    """Writes a checkpoint as a Hugging Face folder, and proves that both compute the same.
+
+    Args:
+        source: A run directory, a folder of checkpoints, or one checkpoint.
+        out: The new folder.
+        step: Which checkpoint; the newest intact one by default.
+        dtype: fp32, bf16 or fp16; as stored by default, which is fp32 for a training.
+        family: Such as llama or gpt2; the first that has all of the model's features by default.
+        shard_gb: Most gigabytes of a file of weights.
+        verify: Run both models layer by layer, and compare; needs transformers.
+        processes: Processes that share the work.
+        trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.checkpoint_tensors import CheckpointTensors, find_checkpoint
+        from scaletrain.convert.tensors import parse_dtype
+        from scaletrain.convert.to_hf import to_hf as convert
+
+        kind = parse_dtype(dtype)
+        checkpoint = CheckpointTensors(find_checkpoint(Path(source), found_step), trusts)
+        print(f"reads {checkpoint.folder}")
+        written, proof = convert(checkpoint, Path(out), kind, family, count, shard_bytes, proves)
+        for line in () if proof is None else proof.lines():
+            print(line)
+        print(f"wrote {out}, a {written.model_type} model: from_pretrained({out!r})")
+
+    found_step, count = step_number(step), whole("processes", processes)
+    proves, trusts = truth("verify", verify), truth("trust_checkpoint", trust_checkpoint)
+    shard_bytes = int(positive("shard_gb", shard_gb) * 10**9)
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def from_hf(*, source: str, out: str, dtype: str | None = None, verify: str = "true", processes: str = "1") -> Request:
+    """Makes a start of a Hugging Face folder: give it to --init of a training, or to tools/generate.py.
+
+    Args:
+        source: A Hugging Face folder.
+        out: The new folder.
+        dtype: fp32, bf16 or fp16, in which the start is stored; as in the source by default.
+        verify: Run both models layer by layer, and compare; needs transformers.
+        processes: Processes that share the work.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.from_hf import from_hf as convert
+        from scaletrain.convert.tensors import parse_dtype
+
+        found, proof = convert(Path(source), Path(out), parse_dtype(dtype), count, proves)
+        for line in () if proof is None else proof.lines():
+            print(line)
+        print(f"wrote {out}, from a {found.family.model_type} model; begin a run with it:")
+        print(f"  deepspeed scaletrain/train.py --config {out}/config.yaml --init {out} --run_dir runs/NAME ...")
+
+    count, proves = whole("processes", processes), truth("verify", verify)
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def consolidate(
+    *,
+    source: str,
+    out: str,
+    step: str | None = None,
+    dtype: str = "fp32",
+    processes: str = "1",
+    trust_checkpoint: str = "false",
+) -> Request:
+    """Writes the weights of a checkpoint into one safetensors file, under the names that they have here.
+
+    Args:
+        source: A run directory, a folder of checkpoints, or one checkpoint.
+        out: The new file.
+        step: Which checkpoint; the newest intact one by default.
+        dtype: fp32, bf16 or fp16.
+        processes: Processes that share the work.
+        trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.checkpoint_tensors import find_checkpoint
+        from scaletrain.convert.consolidate import consolidate as convert
+
+        convert(find_checkpoint(Path(source), found_step), Path(out), dtype, count, trusts)
+        print(f"wrote {out}")
+
+    found_step, count, trusts = (
+        step_number(step),
+        whole("processes", processes),
+        truth("trust_checkpoint", trust_checkpoint),
+    )
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def universal(
+    *, source: str, out: str, step: str | None = None, processes: str = "1", trust_checkpoint: str = "false"
+) -> Request:
+    """Writes a checkpoint in DeepSpeed's universal format, which plain DeepSpeed loads with load_universal.
+
+    Args:
+        source: A run directory, a folder of checkpoints, or one checkpoint.
+        out: The new folder.
+        step: Which checkpoint; the newest intact one by default.
+        processes: Processes that share the work.
+        trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.checkpoint_tensors import find_checkpoint
+        from scaletrain.convert.universal import to_universal
+
+        to_universal(find_checkpoint(Path(source), found_step), Path(out), count, trusts)
+        print(f"wrote {out}; DeepSpeed loads it with {{'checkpoint': {{'load_universal': true}}}}")
+
+    found_step, count, trusts = (
+        step_number(step),
+        whole("processes", processes),
+        truth("trust_checkpoint", trust_checkpoint),
+    )
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def merge_lora(*, source: str, adapter: str, out: str, dtype: str | None = None, processes: str = "1") -> Request:
+    """Adds a LoRA adapter of PEFT to the model that it was trained on.
+
+    Args:
+        source: Hugging Face folder of the model.
+        adapter: Folder of the adapter: adapter_config.json and adapter_model.safetensors.
+        out: The new Hugging Face folder.
+        dtype: fp32, bf16 or fp16; as in the source by default.
+        processes: Processes that share the work.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.lora import merge_lora as merge
+
+        merge(Path(source), Path(adapter), Path(out), dtype, count)
+        print(f"wrote {out}")
+
+    count = whole("processes", processes)
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def to_gguf(
+    *,
+    source: str,
+    out: str,
+    step: str | None = None,
+    dtype: str = "fp16",
+    tokenizer: str | None = None,
+    processes: str = "1",
+    trust_checkpoint: str = "false",
+) -> Request:
+    """Writes a checkpoint as a GGUF file, which llama.cpp runs: models of the Llama family, Qwen and GPT-2.
+
+    Args:
+        source: A run directory, a folder of checkpoints, or one checkpoint.
+        out: The new file.
+        step: Which checkpoint; the newest intact one by default.
+        dtype: fp32, fp16 or bf16, of the matrices.
+        tokenizer: The tokenizer.json; that of the run by default.
+        processes: Processes that share the work.
+        trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.checkpoint_tensors import find_checkpoint
+        from scaletrain.convert.gguf_export import to_gguf as convert
+
+        words = None if tokenizer is None else Path(tokenizer)
+        convert(find_checkpoint(Path(source), found_step), Path(out), dtype, count, words, trusts)
+        print(f"wrote {out}")
+
+    found_step, count, trusts = (
+        step_number(step),
+        whole("processes", processes),
+        truth("trust_checkpoint", trust_checkpoint),
+    )
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def average(*, source: str, out: str, weights: str | None = None, processes: str = "1") -> Request:
+    """Makes a start of the mean of several checkpoints of one model.
+
+    Args:
+        source: Checkpoints with commas between them, such as runs/x@1000,runs/x@2000; a run alone means its newest.
+        out: The new folder, for --init.
+        weights: A number for each, with commas; equal ones by default.
+        processes: Processes that share the work.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.average import average as convert
+        from scaletrain.convert.checkpoint_tensors import find_checkpoint
+
+        folders = [find_checkpoint(place, at) for place, at in map(split_step, source.split(","))]
+        convert(folders, Path(out), shares, count)
+        print(f"wrote {out}, the mean of {len(folders)} checkpoints: give it to --init")
+
+    count = whole("processes", processes)
+    shares = None if weights is None else [positive("weights", share) for share in weights.split(",")]
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def inspect(*, source: str, step: str | None = None, json_output: str = "false") -> Request:
+    """Tells what a checkpoint or a model holds; no tensor is read.
+
+    Args:
+        source: A run directory, a checkpoint, a Hugging Face folder, or a safetensors or GGUF file.
+        step: Which checkpoint of a run; the newest intact one by default.
+        json_output: Print one JSON object instead of a table.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.inspection import inspect as look
+
+        seen = look(Path(source), found_step)
+        print(json.dumps(seen.to_json(), indent=1) if as_json else "\n".join(seen.lines()))
+
+    found_step, as_json = step_number(step), truth("json_output", json_output)
+    return Request(run)
+
+
+@strings  # type: ignore[untyped-decorator]
+def diff(*, a: str, b: str, tolerance: str = "0") -> Request:
+    """Compares two models tensor by tensor; exits 1 where they differ.
+
+    Args:
+        a: A run directory or RUN@STEP, a checkpoint, a Hugging Face folder, or a safetensors file.
+        b: Another one, with the same names of tensors.
+        tolerance: Differences up to this share of a tensor's largest value count as none.
+    """
+
+    def run() -> int:
+        from scaletrain.convert.diff import diff as compare
+        from scaletrain.convert.diff import lines
+        from scaletrain.convert.open_tensors import open_tensors
+
+        one, other = (open_tensors(*split_step(text)) for text in (a, b))
+        differences = compare(one, other, bound)
+        print("\n".join(lines(differences, (a, b))))
+        return 0 if all(difference.agrees for difference in differences) else 1
+
+    bound = float(number("tolerance", tolerance))
+    return Request(run)
+
+
+def split_step(text: str) -> tuple[Path, int | None]:
+    """``RUN@STEP``; the name of a folder may hold an @ as well."""
+    name, at, step = text.rpartition("@")
+    if not at or Path(text).exists():
+        return Path(text), None
+    return Path(name), step_number(step)
+
+
+def step_number(text: str | None) -> int | None:
+    if text is not None and not text.isdecimal():
+        raise ConfigError(f"--step {text} is no whole number; give the step of a checkpoint, such as --step 1000")
+    return None if text is None else int(text)
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--{name} {text} is no number; give one, such as --{name} 1") from None
+
+
+def positive(name: str, text: str) -> float:
+    if not number(name, text) > 0:
+        raise ConfigError(f"--{name} {text} is out of range; give a number above 0")
+    return number(name, text)
+
+
+def whole(name: str, text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"--{name} {text} is out of range; give a whole number, 1 or more")
+    return int(text)
+
+
+def truth(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ConfigError(f"--{name} {text}: expected true or false, or nothing at all")
+    return text.lower() == "true"
+
+
+VERBS = (to_hf, from_hf, consolidate, universal, merge_lora, to_gguf, inspect, diff, average)
+
+if __name__ == "__main__":
+    sys.exit(run_tool("convert.py", {verb.__name__: verb for verb in VERBS}, lambda request: request.run()))
