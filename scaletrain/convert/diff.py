@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scaletrain.convert.tensors import TensorInfo, Tensors
+from scaletrain.convert.tensors import TensorInfo, Tensors, dtype_name
 
 # Elements compared at once. Two slices in fp64 with what is computed from them stay below 100 MiB.
 _SLICE_NUMEL = 1 << 20
@@ -23,7 +23,7 @@ class TensorDifference:
         name: The tensor's name.
         only_in: The side that alone has it; None where both have it.
         shapes: Its shape on each side; None where it is missing.
-        dtypes: Its dtype on each side, as ``bfloat16``; None where it is missing.
+        dtypes: Its dtype on each side, as ``bf16``; None where it is missing.
         largest_absolute: Largest absolute difference of two elements; infinite where one of them alone is NaN or
             infinite. None where the shapes differ or a side lacks the tensor, as for the following.
         largest_relative: That, divided by the largest finite absolute value of either side.
@@ -57,24 +57,37 @@ def diff(a: Tensors, b: Tensors, tolerance: float = 0.0) -> list[TensorDifferenc
     Returns:
         One entry for each name on either side, in the order of ``a``, then of what ``b`` alone has.
     """
-    names = [*a.infos, *(name for name in b.infos if name not in a.infos)]
-    return [_compare(name, a, b, tolerance) for name in names]
+    lefts, rights = a.infos, b.infos
+    names = [*lefts, *(name for name in rights if name not in lefts)]
+    found = []
+    for name in names:
+        left, right = lefts.get(name), rights.get(name)
+        numerical = None
+        if left is not None and right is not None and left.shape == right.shape:
+            numerical = _compare(name, a, b, left.numel, tolerance)
+        found.append(_difference(name, left, right, numerical))
+    return found
 
 
-def _compare(name: str, a: Tensors, b: Tensors, tolerance: float) -> TensorDifference:
-    left, right = a.infos.get(name), b.infos.get(name)
-    shapes = (None if left is None else left.shape, None if right is None else right.shape)
-    dtypes = (_dtype_name(left), _dtype_name(right))
-    if left is None or right is None:
-        return TensorDifference(name, "b" if left is None else "a", shapes, dtypes)
-    if left.shape != right.shape:
-        return TensorDifference(name, None, shapes, dtypes)
+def _compare(name: str, a: Tensors, b: Tensors, numel: int, tolerance: float) -> "_Comparison":
     found = _Comparison(tolerance)
-    for start in range(0, left.numel, _SLICE_NUMEL):
-        numel = min(_SLICE_NUMEL, left.numel - start)
-        found.add(a.read(name, start, numel), b.read(name, start, numel))
+    for start in range(0, numel, _SLICE_NUMEL):
+        length = min(_SLICE_NUMEL, numel - start)
+        found.add(a.read(name, start, length), b.read(name, start, length))
         a.release()
         b.release()
+    return found
+
+
+def _difference(
+    name: str, left: TensorInfo | None, right: TensorInfo | None, found: "_Comparison | None"
+) -> TensorDifference:
+    shapes = (None if left is None else left.shape, None if right is None else right.shape)
+    dtypes = (None if left is None else dtype_name(left.dtype), None if right is None else dtype_name(right.dtype))
+    if left is None or right is None:
+        return TensorDifference(name, "b" if left is None else "a", shapes, dtypes)
+    if found is None:
+        return TensorDifference(name, None, shapes, dtypes)
     return TensorDifference(
         name,
         None,
@@ -140,10 +153,6 @@ def _largest_finite(values: Tensor) -> float:
 
 def _bits(values: Tensor) -> Tensor:
     return values.view(_BITS[values.element_size()])
-
-
-def _dtype_name(info: TensorInfo | None) -> str | None:
-    return None if info is None else str(info.dtype).removeprefix("torch.")
 
 
 def lines(differences: Sequence[TensorDifference], names: tuple[str, str] = ("a", "b"), most: int = 40) -> list[str]:

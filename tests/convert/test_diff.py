@@ -54,7 +54,7 @@ def test_each_name_is_told_with_what_is_wrong(tmp_path: Path) -> None:
     found = {difference.name: difference for difference in diff(a, b)}
     assert found["same"].bits_equal and found["same"].agrees and found["same"].largest_absolute == 0
     assert found["left"].only_in == "a" and found["left"].shapes == ((7, 3), None) and not found["left"].agrees
-    assert found["right"].only_in == "b" and found["right"].dtypes == (None, "float32")
+    assert found["right"].only_in == "b" and found["right"].dtypes == (None, "fp32")
     assert found["shape"].shapes == ((7, 3), (3, 7)) and found["shape"].largest_absolute is None
     assert found["near"].largest_absolute == pytest.approx(0.25, rel=1e-6)
     largest = float(torch.stack([near, changed]).abs().max())
@@ -96,7 +96,7 @@ def test_nans_with_other_bits_differ() -> None:
 def test_dtypes_are_compared_by_value() -> None:
     exact, rounded = torch.tensor([1.0, -2.5, 0.0]), torch.tensor([1.0, 0.1])
     found = only(exact, exact.bfloat16())
-    assert found.agrees and not found.bits_equal and found.dtypes == ("float32", "bfloat16")
+    assert found.agrees and not found.bits_equal and found.dtypes == ("fp32", "bf16")
     found = only(rounded, rounded.bfloat16())
     expected = abs(float(rounded[1].double() - rounded[1].bfloat16().double()))
     assert found.largest_absolute == expected and found.differing_share == 0.5
@@ -174,7 +174,7 @@ def test_the_worst_is_told_first() -> None:
     assert "largest difference inf" in told[2]
     assert told[3].endswith("largest difference 2, 0.667 of the largest value; 50 % of the elements differ")
     assert told[5:] == [
-        "1 tensor is within the tolerance, largest difference 0, stored as float32 and bfloat16",
+        "1 tensor is within the tolerance, largest difference 0, stored as fp32 and bf16",
         "1 tensor is bit-identical",
     ]
     short = lines(diff(InMemory(a), InMemory(b)), most=2)
