@@ -1,0 +1,436 @@
+"""merge_lora against peft's own merge_and_unload, on tiny models that transformers makes."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+)
+
+from scaletrain.convert.lora import _add_product, merge_lora, open_merged
+from scaletrain.convert.safetensors_files import SafetensorsFolder
+from scaletrain.errors import CheckpointError, ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LLAMA = LlamaConfig(
+    vocab_size=101,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+)
+LLAMA_BIASED = LlamaConfig(**(LLAMA.to_diff_dict() | {"attention_bias": True}))
+LLAMA_TIED = LlamaConfig(**(LLAMA.to_diff_dict() | {"tie_word_embeddings": True}))
+GPT2 = GPT2Config(
+    vocab_size=101, n_positions=32, n_embd=24, n_layer=2, n_head=4, tie_word_embeddings=False, pad_token_id=0
+)
+BERT = BertConfig(
+    vocab_size=101,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=32,
+)
+Loader = Any  # one of transformers' Auto classes
+
+
+def save_source(path: Path, loader: Loader, config: PreTrainedConfig, dtype: str = "fp32") -> Path:
+    torch.manual_seed(3)
+    model = loader.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)  # biases and norms too
+    model.to(DTYPES[dtype]).save_pretrained(path)
+    return path
+
+
+def save_adapter(path: Path, source: Path, loader: Loader, dtype: str = "fp32", **options: Any) -> Path:
+    """An adapter all of whose tensors hold random numbers, as if it were trained."""
+    torch.manual_seed(4)
+    base = loader.from_pretrained(source)
+    model = get_peft_model(base, LoraConfig(**({"r": 3, "lora_alpha": 5} | options)))
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(path)
+    if dtype != "fp32":
+        cast(path, lambda tensor: tensor.to(DTYPES[dtype]))
+    return path
+
+
+def cast(adapter: Path, change: Any) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: change(tensor) for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def by_peft(source: Path, adapter: Path, loader: Loader) -> Any:
+    return PeftModel.from_pretrained(loader.from_pretrained(source), adapter).merge_and_unload()
+
+
+def logits(model: Any) -> Tensor:
+    tokens = torch.arange(40).view(2, 20) % 101
+    with torch.no_grad():
+        found: Tensor = model.eval()(tokens)[0]
+    return found
+
+
+def assert_merged_as_by_peft(tmp_path: Path, source: Path, adapter: Path, loader: Loader, processes: int = 1) -> None:
+    """Every tensor and the logits, of the folder loaded by transformers."""
+    merge_lora(source, adapter, tmp_path / "out", None, processes)
+    expected = by_peft(source, adapter, loader)
+    merged, info = loader.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    base = loader.from_pretrained(source).state_dict()
+    wanted, found = expected.state_dict(), merged.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+    assert any(not base[name].equal(tensor) for name, tensor in found.items())
+    torch.testing.assert_close(logits(merged), logits(expected), rtol=1e-5, atol=1e-5)
+
+
+LLAMA_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Ranks and alphas by PEFT's rules: the first pattern that matches wins, a pattern matches whole parts of a name only,
+# and may be a regular expression.
+PATTERNS = {
+    "rank_pattern": {r"layers\.0\..*q_proj": 5, "q_proj": 2, "roj": 7, r".*\.1\.mlp\.(up|down)_proj": 4},
+    "alpha_pattern": {"self_attn.v_proj": 11, "v_proj": 13, "^model.layers.1.self_attn.k_proj": 1},
+}
+CASES: dict[str, tuple[Loader, PreTrainedConfig, dict[str, Any]]] = {
+    "llama": (AutoModelForCausalLM, LLAMA, {"target_modules": LLAMA_ALL}),
+    "llama_tied": (AutoModelForCausalLM, LLAMA_TIED, {"target_modules": LLAMA_ALL}),
+    "rslora": (AutoModelForCausalLM, LLAMA, {"target_modules": LLAMA_ALL, "use_rslora": True}),
+    "patterns": (AutoModelForCausalLM, LLAMA, {"target_modules": LLAMA_ALL} | PATTERNS),
+    "rslora_patterns": (AutoModelForCausalLM, LLAMA, {"target_modules": LLAMA_ALL, "use_rslora": True} | PATTERNS),
+    "head": (AutoModelForCausalLM, LLAMA, {"target_modules": ["q_proj", "lm_head"]}),
+    "embedding": (AutoModelForCausalLM, LLAMA, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "whole": (
+        AutoModelForCausalLM,
+        LLAMA,
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    ),
+    "bias_all": (AutoModelForCausalLM, LLAMA_BIASED, {"target_modules": ["q_proj", "up_proj"], "bias": "all"}),
+    "bias_lora_only": (AutoModelForCausalLM, LLAMA_BIASED, {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "lora_bias": (AutoModelForCausalLM, LLAMA_BIASED, {"target_modules": ["q_proj"], "lora_bias": True}),
+    "gpt2": (AutoModelForCausalLM, GPT2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "gpt2_bias": (AutoModelForCausalLM, GPT2, {"target_modules": ["c_proj"], "bias": "all", "fan_in_fan_out": True}),
+    # The layers are Conv1D, the head is not; the square c_proj shows which of both is turned.
+    "gpt2_head": (AutoModelForCausalLM, GPT2, {"target_modules": ["c_proj", "lm_head", "wte", "wpe"]}),
+    "gpt2_score": (AutoModelForSequenceClassification, GPT2, {"target_modules": ["c_proj"], "task_type": "SEQ_CLS"}),
+    "bert": (AutoModelForMaskedLM, BERT, {"target_modules": ["query", "value", "dense"]}),
+    "bert_bias": (AutoModelForMaskedLM, BERT, {"target_modules": ["query", "dense"], "bias": "all"}),
+    "bert_base": (AutoModel, BERT, {"target_modules": ["query", "position_embeddings"], "bias": "lora_only"}),
+    "bert_classes": (
+        AutoModelForSequenceClassification,
+        BERT,
+        {"target_modules": ["query"], "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_fp32_equals_peft(tmp_path: Path, case: str) -> None:
+    loader, config, options = CASES[case]
+    source = save_source(tmp_path / "source", loader, config)
+    adapter = save_adapter(tmp_path / "adapter", source, loader, **options)
+    assert_merged_as_by_peft(tmp_path, source, adapter, loader)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model and an adapter of all its matrices."""
+    folder = tmp_path_factory.mktemp("llama")
+    source = save_source(folder / "source", AutoModelForCausalLM, LLAMA)
+    return source, save_adapter(folder / "adapter", source, AutoModelForCausalLM, target_modules=LLAMA_ALL)
+
+
+@pytest.fixture
+def adapter(llama: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the adapter, to spoil."""
+    return shutil.copytree(llama[1], tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("adapter_dtype", ["fp32", "bf16"])
+def test_bf16_is_the_exact_sum_rounded_once(tmp_path: Path, adapter_dtype: str) -> None:
+    source = save_source(tmp_path / "source", AutoModelForCausalLM, LLAMA, "bf16")
+    adapter = save_adapter(tmp_path / "adapter", source, AutoModelForCausalLM, adapter_dtype, target_modules=LLAMA_ALL)
+    merge_lora(source, adapter, tmp_path / "out", None, 1)
+    found, weights = load_file(tmp_path / "out" / "model.safetensors"), load_file(source / "model.safetensors")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    peft = by_peft(source, adapter, AutoModelForCausalLM).state_dict()
+    for name, weight in weights.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        exact = weight.double()
+        if f"{key}A.weight" in factors:
+            exact = exact + 5 / 3 * factors[f"{key}B.weight"].double() @ factors[f"{key}A.weight"].double()
+        assert found[name].dtype == torch.bfloat16
+        # Of a sum in fp32 that lies next to the middle of two neighbours the last bit may go the other way.
+        wrong = found[name] != exact.bfloat16()
+        assert wrong.double().mean() < 1e-3, name
+        step = torch.finfo(torch.bfloat16).eps * exact.abs()
+        assert bool(((found[name].double() - exact).abs() <= 0.505 * step).all()), name
+        # peft rounds the product too, where the adapter is bf16: one rounding apart.
+        assert bool(((found[name].double() - peft[name].double()).abs() <= 2.02 * step + 1e-12).all()), name
+
+
+def test_a_dtype_is_written_and_told(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    merge_lora(*llama, tmp_path / "wide", None, 1)
+    merge_lora(*llama, tmp_path / "half", "bf16", 1)
+    wide, half = (load_file(tmp_path / name / "model.safetensors") for name in ("wide", "half"))
+    assert all(tensor.equal(wide[name].bfloat16()) for name, tensor in half.items())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "wide").dtype == torch.float32
+    with pytest.raises(ConfigError, match="int8 is no type to store weights in"):
+        merge_lora(*llama, tmp_path / "other", "int8", 1)
+
+
+def test_shards_and_processes_give_the_same_bits(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    source, adapter = llama
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(sharded, max_shard_size="10KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    merge_lora(source, adapter, tmp_path / "one", None, 1)
+    merge_lora(sharded, adapter, tmp_path / "two", None, 2)
+    one, two = SafetensorsFolder(tmp_path / "one"), SafetensorsFolder(tmp_path / "two")
+    assert one.infos == two.infos
+    for name, info in one.infos.items():
+        assert one.read(name, 0, info.numel).equal(two.read(name, 0, info.numel)), name
+
+
+def test_a_model_saved_without_its_head_takes_an_adapter_trained_with_it(tmp_path: Path) -> None:
+    """As GPT-2's own files: names without ``transformer.``, and the reverse."""
+    options = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    whole = save_source(tmp_path / "whole", AutoModelForCausalLM, GPT2)
+    AutoModel.from_pretrained(whole).save_pretrained(tmp_path / "body")
+    of_whole = save_adapter(tmp_path / "of_whole", whole, AutoModelForCausalLM, **options)
+    of_body = save_adapter(tmp_path / "of_body", tmp_path / "body", AutoModel, **options)
+    merge_lora(tmp_path / "body", of_whole, tmp_path / "out_body", None, 1)
+    merge_lora(whole, of_body, tmp_path / "out_whole", None, 1)
+    expected = by_peft(whole, of_whole, AutoModelForCausalLM).transformer.state_dict()
+    body = load_file(tmp_path / "out_body" / "model.safetensors")
+    assert body.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(body[name], tensor, rtol=1e-6, atol=1e-6)
+    inner = by_peft(tmp_path / "body", of_body, AutoModel).state_dict()
+    found = load_file(tmp_path / "out_whole" / "model.safetensors")
+    for name, tensor in inner.items():
+        torch.testing.assert_close(found[f"transformer.{name}"], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_pickled_adapter_is_read_and_never_run(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(tensors, adapter / "adapter_model.bin")
+    merge_lora(*llama, tmp_path / "one", None, 1)
+    merge_lora(llama[0], adapter, tmp_path / "two", None, 1)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(one[name].equal(two[name]) for name in one)
+
+    torch.save(tensors | {"more": Path("x")}, adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin is refused"):
+        merge_lora(llama[0], adapter, tmp_path / "three", None, 1)
+    assert not (tmp_path / "three").exists()
+
+
+def test_everything_but_weights_is_copied(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(llama[0], tmp_path / "source")
+    (source / "tokenizer.json").write_text('{"a": 1}')
+    (source / "tokenizer.model").write_bytes(b"\0\1")
+    (source / "extra").mkdir()
+    (source / "extra" / "notes.txt").write_text("text")
+    for stale in ("pytorch_model.bin", "model.gguf", "model.onnx", ".hidden", "pytorch_model.bin.index.json"):
+        (source / stale).write_text("old")
+    merge_lora(source, llama[1], tmp_path / "out", None, 1)
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
+    kept = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "extra", "extra/notes.txt"}
+    assert written == kept | {"model.safetensors"}
+    for name in kept - {"extra"}:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+
+
+REFUSED = {
+    "use_dora": True,
+    "target_parameters": ["q_proj.weight"],
+    "layer_replication": [[0, 2]],
+    "trainable_token_indices": [1],
+    "alora_invocation_tokens": [1],
+    "kasa_config": {"beta": 1e-4},
+    "init_lora_weights": "pissa_niter_4",
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_is_no_sum_is_refused_by_name(llama: tuple[Path, Path], adapter: Path, tmp_path: Path, key: str) -> None:
+    edit(adapter / "adapter_config.json", **{key: REFUSED[key]})
+    with pytest.raises(ConfigError, match=f"cannot be merged here:\n  {key}: "):
+        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_adapter_is_refused(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    edit(adapter / "adapter_config.json", peft_type="LOHA")
+    with pytest.raises(ConfigError, match="peft_type LOHA is no LoRA"):
+        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
+
+
+def test_unknown_tensors_are_refused(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    vector = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+    save_file(tensors | {vector: torch.ones(24)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=rf"cannot be merged into weights:\n  {vector}"):
+        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
+
+
+def test_all_missing_names_are_told(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace(".0.self_attn.", ".7.self_attn."): tensor for name, tensor in tensors.items()}
+    save_file(renamed | {"base_model.model.score.weight": torch.ones(2, 24)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
+    missing = {f"model.layers.7.self_attn.{part}_proj.weight" for part in "qkvo"} | {"score.weight"}
+    assert {line.strip() for line in str(caught.value).splitlines()[1:]} == missing
+    assert "lacks 5 of the tensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_one_use_of_a_tied_tensor_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    source = save_source(tmp_path / "source", AutoModelForCausalLM, LLAMA_TIED)
+    adapter = save_adapter(tmp_path / "adapter", source, AutoModelForCausalLM, **options)
+    with pytest.raises(ConfigError, match=r"are one tensor .* changes one of its two uses: "):
+        merge_lora(source, adapter, tmp_path / "out", None, 1)
+
+
+def test_a_tied_tensor_that_is_replaced_as_a_whole_is_taken(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "source", AutoModelForCausalLM, LLAMA_TIED)
+    adapter = save_adapter(tmp_path / "adapter", source, AutoModelForCausalLM, target_modules=["q_proj"])
+    new = torch.randn(101, 24)
+    keys = ("model.embed_tokens", "lm_head")
+    path = adapter / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"base_model.model.{key}.weight": new.clone() for key in keys}, path)
+    merge_lora(source, adapter, tmp_path / "out", None, 1)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.lm_head.weight.equal(new) and merged.model.embed_tokens.weight.equal(new)
+    tensors = load_file(path)
+    tensors["base_model.model.lm_head.weight"][5, 5] += 1
+    save_file(tensors, path)
+    with pytest.raises(ConfigError, match="are one tensor"):
+        merge_lora(source, adapter, tmp_path / "other", None, 1)
+
+
+def spoil_rank(adapter: Path) -> None:
+    edit(adapter / "adapter_config.json", r=4)
+
+
+def spoil_numbers(adapter: Path) -> None:
+    cast(adapter, lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan))
+
+
+def spoil_shape(adapter: Path) -> None:
+    cast(adapter, lambda tensor: torch.cat([tensor, tensor[:, :1]], 1) if tensor.shape[0] == 3 else tensor)
+
+
+def spoil_pair(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(path).items() if "0.self_attn.q_proj.lora_B" not in name}, path)
+
+
+def spoil_config(adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text("{")
+
+
+def spoil_pattern(adapter: Path) -> None:
+    edit(adapter / "adapter_config.json", rank_pattern={"(": 3})
+
+
+def spoil_file(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+SPOILS: Mapping[Any, tuple[type[Exception], str]] = {
+    spoil_rank: (CheckpointError, "has rank 3 and 3 in its file, 4 in adapter_config.json"),
+    spoil_numbers: (CheckpointError, "holds NaN or infinity"),
+    spoil_shape: (CheckpointError, r"is \[24, 40\] in the source, but the adapter was trained on \[24, 41\]"),
+    spoil_pair: (CheckpointError, r"0\.self_attn\.q_proj has A\.weight; it must have A\.weight and B\.weight"),
+    spoil_config: (CheckpointError, r"adapter_config\.json cannot be read"),
+    spoil_pattern: (ConfigError, r"rank_pattern: \( is no regular expression"),
+    spoil_file: (CheckpointError, r"holds neither adapter_model\.safetensors nor"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_damaged_adapter_is_refused(llama: tuple[Path, Path], adapter: Path, tmp_path: Path, spoil: Any) -> None:
+    spoil(adapter)
+    kind, message = SPOILS[spoil]
+    with pytest.raises(kind, match=message):
+        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantised_model_is_refused(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(llama[0], tmp_path / "source")
+    edit(source / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(ConfigError, match="has a quantization_config"):
+        merge_lora(source, llama[1], tmp_path / "out", None, 1)
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.floats(-2, 2, width=32), st.integers(0), st.integers(0)
+)
+def test_any_range_gets_its_part_of_the_product(
+    rows: int, columns: int, rank: int, scale: float, first: int, length: int
+) -> None:
+    start = first % (rows * columns)
+    numel = 1 + length % (rows * columns - start)
+    generator = torch.Generator().manual_seed(rows + 10 * columns)
+    left = torch.randn(rank, rows, generator=generator).T
+    right = torch.randn(rank, columns, generator=generator)
+    values = torch.randn(numel, generator=generator)
+    expected = values.double() + scale * (left.double() @ right.double()).flatten()[start : start + numel]
+    _add_product(values, start, left, right, scale)
+    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_range_of_any_tensor_is_that_of_the_whole(llama: tuple[Path, Path]) -> None:
+    merged = open_merged(*llama)
+    for name, info in merged.infos.items():
+        whole = merged.read(name, 0, info.numel)
+        for start, numel in ((0, info.numel), (info.numel // 3, info.numel // 2), (info.numel - 1, 1)):
+            part = merged.read(name, start, numel)
+            torch.testing.assert_close(part, whole[start : start + numel], rtol=1e-6, atol=1e-6)
+            assert part.dtype == info.dtype
+        merged.release()
