@@ -136,6 +136,10 @@ class FragmentReader:
             )
         return result
 
+    def release(self) -> None:
+        """Gives the mapped memory back; what is read next is mapped anew."""
+        self._contents.clear()
+
     def _flat(self, file: str, fragment: Fragment, kind: str) -> Tensor | None:
         content = self._open(file)
         if kind == WEIGHT:
