@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scaletrain.checkpoint.durable import write_text
 from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader, load_tensors
 from scaletrain.checkpoint.inspection import ranks_missing
-from scaletrain.checkpoint.durable import write_text
 from scaletrain.checkpoint.layout import STATE
 from scaletrain.checkpoint.verify import Level, find_damage
 from scaletrain.checkpoint.writing import write_tensors

@@ -25,20 +25,26 @@ from scaletrain.training.saving import Saver
 from scaletrain.training.tiers import Tier
 from tests.engine import bodies
 from tests.engine.bodies import GLOBAL_BATCH, Case
+from tests.training.bodies import live_weights
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
-def train_and_save(case: Case, folder: str, steps: int) -> None:
-    """Trains from the start and saves a whole checkpoint in ``folder/checkpoints``."""
+def train_and_save(case: Case, folder: str, steps: int) -> dict[str, Any]:
+    """Trains from the start and saves ``folder/checkpoints/step_...``.
+
+    Returns:
+        The live model's weights, gathered from all ranks, as fp32 arrays by their names in its state_dict.
+    """
     plan = BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size())
     engine = bodies.build_engine(case, plan)
     train(engine, plan, range(steps))
     tier = Tier("shared", Path(folder) / "checkpoints", 0, Retention(2))
     checkpointing = Checkpointing(Saver(engine, False, []), [tier], "")
     run = TrainingRun(TrainingState(), steps + 1, Path(folder), 1, dist.get_rank() == 0, ())
-    run.state.step = steps
+    run.state.step = max(steps, 1)  # none is saved before the first
     checkpointing.on_end(run)
+    return {name: weight.float().numpy() for name, weight in live_weights(engine).items()}
 
 
 def train(engine: Engine, plan: BatchPlan, steps: range) -> list[float]:
@@ -91,7 +97,7 @@ def build_universal_engine(case: Case, plan: BatchPlan) -> Engine:
 
 
 def part_steps(engine: Engine) -> None:
-    """DeepSpeed's loader for stage 3 gives all parts of the optimizer one counter; torch's AdamW then counts it twice."""
+    """DeepSpeed's loader for stage 3 gives all parts of the optimizer one counter, which each of them counts up."""
     for state in base_optimizer(engine.ds, engine.stage).state.values():
         state["step"] = state["step"].clone()
 
