@@ -4,23 +4,19 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
-from scaletrain.convert.copying import Copy, copy_tensors
+from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.output import new_file
-from scaletrain.convert.pairs import View
-from scaletrain.convert.placing import lay_out_safetensors_file
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from scaletrain.convert.pairs import Copy, whole
+from scaletrain.convert.placing import lay_out_file
+from scaletrain.convert.tensors import DTYPES, parse_dtype
 
 
 def consolidate(
     checkpoint: Path,
     out: Path,
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    dtype: str = "fp32",
     processes: int = 1,
     trusted: bool = False,
 ) -> None:
@@ -30,7 +26,7 @@ def consolidate(
         checkpoint: A complete checkpoint.
         out: A new safetensors file, with the names of ``Transformer.state_dict()``. A tied tensor stands in it once;
             ``tied`` in its metadata is JSON: each further name, with the one it is saved under.
-        dtype: What the fp32 weights are rounded to.
+        dtype: ``fp32``, ``bf16`` or ``fp16``, which the weights are rounded to.
         processes: That copy at the same time.
         trusted: Whether objects of any class may be unpickled, which runs what the checkpoint's files say.
 
@@ -38,10 +34,10 @@ def consolidate(
         CheckpointError: The checkpoint is incomplete or damaged; nothing is written.
         ConfigError: There is such a file already.
     """
+    kind = parse_dtype(dtype) or DTYPES["fp32"]
     source = CheckpointTensors(checkpoint, trusted)
-    infos = {name: replace(info, dtype=DTYPES[dtype]) for name, info in source.infos.items()}
-    wholes = {name: View(name, (info.numel,), (1,)) for name, info in infos.items()}
+    infos = {name: replace(info, dtype=kind) for name, info in source.infos.items()}
     with new_file(out) as path:
-        places = lay_out_safetensors_file(path, infos, {"format": "pt", "tied": json.dumps(source.tied)})
-        copies = [Copy(whole, whole) for whole in wholes.values()]
+        places = lay_out_file(path, infos, {"format": "pt", "tied": json.dumps(source.tied)})
+        copies = [Copy(whole(name, info.shape), whole(name, info.shape)) for name, info in infos.items()]
         copy_tensors(partial(CheckpointTensors, checkpoint, trusted), copies, places, processes)

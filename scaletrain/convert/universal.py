@@ -20,9 +20,9 @@ from scaletrain.checkpoint.inspection import ranks_missing
 from scaletrain.checkpoint.layout import STATE
 from scaletrain.checkpoint.verify import Level, find_damage
 from scaletrain.checkpoint.writing import write_tensors
-from scaletrain.convert.copying import Copy, copy_tensors
+from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.output import new_folder
-from scaletrain.convert.pairs import View
+from scaletrain.convert.pairs import Copy, View
 from scaletrain.convert.placing import Place
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.convert.torch_placing import lay_out_torch_file, seal_torch_file

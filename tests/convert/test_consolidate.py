@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from scaletrain.checkpoint.layout import list_checkpoints
 from scaletrain.checkpoint.weights import load_weights
-from scaletrain.convert.consolidate import DTYPES, consolidate
+from scaletrain.convert.consolidate import consolidate
+from scaletrain.convert.tensors import DTYPES
 from scaletrain.errors import CheckpointError, ScaletrainError
 from tests.convert import saving_bodies
 from tests.distributed import run_on_ranks

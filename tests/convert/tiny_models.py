@@ -63,7 +63,9 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt_neox": made(
         GPTNeoXForCausalLM, GPTNeoXConfig, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}
     ),
-    "gpt_neox sequential": made(GPTNeoXForCausalLM, GPTNeoXConfig, use_parallel_residual=False, attention_bias=False, rotary_pct=0.5),
+    "gpt_neox sequential": made(
+        GPTNeoXForCausalLM, GPTNeoXConfig, use_parallel_residual=False, attention_bias=False, rotary_pct=0.5
+    ),
     "llama": made(LlamaForCausalLM, LlamaConfig, num_key_value_heads=2),
     "llama 3": made(
         LlamaForCausalLM, LlamaConfig, num_key_value_heads=1, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE
