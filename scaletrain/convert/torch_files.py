@@ -22,13 +22,15 @@ class TorchFolder:
         """Opens the files.
 
         Args:
-            folder: The folder.
+            folder: The folder, or one file.
 
         Raises:
             CheckpointError: There are no such files, one holds other things than tensors, or tensors are missing.
         """
         self._contents: dict[Path, dict[str, Tensor]] = {}
-        if (folder / INDEX).is_file():
+        if folder.is_file():
+            placed = dict.fromkeys(self._open(folder), folder)
+        elif (folder / INDEX).is_file():
             placed = {name: folder / shard for name, shard in read_index(folder / INDEX, SINGLE).items()}
         elif (folder / SINGLE).is_file():
             placed = dict.fromkeys(self._open(folder / SINGLE), folder / SINGLE)

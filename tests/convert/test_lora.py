@@ -1,8 +1,6 @@
 """merge_lora against peft's own merge_and_unload, on tiny models that transformers makes."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,82 +8,31 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    BertConfig,
-    GPT2Config,
-    LlamaConfig,
     PreTrainedConfig,
 )
 
 from scaletrain.convert.lora import _add_product, merge_lora, open_merged
 from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.errors import CheckpointError, ConfigError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LLAMA = LlamaConfig(
-    vocab_size=101,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    tie_word_embeddings=False,
+from tests.convert.lora_models import (
+    BERT,
+    GPT2,
+    LLAMA,
+    LLAMA_ALL,
+    LLAMA_BIASED,
+    LLAMA_TIED,
+    Loader,
+    save_adapter,
+    save_source,
 )
-LLAMA_BIASED = LlamaConfig(**(LLAMA.to_diff_dict() | {"attention_bias": True}))
-LLAMA_TIED = LlamaConfig(**(LLAMA.to_diff_dict() | {"tie_word_embeddings": True}))
-GPT2 = GPT2Config(
-    vocab_size=101, n_positions=32, n_embd=24, n_layer=2, n_head=4, tie_word_embeddings=False, pad_token_id=0
-)
-BERT = BertConfig(
-    vocab_size=101,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=32,
-)
-Loader = Any  # one of transformers' Auto classes
-
-
-def save_source(path: Path, loader: Loader, config: PreTrainedConfig, dtype: str = "fp32") -> Path:
-    torch.manual_seed(3)
-    model = loader.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)  # biases and norms too
-    model.to(DTYPES[dtype]).save_pretrained(path)
-    return path
-
-
-def save_adapter(path: Path, source: Path, loader: Loader, dtype: str = "fp32", **options: Any) -> Path:
-    """An adapter all of whose tensors hold random numbers, as if it were trained."""
-    torch.manual_seed(4)
-    base = loader.from_pretrained(source)
-    model = get_peft_model(base, LoraConfig(**({"r": 3, "lora_alpha": 5} | options)))
-    with torch.no_grad():
-        for _, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0, 0.3)
-    model.save_pretrained(path)
-    if dtype != "fp32":
-        cast(path, lambda tensor: tensor.to(DTYPES[dtype]))
-    return path
-
-
-def cast(adapter: Path, change: Any) -> None:
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: change(tensor) for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def by_peft(source: Path, adapter: Path, loader: Loader) -> Any:
@@ -114,7 +61,6 @@ def assert_merged_as_by_peft(tmp_path: Path, source: Path, adapter: Path, loader
     torch.testing.assert_close(logits(merged), logits(expected), rtol=1e-5, atol=1e-5)
 
 
-LLAMA_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Ranks and alphas by PEFT's rules: the first pattern that matches wins, a pattern matches whole parts of a name only,
 # and may be a regular expression.
 PATTERNS = {
@@ -160,20 +106,6 @@ def test_fp32_equals_peft(tmp_path: Path, case: str) -> None:
     source = save_source(tmp_path / "source", loader, config)
     adapter = save_adapter(tmp_path / "adapter", source, loader, **options)
     assert_merged_as_by_peft(tmp_path, source, adapter, loader)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model and an adapter of all its matrices."""
-    folder = tmp_path_factory.mktemp("llama")
-    source = save_source(folder / "source", AutoModelForCausalLM, LLAMA)
-    return source, save_adapter(folder / "adapter", source, AutoModelForCausalLM, target_modules=LLAMA_ALL)
-
-
-@pytest.fixture
-def adapter(llama: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A copy of the adapter, to spoil."""
-    return shutil.copytree(llama[1], tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("adapter_dtype", ["fp32", "bf16"])
@@ -272,140 +204,6 @@ def test_everything_but_weights_is_copied(llama: tuple[Path, Path], tmp_path: Pa
     assert written == kept | {"model.safetensors"}
     for name in kept - {"extra"}:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
-
-
-REFUSED = {
-    "use_dora": True,
-    "target_parameters": ["q_proj.weight"],
-    "layer_replication": [[0, 2]],
-    "trainable_token_indices": [1],
-    "alora_invocation_tokens": [1],
-    "kasa_config": {"beta": 1e-4},
-    "init_lora_weights": "pissa_niter_4",
-}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_is_no_sum_is_refused_by_name(llama: tuple[Path, Path], adapter: Path, tmp_path: Path, key: str) -> None:
-    edit(adapter / "adapter_config.json", **{key: REFUSED[key]})
-    with pytest.raises(ConfigError, match=f"cannot be merged here:\n  {key}: "):
-        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
-    assert not (tmp_path / "out").exists()
-
-
-def test_another_kind_of_adapter_is_refused(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
-    edit(adapter / "adapter_config.json", peft_type="LOHA")
-    with pytest.raises(ConfigError, match="peft_type LOHA is no LoRA"):
-        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
-
-
-def test_unknown_tensors_are_refused(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    vector = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
-    save_file(tensors | {vector: torch.ones(24)}, adapter / "adapter_model.safetensors")
-    with pytest.raises(ConfigError, match=rf"cannot be merged into weights:\n  {vector}"):
-        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
-
-
-def test_all_missing_names_are_told(llama: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    renamed = {name.replace(".0.self_attn.", ".7.self_attn."): tensor for name, tensor in tensors.items()}
-    save_file(renamed | {"base_model.model.score.weight": torch.ones(2, 24)}, adapter / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError) as caught:
-        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
-    missing = {f"model.layers.7.self_attn.{part}_proj.weight" for part in "qkvo"} | {"score.weight"}
-    assert {line.strip() for line in str(caught.value).splitlines()[1:]} == missing
-    assert "lacks 5 of the tensors" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["q_proj", "lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_one_use_of_a_tied_tensor_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    source = save_source(tmp_path / "source", AutoModelForCausalLM, LLAMA_TIED)
-    adapter = save_adapter(tmp_path / "adapter", source, AutoModelForCausalLM, **options)
-    with pytest.raises(ConfigError, match=r"are one tensor .* changes one of its two uses: "):
-        merge_lora(source, adapter, tmp_path / "out", None, 1)
-
-
-def test_a_tied_tensor_that_is_replaced_as_a_whole_is_taken(tmp_path: Path) -> None:
-    source = save_source(tmp_path / "source", AutoModelForCausalLM, LLAMA_TIED)
-    adapter = save_adapter(tmp_path / "adapter", source, AutoModelForCausalLM, target_modules=["q_proj"])
-    new = torch.randn(101, 24)
-    keys = ("model.embed_tokens", "lm_head")
-    path = adapter / "adapter_model.safetensors"
-    save_file(load_file(path) | {f"base_model.model.{key}.weight": new.clone() for key in keys}, path)
-    merge_lora(source, adapter, tmp_path / "out", None, 1)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert merged.lm_head.weight.equal(new) and merged.model.embed_tokens.weight.equal(new)
-    tensors = load_file(path)
-    tensors["base_model.model.lm_head.weight"][5, 5] += 1
-    save_file(tensors, path)
-    with pytest.raises(ConfigError, match="are one tensor"):
-        merge_lora(source, adapter, tmp_path / "other", None, 1)
-
-
-def spoil_rank(adapter: Path) -> None:
-    edit(adapter / "adapter_config.json", r=4)
-
-
-def spoil_numbers(adapter: Path) -> None:
-    cast(adapter, lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan))
-
-
-def spoil_shape(adapter: Path) -> None:
-    cast(adapter, lambda tensor: torch.cat([tensor, tensor[:, :1]], 1) if tensor.shape[0] == 3 else tensor)
-
-
-def spoil_pair(adapter: Path) -> None:
-    path = adapter / "adapter_model.safetensors"
-    save_file({name: t for name, t in load_file(path).items() if "0.self_attn.q_proj.lora_B" not in name}, path)
-
-
-def spoil_config(adapter: Path) -> None:
-    (adapter / "adapter_config.json").write_text("{")
-
-
-def spoil_pattern(adapter: Path) -> None:
-    edit(adapter / "adapter_config.json", rank_pattern={"(": 3})
-
-
-def spoil_file(adapter: Path) -> None:
-    (adapter / "adapter_model.safetensors").unlink()
-
-
-SPOILS: Mapping[Any, tuple[type[Exception], str]] = {
-    spoil_rank: (CheckpointError, "has rank 3 and 3 in its file, 4 in adapter_config.json"),
-    spoil_numbers: (CheckpointError, "holds NaN or infinity"),
-    spoil_shape: (CheckpointError, r"is \[24, 40\] in the source, but the adapter was trained on \[24, 41\]"),
-    spoil_pair: (CheckpointError, r"0\.self_attn\.q_proj has A\.weight; it must have A\.weight and B\.weight"),
-    spoil_config: (CheckpointError, r"adapter_config\.json cannot be read"),
-    spoil_pattern: (ConfigError, r"rank_pattern: \( is no regular expression"),
-    spoil_file: (CheckpointError, r"holds neither adapter_model\.safetensors nor"),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILS)
-def test_a_damaged_adapter_is_refused(llama: tuple[Path, Path], adapter: Path, tmp_path: Path, spoil: Any) -> None:
-    spoil(adapter)
-    kind, message = SPOILS[spoil]
-    with pytest.raises(kind, match=message):
-        merge_lora(llama[0], adapter, tmp_path / "out", None, 1)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_quantised_model_is_refused(llama: tuple[Path, Path], tmp_path: Path) -> None:
-    source = shutil.copytree(llama[0], tmp_path / "source")
-    edit(source / "config.json", quantization_config={"quant_method": "fp8"})
-    with pytest.raises(ConfigError, match="has a quantization_config"):
-        merge_lora(source, llama[1], tmp_path / "out", None, 1)
 
 
 @given(

