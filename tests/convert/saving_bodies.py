@@ -10,7 +10,8 @@ import torch.distributed as dist
 from scaletrain.checkpoint.fragments import FragmentReader
 from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.batch_plan import BatchPlan
-from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from scaletrain.config.load import dump_yaml
+from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.partitions import base_optimizer, live_fragments
@@ -39,8 +40,9 @@ def train_and_save(case: Case, folder: str, steps: int) -> dict[str, Any]:
     plan = BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size())
     engine = bodies.build_engine(case, plan)
     train(engine, plan, range(steps))
+    model = ModelConfig(**bodies.MODEL | dict(case.model))
     tier = Tier("shared", Path(folder) / "checkpoints", 0, Retention(2))
-    checkpointing = Checkpointing(Saver(engine, False, []), [tier], "")
+    checkpointing = Checkpointing(Saver(engine, False, []), [tier], dump_yaml(RunConfig(model=model)))
     run = TrainingRun(TrainingState(), steps + 1, Path(folder), 1, dist.get_rank() == 0, ())
     run.state.step = max(steps, 1)  # none is saved before the first
     checkpointing.on_end(run)

@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 
 from scaletrain.checkpoint.layout import list_checkpoints
 from scaletrain.checkpoint.weights import load_weights
+from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.consolidate import consolidate
+from scaletrain.convert.from_hf import from_hf
 from scaletrain.convert.tensors import DTYPES
+from scaletrain.convert.to_hf import to_hf
 from scaletrain.errors import CheckpointError, ScaletrainError
 from tests.convert import saving_bodies
 from tests.distributed import run_on_ranks
@@ -43,7 +46,7 @@ def saved(tmp_path: Path, case: Case, world_size: int) -> Path:
     ],
     ids=str,
 )
-def test_the_file_holds_the_live_models_weights(case: Case, world_size: int, tmp_path: Path) -> None:
+def test_files_and_folders_hold_the_live_models_weights(case: Case, world_size: int, tmp_path: Path) -> None:
     ranks = run_on_ranks(world_size, saving_bodies.train_and_save, case, str(tmp_path), 2)
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
     consolidate(checkpoint, tmp_path / "weights.safetensors")
@@ -56,6 +59,11 @@ def test_the_file_holds_the_live_models_weights(case: Case, world_size: int, tmp
     expected = load_weights(tmp_path / "checkpoints")
     assert written.keys() == expected.keys()
     assert [name for name, weight in expected.items() if not same_bits(written[name], weight)] == []
+    to_hf(CheckpointTensors(checkpoint), tmp_path / "hf", proves=True)
+    from_hf(tmp_path / "hf", tmp_path / "start")
+    returned = load_weights(tmp_path / "start" / "checkpoints")
+    assert returned.keys() == expected.keys()
+    assert [name for name, weight in expected.items() if not same_bits(returned[name], weight)] == []
     for live in ranks:
         assert live.keys() == expected.keys()
         assert [name for name, weight in live.items() if not same_bits(written[name], torch.from_numpy(weight))] == []
