@@ -81,7 +81,7 @@ class Family:
             ``key = value`` of each; none where the model is one of the family.
         """
         told = _with_effect(ModelConfig(**self.read(self.unify({**self.defaults, **self.write(model)}))))
-        return [f"{key} = {value}" for key, value in _with_effect(model).items() if told.get(key) != value]
+        return [f"{key} = {value}" for key, value in _with_effect(model).items() if told.get(key, value) != value]
 
     def pairs(self, infos: Mapping[str, TensorInfo], model: ModelConfig) -> tuple[list[Pair], dict[str, TensorInfo]]:
         """Which of our numbers are which of theirs.

@@ -25,22 +25,27 @@ def family_named(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-def family_for(model: ModelConfig, model_type: str | None = None) -> Family:
+def family_for(model: ModelConfig, model_type: str | None = None) -> tuple[Family, ModelConfig]:
     """The family that a model is one of.
+
+    A model without biases computes what one with biases of zero does; as that it is taken where no family has it as
+    it is.
 
     Args:
         model: The description.
         model_type: One that was asked for; the first that fits by default.
 
+    Returns:
+        The family, and the description of the model in it: with biases where they are to be written as zeros.
+
     Raises:
         ConfigError: None fits; names, for each, what it does not have.
     """
     asked = FAMILIES.values() if model_type is None else [family_named(model_type)]
-    problems = []
-    for family in asked:
-        features = family.cannot_tell(model)
-        if not features:
-            return family
-        problems.append(f"\n  {family.model_type}: {', '.join(features)}")
-    told = "".join(problems)
+    biased = model.model_copy(update=dict.fromkeys(("bias", "qkv_bias", "attention_out_bias"), True))
+    for described in (model, biased):
+        for family in asked:
+            if not family.cannot_tell(described):
+                return family, described
+    told = "".join(f"\n  {family.model_type}: {', '.join(family.cannot_tell(model))}" for family in asked)
     raise ConfigError(f"this model is none of the families that can be written; what each does not have:{told}")

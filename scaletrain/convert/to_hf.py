@@ -13,6 +13,7 @@ from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.family import Family
 from scaletrain.convert.model_card import describe_provenance, write_card
+from scaletrain.convert.model_tensors import infos_of
 from scaletrain.convert.output import new_folder
 from scaletrain.convert.pairs import Copy
 from scaletrain.convert.placing import lay_out_safetensors
@@ -54,16 +55,23 @@ def to_hf(
         ConfigError: No family has all features of the model, or ``out`` cannot be written.
         CheckpointError: The weights cannot be read, or the result is not the same model.
     """
-    family = family_for(checkpoint.config, model_type)
-    pairs, theirs = family.pairs(checkpoint.infos, checkpoint.config)
-    described = {"architectures": list(family.architectures[:1]), **family.write(checkpoint.config)}
+    family, model = family_for(checkpoint.config, model_type)
+    # Of a bias that the checkpoint does not have nothing is copied: what is not written in a file is zero.
+    dtypes = {info.dtype for info in checkpoint.infos.values()}
+    zeros = infos_of(model, max(dtypes, key=lambda each: each.itemsize)) if model != checkpoint.config else {}
+    pairs, theirs = family.pairs({**zeros, **checkpoint.infos}, model)
+    described = {"architectures": list(family.architectures[:1]), **family.write(model)}
     # Without a head, the names of the body stand alone.
     prefix = family.prefix if described["architectures"][0] in family.bare else ""
     infos = {name.removeprefix(prefix): TensorInfo(info.shape, dtype or info.dtype) for name, info in theirs.items()}
     with new_folder(out) as draft:
         _write_descriptions(draft, checkpoint, family, infos, described)
         places = lay_out_safetensors(draft, infos, shard_bytes, {"format": "pt"})
-        copies = [Copy(pair.ours, replace(pair.theirs, name=pair.theirs.name.removeprefix(prefix))) for pair in pairs]
+        copies = [
+            Copy(pair.ours, replace(pair.theirs, name=pair.theirs.name.removeprefix(prefix)))
+            for pair in pairs
+            if pair.ours.name in checkpoint.infos
+        ]
         copy_tensors(
             functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted), copies, places, processes
         )

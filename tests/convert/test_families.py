@@ -1,5 +1,6 @@
 """Models of transformers come here and go back: the same bits, the same logits, the same tokens."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -18,8 +19,13 @@ from transformers import (
 from scaletrain.checkpoint.weights import load_weights
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors, find_checkpoint
+from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.from_hf import from_hf
+from scaletrain.convert.pairs import Copy, whole
 from scaletrain.convert.registry import FAMILIES, family_for
+from scaletrain.convert.safetensors_files import SafetensorsFolder
+from scaletrain.convert.start import Start, write_start
+from scaletrain.convert.tensors import TensorInfo
 from scaletrain.convert.to_hf import to_hf
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.evaluation.generation import generate
@@ -114,8 +120,30 @@ for _name in ("mistral", "qwen2", "qwen3"):
 def test_each_description_is_one_of_its_family(name: str) -> None:
     sizes = {"vocab_size": 50, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 32, "norm_eps": 1e-5}
     model = ModelConfig(**sizes, **TRAINED_HERE[name])
-    assert family_for(model).model_type == name
+    assert family_for(model) == (FAMILIES[name], model)
     assert FAMILIES[name].model_of(FAMILIES[name].write(model) | {"model_type": name}) == model
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_model_without_biases_goes_out_with_biases_of_zero(tmp_path: Path, positions: str) -> None:
+    family = {"learned": "gpt2", "rotary": "gpt_neox"}[positions]
+    sizes = {"vocab_size": 50, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 32}
+    config = ModelConfig(**sizes, positions=positions, bias=False, init_std=0.3)
+    model = Transformer(config).eval()
+    infos = {name: TensorInfo(tuple(weight.shape), weight.dtype) for name, weight in model.named_parameters()}
+    save_file(dict(model.named_parameters()), tmp_path / "weights.safetensors")
+    copies = [Copy(whole(name, info.shape), whole(name, info.shape)) for name, info in infos.items()]
+    source = functools.partial(SafetensorsFolder, tmp_path / "weights.safetensors")
+    write_start(
+        tmp_path / "here", Start(config, infos, None, None, {}), lambda places: copy_tensors(source, copies, places)
+    )
+    assert to_hf(start_of(tmp_path / "here"), tmp_path / "there", proves=True)[0].model_type == family
+    biases = [tensor for name, tensor in tensors_of(tmp_path / "there").items() if name.endswith("bias")]
+    assert len(biases) > 10 and not any(bias.any() for bias in biases)
+    tokens = torch.arange(20).unsqueeze(0)
+    with torch.no_grad():
+        there = AutoModelForCausalLM.from_pretrained(tmp_path / "there")(tokens).logits
+        torch.testing.assert_close(there, model(tokens), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
