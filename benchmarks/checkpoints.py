@@ -131,7 +131,7 @@ def measure(rank: int, port: int, folder: str, rounds: int) -> None:
     """One rank of the rounds; rank 0 prints."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    connect(from_environment(), deterministic=False)
+    connect(from_environment(), deterministic=False, collective_timeout_s=600)
     all_rounds = Rounds(Path(folder))
     found: dict[str, list[float]] = {}
 

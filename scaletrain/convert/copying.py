@@ -16,8 +16,8 @@ from scaletrain.convert.placing import Place
 from scaletrain.convert.tensors import Tensors
 from scaletrain.errors import CheckpointError, ConfigError
 
-# Elements that are in memory at once: 16 MiB of fp32.
-_SLICE_ELEMENTS = 4 << 20
+# Elements that are in memory at once: 4 MiB of fp32, which stay in the processor's cache until they are written.
+_SLICE_ELEMENTS = 1 << 20
 # Elements after which mapped files are unmapped: their pages count as memory of the process.
 _RELEASE_ELEMENTS = 16 << 20
 # Elements of a piece of work for one of several processes.

@@ -36,9 +36,13 @@ class Span(NamedTuple):
     stop: int
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch does not annotate it
 def _n_threads() -> int:
     return torch.get_num_threads()
+
+
+# All that torch.compiler.assume_constant_result does, but for loading the compiler, which takes each process that
+# imports the model a second and 70 MiB.
+_n_threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_attend_within_documents(device: torch.device, seq_len: int, n_heads: int, dropout: float) -> bool:

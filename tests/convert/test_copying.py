@@ -1,10 +1,10 @@
 """Boxes of tensors arrive where they belong, cut into whatever slices."""
 
+import functools
 import json
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from scaletrain.convert import copying
 from scaletrain.convert.copying import copy_tensors, read_box, runs_of
+from scaletrain.convert.output import new_folder
 from scaletrain.convert.pairs import Copy, View, cut, row_major, whole
 from scaletrain.convert.placing import lay_out_safetensors
 from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError, ConfigError
+from tests.convert.small_disk import small_disk
 
 
-def source_of(folder: Path, tensors: dict[str, torch.Tensor]) -> partial:
+def source_of(folder: Path, tensors: dict[str, torch.Tensor]) -> functools.partial:
     folder.mkdir(exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    return partial(SafetensorsFolder, folder)
+    return functools.partial(SafetensorsFolder, folder)
 
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
@@ -123,6 +125,24 @@ def test_a_disk_without_room_is_told_before_anything_is_copied(tmp_path: Path) -
     places = lay_out_safetensors(tmp_path / "out", {"x": TensorInfo((1 << 40,), torch.float32)}, 1 << 60, {})
     with pytest.raises(ConfigError, match="make room"):
         copy_tensors(open_source, [], places)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_others_fill_in_the_meantime_leaves_nothing(tmp_path: Path, processes: int) -> None:
+    open_source = source_of(tmp_path / "source", {"x": torch.ones(1 << 20), "y": torch.ones(1 << 20)})
+    with small_disk(tmp_path / "disk", 12) as disk:
+        copies = [Copy(whole(name, (1 << 20,)), whole(name, (1 << 20,))) for name in "xy"]
+        infos = {name: TensorInfo((1 << 20,), torch.float32) for name in "xy"}
+        fills = functools.partial(fill_and_open, disk / "filler", open_source)
+        full = pytest.raises(ConfigError, match=r"cannot be written: No space left on device; 0.00 GiB are free")
+        with full, new_folder(disk / "out") as draft:
+            copy_tensors(fills, copies, lay_out_safetensors(draft, infos, 1 << 30, {}), processes)
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def fill_and_open(filler: Path, open_source: functools.partial) -> SafetensorsFolder:
+    filler.write_bytes(bytes(9 << 20))
+    return open_source()
 
 
 PEAK = """

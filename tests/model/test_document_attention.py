@@ -1,5 +1,7 @@
 """Attention within documents is the masked attention: values, gradients, compiled, in the model, in the engine."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -222,3 +224,9 @@ def test_zero_3_with_checkpointed_activations_learns_the_same() -> None:
     by_documents = run_on_ranks(1, bodies.train_packed, 1, True)[0]
     assert by_documents == pytest.approx(run_on_ranks(1, bodies.train_packed, 3, True)[0], abs=1e-5)
     assert by_documents[-1] < by_documents[0]
+
+
+def test_the_model_loads_without_the_compiler() -> None:
+    """It takes a second and 70 MiB."""
+    code = "import sys, scaletrain.model.transformer; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
