@@ -1,12 +1,16 @@
 """tools/convert.py as a user types it, on a run of two ranks with ZeRO-3 and on models of transformers."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,16 +24,33 @@ from tests.convert.tiny_models import save, tokenizer
 from tests.distributed import run_on_ranks
 from tests.engine.bodies import Case
 
-ROOT = Path(__file__).parents[2]
+TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
 LLAMA = {"positions": "rotary", "norm": "rms_norm", "activation": "swiglu", "bias": False}
 
 
-def convert(verb: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "convert.py"), verb, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
+def convert(*words: str | Path) -> Done:
+    """Runs the tool in this process, which has loaded torch already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        patch.setattr(sys, "argv", [str(TOOL), *map(str, words)])
+        patch.syspath_prepend(str(TOOL.parent))
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return Done(end.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def told(done: Done) -> str:
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -150,10 +171,16 @@ def test_a_full_disk_is_told_and_leaves_nothing(run_dir: Path, tmp_path: Path) -
             assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
+def test_a_process_of_its_own_ends_with_the_code(run_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(TOOL), "inspect", "--source"]
+    for place, code in ((run_dir, 0), (tmp_path, 2)):
+        assert subprocess.run([*command, str(place)], capture_output=True, timeout=100).returncode == code
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_conversion_begins_anew(run_dir: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "hf"
-    command = [sys.executable, str(ROOT / "tools" / "convert.py"), "to_hf", "--source", str(run_dir), "--out", str(out)]
+    command = [sys.executable, str(TOOL), "to_hf", "--source", str(run_dir), "--out", str(out)]
     # A child of pytest may have been told to ignore Ctrl-C.
     process = subprocess.Popen(
         command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), stderr=subprocess.DEVNULL
