@@ -94,6 +94,7 @@ def test_a_model_generates_the_same_tokens_there_and_here(tmp_path: Path, name: 
     assert answer[0]["generated_text"] == prompt + tokenizer().decode(found[:8])
 
 
+SMALL = {"vocab_size": 50, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 32}
 # A description of each kind as a training here would have it.
 TRAINED_HERE = {
     "gpt2": {},
@@ -118,26 +119,55 @@ for _name in ("mistral", "qwen2", "qwen3"):
 
 @pytest.mark.parametrize("name", TRAINED_HERE)
 def test_each_description_is_one_of_its_family(name: str) -> None:
-    sizes = {"vocab_size": 50, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 32, "norm_eps": 1e-5}
-    model = ModelConfig(**sizes, **TRAINED_HERE[name])
+    model = ModelConfig(**SMALL, **TRAINED_HERE[name])
     assert family_for(model) == (FAMILIES[name], model)
     assert FAMILIES[name].model_of(FAMILIES[name].write(model) | {"model_type": name}) == model
 
 
+def write(model: Transformer, out: Path) -> CheckpointTensors:
+    """A start with a model's weights."""
+    infos = {name: TensorInfo(tuple(weight.shape), weight.dtype) for name, weight in model.named_parameters()}
+    save_file(dict(model.named_parameters()), out.with_suffix(".safetensors"))
+    copies = [Copy(whole(name, info.shape), whole(name, info.shape)) for name, info in infos.items()]
+    source = functools.partial(SafetensorsFolder, out.with_suffix(".safetensors"))
+    start = Start(model.config, infos, None, None, {})
+    write_start(out, start, lambda places: copy_tensors(source, copies, places))
+    return start_of(out)
+
+
+def train(model: Transformer) -> None:
+    """A few steps on random text, of the next token or of each token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(4):
+        tokens = torch.randint(50, (4, 24), generator=torch.Generator().manual_seed(step))
+        inputs, targets = (tokens[:, :-1], tokens[:, 1:]) if model.config.causal else (tokens, tokens)
+        torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", TRAINED_HERE)
+def test_a_model_trained_here_goes_there_and_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**SMALL, init_std=0.2, **TRAINED_HERE[name]))
+    train(model)
+    family, proof = to_hf(write(model, tmp_path / "here"), tmp_path / "there", proves=True)
+    assert family.model_type == name and proof is not None
+    kind = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
+    tokens = torch.arange(20).unsqueeze(0)
+    with torch.no_grad():
+        there = kind.from_pretrained(tmp_path / "there").eval()(tokens).logits
+        torch.testing.assert_close(there, model.eval()(tokens), rtol=1e-5, atol=1e-5)
+    from_hf(tmp_path / "there", tmp_path / "back", proves=True)
+    returned = load_weights(tmp_path / "back" / "checkpoints")
+    assert same_bits(returned, {name: weight.detach() for name, weight in model.state_dict().items()})
+
+
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_a_model_without_biases_goes_out_with_biases_of_zero(tmp_path: Path, positions: str) -> None:
-    family = {"learned": "gpt2", "rotary": "gpt_neox"}[positions]
-    sizes = {"vocab_size": 50, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 32}
-    config = ModelConfig(**sizes, positions=positions, bias=False, init_std=0.3)
-    model = Transformer(config).eval()
-    infos = {name: TensorInfo(tuple(weight.shape), weight.dtype) for name, weight in model.named_parameters()}
-    save_file(dict(model.named_parameters()), tmp_path / "weights.safetensors")
-    copies = [Copy(whole(name, info.shape), whole(name, info.shape)) for name, info in infos.items()]
-    source = functools.partial(SafetensorsFolder, tmp_path / "weights.safetensors")
-    write_start(
-        tmp_path / "here", Start(config, infos, None, None, {}), lambda places: copy_tensors(source, copies, places)
-    )
-    assert to_hf(start_of(tmp_path / "here"), tmp_path / "there", proves=True)[0].model_type == family
+    model = Transformer(ModelConfig(**SMALL, positions=positions, bias=False, init_std=0.3)).eval()
+    family, _ = to_hf(write(model, tmp_path / "here"), tmp_path / "there", proves=True)
+    assert family.model_type == {"learned": "gpt2", "rotary": "gpt_neox"}[positions]
     biases = [tensor for name, tensor in tensors_of(tmp_path / "there").items() if name.endswith("bias")]
     assert len(biases) > 10 and not any(bias.any() for bias in biases)
     tokens = torch.arange(20).unsqueeze(0)
