@@ -63,6 +63,11 @@ RUN_HERE = {
     'python tools/generate.py --run_dir runs/mine --prompt "Once upon a time" --temperature 0.7 --top_p 0.95': (
         "--max_new_tokens 4"
     ),
+    "python tools/convert.py to_hf --source runs/mine --out out/mine": "",
+    "python tools/convert.py from_hf --source out/mine --out out/start": "",
+    "python tools/convert.py to_gguf --source runs/mine --out out/mine.gguf": "",
+    "python tools/convert.py inspect --source out/start": "",
+    "python tools/convert.py diff --a runs/mine --b out/start": "",
 }
 
 # Commands that are not run here: the file whose tests do what they do, and a word by which it is told that they do;
@@ -77,6 +82,22 @@ RUN_ELSEWHERE = {
         "finetune.sh",
     ),
     "sbatch --array=0-2 slurm/sweep.sh rates.txt --config mine.yaml": ("tests/slurm/test_chains.py", "sweep.sh"),
+    "python tools/convert.py consolidate --source runs/mine --out out/mine.safetensors --dtype bf16": (
+        "tests/tools/test_convert.py",
+        "consolidate",
+    ),
+    "python tools/convert.py universal --source runs/mine --out out/universal": (
+        "tests/tools/test_convert.py",
+        "universal",
+    ),
+    "python tools/convert.py average --source runs/mine@1,runs/mine@2 --out out/mean": (
+        "tests/tools/test_convert.py",
+        "average",
+    ),
+    "python tools/convert.py merge_lora --source out/mine --adapter path/to/adapter --out out/merged": (
+        "tests/convert/test_lora.py",
+        "merge_lora",
+    ),
     "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
     "touch runs/mine/save": ("tests/integration/test_stopping.py", "save"),
     "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),
