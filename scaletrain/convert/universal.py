@@ -22,7 +22,7 @@ from scaletrain.checkpoint.verify import Level, find_damage
 from scaletrain.checkpoint.writing import write_tensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.output import new_folder
-from scaletrain.convert.pairs import Copy, View
+from scaletrain.convert.pairs import Copy, whole
 from scaletrain.convert.placing import Place
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.convert.torch_placing import lay_out_torch_file, seal_torch_file
@@ -85,6 +85,12 @@ def to_universal(checkpoint: Path, out: Path, processes: int = 1, trusted: bool 
     ``engine.load_checkpoint(out)``. Its module must have the parameters' names of the module that was trained (the
     model's, with ``model.`` before them), its optimizer must be an Adam.
 
+    DeepSpeed's loader for stage 3 (0.19.8) hands one and the same counter of steps to all parts of the optimizer, which
+    then count it up once each. Torch's optimizers need a line after ``load_checkpoint`` that parts them::
+
+        for state in engine.optimizer.optimizer.state.values():
+            state["step"] = state["step"].clone()
+
     Args:
         checkpoint: A complete checkpoint; one of DeepSpeed's own files in it may hold any class if it is trusted.
         out: A new folder: ``latest_universal``, and the checkpoint's own folder that it names.
@@ -97,7 +103,13 @@ def to_universal(checkpoint: Path, out: Path, processes: int = 1, trusted: bool 
     """
     state = _require_whole(checkpoint, level)
     tensors = TrainingTensors(checkpoint, state["engine"], trusted)
-    counters, optimizer = _counters(checkpoint, state, trusted), _optimizer_state(checkpoint, state["engine"], trusted)
+    try:
+        counters = _counters(checkpoint, state, trusted)
+        optimizer = _optimizer_state(checkpoint, state["engine"], trusted)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint} does not hold what a training saves of its optimizer: {error!r}. Choose another checkpoint."
+        ) from error
     tag = f"{checkpoint.resolve().name}_universal"
     with new_folder(out) as folder:
         zero = folder / tag / "zero"
@@ -117,10 +129,8 @@ def to_universal(checkpoint: Path, out: Path, processes: int = 1, trusted: bool 
 
 
 def _copy(checkpoint: Path, engine: dict[str, Any], places: dict[str, Place], processes: int, trusted: bool) -> None:
-    copies = []
-    for name, place in places.items():
-        whole = View(name, (place.info.numel,), (1,))
-        copies.append(Copy(whole, whole))
+    wholes = [whole(name, place.info.shape) for name, place in places.items()]
+    copies = [Copy(tensor, tensor) for tensor in wholes]
     copy_tensors(partial(TrainingTensors, checkpoint, engine, trusted), copies, places, processes)
     for place in places.values():
         seal_torch_file(place)
@@ -156,7 +166,7 @@ def _step(engine: dict[str, Any]) -> Tensor:
 
 def _counters(checkpoint: Path, state: dict[str, Any], trusted: bool) -> dict[str, Any]:
     """What DeepSpeed's engine takes besides tensors; a caller gets the rest of it as its client state."""
-    saved = load_tensors(next(iter(sorted(checkpoint.glob("*mp_rank_00_model_states.pt")))), trusted)
+    saved = load_tensors(sorted(checkpoint.glob("*mp_rank_00_model_states.pt"))[0], trusted)
     engine = state["engine"]
     return {
         "module": {},  # its weights are read from zero/
@@ -182,7 +192,7 @@ def _optimizer_state(checkpoint: Path, engine: dict[str, Any], trusted: bool) ->
     gives all groups those of the first in ``optimizer_state_dict``; there stand only those in which all groups agree,
     so that its engine keeps its own of the others. The loss scale of fp16 begins anew: it is an object of DeepSpeed's.
     """
-    file = json.loads(next(iter(sorted(checkpoint.glob("fragments_*.json")))).read_text())["file"]
+    file = json.loads(sorted(checkpoint.glob("fragments_*.json"))[0].read_text())["file"]
     saved: Any = load_tensors(checkpoint / file, trusted)
     version = str(saved["ds_version"])
     for key in _OPTIMIZERS[engine["zero_stage"]]:
@@ -201,7 +211,5 @@ def _plain_numbers(group: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _agreed(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    first = groups[0]
-    return {key: value for key, value in first.items() if all(group.get(key) == value for group in groups)} | {
-        "params": [0]
-    }
+    shared = {key for key in groups[0] if all(group.get(key) == groups[0][key] for group in groups)}
+    return {key: groups[0][key] for key in shared} | {"params": [0]}

@@ -152,6 +152,32 @@ def test_another_optimizer_is_refused_with_its_moments(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_imported_weights_are_refused_since_they_have_no_moments(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, Case(stage=0), 1)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["engine"]["moments"] = []
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    publish(checkpoint)
+    with pytest.raises(CheckpointError, match=r"of no optimizer.*consolidate"):
+        to_universal(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("lost", ["param_groups", "ds_version"])
+def test_files_without_what_the_optimizer_needs_are_refused(lost: str, tmp_path: Path) -> None:
+    folder = tmp_path / "step_00000001"
+    folder.mkdir()
+    large_checkpoint(folder, 2048)
+    (file,) = folder.glob("*optim_states.pt")
+    content = torch.load(file)
+    content.pop(lost, None)
+    content["optimizer_state_dict"]["base_optimizer_state"].pop(lost, None)
+    torch.save(content, file)
+    publish(folder)
+    with pytest.raises(CheckpointError, match=f"{lost}.*Choose another"):
+        to_universal(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, Case(stage=1), 1)
     text = (checkpoint / "state.json").read_text().replace("model.norm.weight", "../../model.norm.weight")
