@@ -1,6 +1,7 @@
 """The mean of several checkpoints of one model, as a start."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from scaletrain.convert.start import KEPT_FOLDER, Start, keep_files, write_start
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.data.tokenizer import read_borders
 from scaletrain.errors import CheckpointError, ConfigError
+
+# Of a model these play a part in training alone: runs that differ in them may be averaged.
+_FREE = ("preset", "dropout", "attention_dropout", "init_std")
 
 
 class MeanTensors:
@@ -59,16 +63,20 @@ def average(folders: Sequence[Path], out: Path, weights: Sequence[float] | None 
         processes: How many processes share the work.
 
     Raises:
-        ConfigError: There are fewer than two, their models differ, or ``out`` cannot be written.
+        ConfigError: There are fewer than two, a weight is out of range, their models or tokenizers differ, or ``out``
+            cannot be written.
         CheckpointError: One is damaged.
     """
     shares = [1.0] * len(folders) if weights is None else list(weights)
     if len(folders) < 2 or len(shares) != len(folders):
         raise ConfigError(f"{len(folders)} checkpoints and {len(shares)} weights: give two or more, and a weight each")
+    if not all(0 < share < math.inf for share in shares) or not sum(shares) < math.inf:
+        raise ConfigError(f"weights {', '.join(map(str, shares))}: give finite numbers above 0, such as 1,1")
     sources = [CheckpointTensors(folder) for folder in folders]
     first = sources[0]
     for other in sources[1:]:
         _refuse_another_model(first, other)
+        _refuse_another_tokenizer(first, other)
     run_dir = first.folder.parent.parent
     tokenizer = run_dir / "tokenizer.json"
     start = Start(
@@ -94,6 +102,15 @@ def _refuse_another_model(first: CheckpointTensors, other: CheckpointTensors) ->
     if wrong:
         raise CheckpointError(f"{first.folder} and {other.folder} are of different models: {'; '.join(wrong[:5])}")
     ours, theirs = first.config.model_dump(), other.config.model_dump()
-    differing = [f"model.{key}: {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    differing = [
+        f"model.{key}: {ours[key]} and {theirs[key]}" for key in ours if key not in _FREE and ours[key] != theirs[key]
+    ]
     if differing:
         raise ConfigError(f"{first.folder} and {other.folder} are used differently: {'; '.join(differing)}")
+
+
+def _refuse_another_tokenizer(first: CheckpointTensors, other: CheckpointTensors) -> None:
+    """Row by row the embeddings of two vocabularies are of different tokens: their mean is of none."""
+    one, two = (source.folder.parent.parent / "tokenizer.json" for source in (first, other))
+    if one.is_file() and two.is_file() and one.read_bytes() != two.read_bytes():
+        raise ConfigError(f"{one} and {two} differ: average runs of one tokenizer")

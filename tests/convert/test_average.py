@@ -1,5 +1,7 @@
 """The mean of checkpoints, and what a start is good for."""
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,35 @@ def test_a_start_says_that_it_was_damaged(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match=r"model.safetensors has \d+ bytes instead of"):
         CheckpointTensors(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Checkpoints of runs that differ in dropout alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [saved(folder / str(share), Case(stage=1, model={"dropout": share}), 1, 1) for share in (0.0, 0.5)]
+
+
+def test_runs_that_differ_in_training_alone_have_a_mean(two_runs: list[Path], tmp_path: Path) -> None:
+    average(two_runs, tmp_path / "mean")
+    assert CheckpointTensors(find_checkpoint(tmp_path / "mean")).config.dropout == 0
+
+
+@pytest.mark.parametrize("weights", [[math.inf, 1.0], [1e308, 1e308], [0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0]])
+def test_weights_of_no_mean_are_refused(two_runs: list[Path], tmp_path: Path, weights: list[float]) -> None:
+    with pytest.raises(ConfigError, match="give finite numbers above 0"):
+        average(two_runs, tmp_path / "mean", weights)
+    assert not (tmp_path / "mean").exists()
+
+
+def test_runs_of_two_tokenizers_have_no_mean(two_runs: list[Path], tmp_path: Path) -> None:
+    copies = []
+    for number, checkpoint in enumerate(two_runs):
+        run_dir = shutil.copytree(checkpoint.parent.parent, tmp_path / f"run_{number}")
+        (run_dir / "tokenizer.json").write_text(f'{{"number": {number}}}')
+        copies.append(list_checkpoints(run_dir / "checkpoints")[0])
+    with pytest.raises(ConfigError, match="average runs of one tokenizer"):
+        average(copies, tmp_path / "mean")
+    (tmp_path / "run_1" / "tokenizer.json").write_text('{"number": 0}')
+    average(copies, tmp_path / "mean")
+    assert (tmp_path / "mean" / "tokenizer.json").read_text() == '{"number": 0}'
