@@ -2,6 +2,7 @@
 # Makes the environment that scaletrain runs in: .venv with the pinned dependencies, and what is missing of the system.
 #
 #   bash tools/setup.sh
+#   bash tools/setup.sh --for_tests    # also 280 MB of pretrained weights, which tests of conversion need
 #
 # Environment variables:
 #   PYTHON                  interpreter that makes .venv (default: the first of python3, python3.13 ... that is new enough)
@@ -21,6 +22,16 @@ else
 fi
 
 say() { echo "setup: $*" >&2; }
+
+for_tests=
+case $* in
+"") ;;
+--for_tests) for_tests=yes ;;
+*)
+    say "unknown: $*; there is --for_tests, and nothing else"
+    exit 2
+    ;;
+esac
 
 fail() {
     say "$*"
@@ -177,13 +188,13 @@ fetch_pretrained() {
         mv "$pretrained.new" "$pretrained"
     else
         rm -rf "$pretrained.new"
-        say "no pretrained weights could be had: the tests that need them are skipped; to try again: bash tools/setup.sh"
+        say "no pretrained weights could be had: the tests that need them are skipped; to try again: bash tools/setup.sh --for_tests"
     fi
 }
 
 is_made() { [[ -e $stamp ]] && [[ $(cat "$stamp") == "$(fingerprint)" ]] && "$python" -c '' 2>/dev/null; }
 
-is_ready() { is_made && has_pretrained; }
+is_ready() { is_made && { [[ -z $for_tests ]] || has_pretrained; }; }
 
 make_ready() {
     export DS_BUILD_OPS=0
@@ -206,7 +217,7 @@ main() {
     exec 9<"$root/tools/setup.sh"
     flock 9
     is_made || make_ready
-    has_pretrained || fetch_pretrained
+    [[ -z $for_tests ]] || has_pretrained || fetch_pretrained
     say "ready"
 }
 

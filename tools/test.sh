@@ -13,7 +13,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-bash tools/setup.sh
+bash tools/setup.sh --for_tests
 python=${SCALETRAIN_PYTHON:-$root/.venv/bin/python}
 PATH=$(dirname "$python"):$PATH
 export PATH

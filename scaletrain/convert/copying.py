@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Self
 
@@ -39,7 +42,7 @@ def copy_tensors(
 
     Raises:
         CheckpointError: A tensor cannot be read, or a number is too large for fp16.
-        ConfigError: The disk has no room for all.
+        ConfigError: The disk has no room for all, or a process was ended from outside.
         OSError: A file cannot be written.
     """
     _check_room(places)
@@ -47,17 +50,48 @@ def copy_tensors(
         _copy_all(open_source, copies, places)
     else:
         work = [part for copy in copies for part in cut(copy, _WORK_ELEMENTS)]
-        shares = _shares(work, processes)
-        # Spawned, not forked: a fork of a process with torch's threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(shares), context) as pool:
-            used = [{copy.target.name for copy in share} for share in shares]
+        _copy_in_processes(open_source, _shares(work, processes), places)
+
+
+def _copy_in_processes(
+    open_source: Callable[[], Tensors], shares: Sequence[Sequence[Copy]], places: Mapping[str, Place]
+) -> None:
+    others = set(multiprocessing.active_children())
+    # Spawned, not forked: a fork of a process with torch's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(shares), context, initializer=_follow_parent) as pool:
+        try:
             jobs = [
-                pool.submit(_copy_all, open_source, share, {name: places[name] for name in names})
-                for share, names in zip(shares, used, strict=True)
+                pool.submit(
+                    _copy_all, open_source, share, {copy.target.name: places[copy.target.name] for copy in share}
+                )
+                for share in shares
             ]
             for job in jobs:
                 job.result()
+        except BrokenProcessPool:
+            raise ConfigError(
+                "one of the processes that copied was ended from outside, as the system does when memory is short; "
+                "give fewer --processes"
+            ) from None
+        except BaseException:
+            # What the others still write is of no use to anyone.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+
+
+def _follow_parent() -> None:
+    """Ends this process when the one that started it is gone, even by SIGKILL; Ctrl-C is for that one to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a pool started this process
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _check_room(places: Mapping[str, Place]) -> None:
@@ -193,7 +227,8 @@ def _write_box(files: _Files, place: Place, view: View, values: Tensor) -> None:
 
 
 def _refuse_overflow(values: Tensor, written: Tensor, name: str) -> None:
-    if bool((values.isfinite() & ~written.isfinite()).any()):
+    lost = values[values.isfinite() & ~written.isfinite()]
+    if lost.numel():
         raise CheckpointError(
-            f"{name} holds {float(values.abs().max()):g}, but fp16 ends at 65504; give --dtype bf16 or fp32"
+            f"{name} holds {float(lost.abs().max()):g}, but fp16 ends at 65504; give --dtype bf16 or fp32"
         )

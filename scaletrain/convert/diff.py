@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scaletrain.convert.tensors import TensorInfo, Tensors, dtype_name
+from scaletrain.errors import ConfigError
 
 # Elements compared at once. Two slices in fp64 with what is computed from them stay below 100 MiB.
 _SLICE_NUMEL = 1 << 20
@@ -52,11 +53,18 @@ def diff(a: Tensors, b: Tensors, tolerance: float = 0.0) -> list[TensorDifferenc
     Args:
         a: One model's tensors.
         b: The other's.
-        tolerance: Absolute difference up to which two elements count as equal.
+        tolerance: Difference up to which two elements count as equal, as a share of the largest finite absolute value
+            of the tensor on either side.
 
     Returns:
         One entry for each name on either side, in the order of ``a``, then of what ``b`` alone has.
+
+    Raises:
+        ConfigError: The tolerance is negative, or no finite number.
     """
+    if not 0 <= tolerance < math.inf:
+        # Everything would be equal to NaN and infinity too.
+        raise ConfigError(f"--tolerance {tolerance} is out of range; give a share such as 0.01, or 0 for none")
     lefts, rights = a.infos, b.infos
     names = [*lefts, *(name for name in rights if name not in lefts)]
     found = []
@@ -70,7 +78,19 @@ def diff(a: Tensors, b: Tensors, tolerance: float = 0.0) -> list[TensorDifferenc
 
 
 def _compare(name: str, a: Tensors, b: Tensors, numel: int, tolerance: float) -> "_Comparison":
-    found = _Comparison(tolerance)
+    found = _read(name, a, b, numel, 0.0)
+    if tolerance == 0 or found.n_differing == 0:
+        return found
+    bound = tolerance * found.largest_value
+    # What the tolerance is a share of is known only now: elements are counted in a second reading, where some may be
+    # beyond it.
+    is_beyond = found.largest_absolute > bound
+    found.n_differing = _read(name, a, b, numel, bound).n_differing if is_beyond else 0
+    return found
+
+
+def _read(name: str, a: Tensors, b: Tensors, numel: int, bound: float) -> "_Comparison":
+    found = _Comparison(bound)
     for start in range(0, numel, _SLICE_NUMEL):
         length = min(_SLICE_NUMEL, numel - start)
         found.add(a.read(name, start, length), b.read(name, start, length))
@@ -101,11 +121,11 @@ def _difference(
 
 
 class _Comparison:
-    """Sums over the slices of one tensor."""
+    """Sums over the slices of one tensor; counts what differs by more than an absolute bound."""
 
-    def __init__(self, tolerance: float) -> None:
-        self._tolerance = tolerance
-        self._largest_value = 0.0
+    def __init__(self, bound: float) -> None:
+        self._bound = bound
+        self.largest_value = 0.0
         self.largest_absolute = 0.0
         self.n_differing = 0
         self.bits_equal = True
@@ -114,19 +134,19 @@ class _Comparison:
     def largest_relative(self) -> float:
         if self.largest_absolute == 0:
             return 0.0
-        return self.largest_absolute / self._largest_value if self._largest_value else math.inf
+        return self.largest_absolute / self.largest_value if self.largest_value else math.inf
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Takes a slice of each side: 1-d tensors of equal length."""
         same_bits = left.dtype == right.dtype and torch.equal(_bits(left), _bits(right))
         for values in (left,) if same_bits else (left, right):
-            self._largest_value = max(self._largest_value, _largest_finite(values))
+            self.largest_value = max(self.largest_value, _largest_finite(values))
         if same_bits:
             return
         self.bits_equal = False
         distance = _distance(left, right)
         self.largest_absolute = max(self.largest_absolute, float(distance.max()))
-        self.n_differing += int((distance > self._tolerance).sum())
+        self.n_differing += int((distance > self._bound).sum())
 
 
 def _distance(left: Tensor, right: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.gguf_architecture import architecture_of, describe_model
 from scaletrain.convert.gguf_tensors import ROPE_FACTORS, Layout, lay_out_tensors, rope_factors
 from scaletrain.convert.gguf_tokenizer import Vocabulary, read_vocabulary
+from scaletrain.convert.model_tensors import require_tensors
 from scaletrain.convert.output import new_file
 from scaletrain.convert.placing import Place
 from scaletrain.convert.tensors import DTYPES
 from scaletrain.data.tokenizer import find_borders, load_tokenizer, read_borders
-from scaletrain.errors import CheckpointError, ConfigError, DataError
-from scaletrain.model.transformer import Transformer
+from scaletrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -64,7 +64,7 @@ def to_gguf(
     source = CheckpointTensors(checkpoint, trusted)
     config = source.config
     architecture = architecture_of(config)
-    _check_tensors(source)
+    require_tensors(source)
     vocabulary = _find_vocabulary(checkpoint, tokenizer, config.vocab_size)
     layout = lay_out_tensors(architecture, config, source.infos, DTYPES[dtype])
     with new_file(out) as path:
@@ -83,20 +83,6 @@ def _check_installed() -> None:
         raise ConfigError(
             "The package gguf is not installed, which knows the format. Install it: pip install scaletrain[gguf]"
         ) from None
-
-
-def _check_tensors(source: CheckpointTensors) -> None:
-    with torch.device("meta"):
-        expected = {name: tuple(weight.shape) for name, weight in Transformer(source.config).named_parameters()}
-    found = {name: info.shape for name, info in source.infos.items()}
-    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-    if wrong:
-        first, others = wrong[0], len(wrong) - 1
-        raise CheckpointError(
-            f"{source.folder} does not hold the model of its config.yaml: {first} is {found.get(first, 'missing')} in "
-            f"the one and {expected.get(first, 'unknown')} in the other, and {others} others differ. Choose another "
-            f"checkpoint."
-        )
 
 
 def _find_vocabulary(checkpoint: Path, tokenizer: Path | None, vocab_size: int) -> Vocabulary:

@@ -14,7 +14,8 @@ from torch import Tensor
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.pairs import Copy, View
 from scaletrain.convert.tensors import TensorInfo
-from scaletrain.model.positions import Rotary, rotary_frequencies
+from scaletrain.model.positions import rotary_frequencies
+from scaletrain.model.transformer import rotary_of
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -94,15 +95,7 @@ def rope_factors(config: ModelConfig) -> Tensor:
     Returns:
         (rotary_dim / 2,) in fp32.
     """
-    rotary = Rotary(
-        dim=config.rotary_dim,
-        theta=config.rope_theta,
-        scaling=config.rope_scaling,
-        factor=config.rope_factor,
-        low_freq_factor=config.rope_low_freq_factor,
-        high_freq_factor=config.rope_high_freq_factor,
-        original_len=config.rope_original_max_seq_len,
-    )
+    rotary = rotary_of(config)
     here = torch.device("cpu")
     return rotary_frequencies(rotary._replace(scaling="none"), here) / rotary_frequencies(rotary, here)
 

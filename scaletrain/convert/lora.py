@@ -19,8 +19,8 @@ from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.output import new_folder
 from scaletrain.convert.pairs import Copy, whole
 from scaletrain.convert.placing import lay_out_safetensors
-from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.tensors import TensorInfo, Tensors, parse_dtype
+from scaletrain.convert.weights_folder import open_weights
 from scaletrain.errors import CheckpointError
 
 _SHARD_BYTES = 5_000_000_000
@@ -43,7 +43,7 @@ def merge_lora(source: Path, adapter: Path, out: Path, dtype: str | None, proces
         ConfigError: The adapter or the model is of a kind that cannot be merged, or ``out`` is there already.
     """
     wanted = parse_dtype(dtype)
-    stored = SafetensorsFolder(source).infos
+    stored = open_weights(source).infos
     targets = {name: TensorInfo(info.shape, _target_dtype(info.dtype, wanted)) for name, info in stored.items()}
     merged = open_merged(source, adapter)
     merged.check_finite()
@@ -66,7 +66,7 @@ def open_merged(source: Path, adapter: Path) -> "MergedTensors":
         CheckpointError: One of them cannot be read, or the two do not belong together.
         ConfigError: The adapter or the model is of a kind that cannot be merged.
     """
-    model, added = SafetensorsFolder(source), open_adapter(adapter)
+    model, added = open_weights(source), open_adapter(adapter)
     there = Source(source, model.infos, _read_json(source / "config.json"))
     settings = _read_json(adapter / CONFIG)
     changes = fit(read_changes(adapter, settings, added.infos), there, added)

@@ -54,28 +54,57 @@ def sync(path: Path) -> None:
 @contextlib.contextmanager
 def _draft(out: Path) -> Iterator[Path]:
     out = out.absolute()
+    if not out.name:
+        _refuse_existing(out)  # the root
     draft = out.with_name(f".{out.name}.partial")
+    with _new_parents(out), _lock(out):
+        try:
+            _refuse_existing(out)
+            _delete(draft)
+            yield draft
+            _refuse_existing(out)  # made by someone else in the meantime
+            os.rename(draft, out)
+            sync(out.parent)
+        except OSError as error:
+            raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}{_free(out)}") from error
+        finally:
+            _delete(draft)
+
+
+@contextlib.contextmanager
+def _new_parents(out: Path) -> Iterator[None]:
+    """Makes the folders above ``out``; those that are empty in the end, as after a refusal, are gone again."""
+    try:
+        missing = [folder for folder in out.parents if not folder.exists()]
+    except OSError as error:
+        raise _unmakeable(out, error) from None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"))
+        yield
+    except OSError as error:
+        raise _unmakeable(out, error) from None
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"--out {out} is being written by another process; wait for it, or give another") from None
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be made: {error.strerror}; give another") from None
     try:
-        _refuse_existing(out)
-        _delete(draft)
-        yield draft
-        _refuse_existing(out)  # made by someone else in the meantime
-        os.rename(draft, out)
-        sync(out.parent)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}{_free(out)}") from error
+        yield
     finally:
-        _delete(draft)
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _unmakeable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--out {out} cannot be made: {error.strerror or error}; give another")
 
 
 def _refuse_existing(out: Path) -> None:
@@ -84,7 +113,7 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _delete(draft: Path) -> None:
-    if draft.is_dir():
+    if draft.is_dir() and not draft.is_symlink():
         shutil.rmtree(draft)
     else:
         draft.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.family import Family
 from scaletrain.convert.model_card import describe_provenance, write_card
-from scaletrain.convert.model_tensors import infos_of
+from scaletrain.convert.model_tensors import infos_of, require_tensors
 from scaletrain.convert.output import new_folder
 from scaletrain.convert.pairs import Copy
 from scaletrain.convert.placing import lay_out_safetensors
@@ -53,8 +53,9 @@ def to_hf(
 
     Raises:
         ConfigError: No family has all features of the model, or ``out`` cannot be written.
-        CheckpointError: The weights cannot be read, or the result is not the same model.
+        CheckpointError: The weights are not those of the model, cannot be read, or the result is not the same model.
     """
+    require_tensors(checkpoint)
     family, model = family_for(checkpoint.config, model_type)
     # Of a bias that the checkpoint does not have nothing is copied: what is not written in a file is zero.
     dtypes = {info.dtype for info in checkpoint.infos.values()}

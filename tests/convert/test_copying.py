@@ -3,10 +3,16 @@
 import functools
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -186,3 +192,62 @@ def test_memory_does_not_depend_on_the_tensor(tmp_path: Path, mib: int) -> None:
     assert int(done.stdout) < 130, done.stdout
     back = SafetensorsFolder(out)
     assert back.read("x", rows - 1, 1).item() == back.read("x", 1024 * rows - 1, 1).item() == rows - 256
+
+
+class SlowTensors:
+    """A tensor that takes a minute to read; each process that reads it leaves a file with its number."""
+
+    infos = MappingProxyType({"x": TensorInfo((2,), torch.float32)})
+
+    def __init__(self, readers: Path) -> None:
+        self._readers = readers
+
+    def read(self, name: str, start: int, numel: int) -> torch.Tensor:
+        (self._readers / str(os.getpid())).touch()
+        time.sleep(60)
+        return torch.zeros(numel)
+
+    def release(self) -> None:
+        pass
+
+
+def copy_slowly(folder: Path) -> None:
+    (folder / "readers").mkdir(parents=True)
+    places = lay_out_safetensors(folder, SlowTensors.infos, 1 << 30, {})
+    parts = [Copy(View("x", (1,), (1,), place), View("x", (1,), (1,), place)) for place in (0, 1)]
+    copy_tensors(functools.partial(SlowTensors, folder / "readers"), parts, places, processes=2)
+
+
+def readers_in(folder: Path) -> list[psutil.Process]:
+    deadline = time.monotonic() + 60
+    while len(list((folder / "readers").glob("*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [psutil.Process(int(path.name)) for path in (folder / "readers").iterdir()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_one_that_began_it(tmp_path: Path, number: int) -> None:
+    code = f"from pathlib import Path; from {__name__} import copy_slowly; copy_slowly(Path({str(tmp_path / 'out')!r}))"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )
+    readers = readers_in(tmp_path / "out")
+    parent.send_signal(number)
+    assert parent.wait(20) != 0
+    assert not psutil.wait_procs(readers, timeout=20)[1]
+
+
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        copied = thread.submit(copy_slowly, tmp_path / "out")
+        readers_in(tmp_path / "out")[0].kill()
+        with pytest.raises(ConfigError, match="ended from outside"):
+            copied.result(30)
+
+
+def test_what_fp16_cannot_hold_is_told_beside_an_infinity(tmp_path: Path) -> None:
+    open_source = source_of(tmp_path / "source", {"x": torch.tensor([math.inf, 1e6])})
+    places = lay_out_safetensors(tmp_path, {"x": TensorInfo((2,), torch.float16)}, 1 << 30, {})
+    with pytest.raises(CheckpointError, match=r"x holds 1e\+06, but"):
+        copy_tensors(open_source, [Copy(whole("x", (2,)), whole("x", (2,)))], places)

@@ -15,6 +15,7 @@ import scaletrain.convert.diff as module
 from scaletrain.convert.diff import TensorDifference, diff, lines
 from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.tensors import TensorInfo
+from scaletrain.errors import ConfigError
 
 NAN, INF = math.nan, math.inf
 
@@ -116,11 +117,29 @@ def test_8_bit_numbers(dtype: torch.dtype) -> None:
     assert only(one, other).largest_absolute == 1 and only(one, other).largest_relative == pytest.approx(1 / 3)
 
 
-def test_the_tolerance_is_absolute() -> None:
-    one, other = torch.tensor([100.0, 1.0, 5.0]), torch.tensor([100.5, 1.25, 5.0])
+def test_the_tolerance_is_a_share_of_the_largest_value() -> None:
+    one, other = torch.tensor([100.0, 1.0, 5.0]), torch.tensor([99.5, 1.25, 5.0])
     assert only(one, other).differing_share == pytest.approx(2 / 3)
-    assert only(one, other, 0.25).differing_share == pytest.approx(1 / 3)
-    assert only(one, other, 0.5).agrees and only(one, other, 0.5).largest_absolute == 0.5
+    assert only(one, other, 0.0025).differing_share == pytest.approx(1 / 3)
+    assert not only(one, other, 0.0049).agrees
+    within = only(one, other, 0.0051)
+    assert within.agrees and within.largest_absolute == 0.5 and not within.bits_equal
+    assert only(one / 1000, other / 1000, 0.0051).agrees and not only(one / 1000, other / 1000, 0.0049).agrees
+    # No tolerance makes NaN equal to a number, or hides a tensor that is not there.
+    assert not only(torch.tensor([1.0, NAN]), torch.tensor([1.0, 1.0]), 1e300).agrees
+    assert not diff(InMemory({"w": one}), InMemory({}), 1e300)[0].agrees
+
+
+def test_the_largest_value_may_stand_in_a_later_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SLICE_NUMEL", 1)
+    assert only(torch.tensor([1.0, 100.0]), torch.tensor([1.5, 100.0]), 0.01).agrees
+    assert only(torch.tensor([1.0, 100.0]), torch.tensor([3.0, 100.0]), 0.01).differing_share == 0.5
+
+
+@pytest.mark.parametrize("tolerance", [NAN, INF, -1.0])
+def test_a_tolerance_that_would_pass_everything_is_refused(tolerance: float) -> None:
+    with pytest.raises(ConfigError, match=r"--tolerance .* is out of range"):
+        only(torch.ones(2), torch.zeros(2), tolerance)
 
 
 def test_an_empty_tensor_and_a_number_alone_are_equal_to_themselves() -> None:

@@ -176,6 +176,14 @@ def test_a_model_without_biases_goes_out_with_biases_of_zero(tmp_path: Path, pos
         torch.testing.assert_close(there, model(tokens), rtol=1e-5, atol=1e-5)
 
 
+def test_a_checkpoint_of_another_model_than_it_says_is_refused(tmp_path: Path) -> None:
+    start = write(Transformer(ModelConfig(**SMALL)), tmp_path / "here")
+    start.config = ModelConfig(**SMALL, tie_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"output.weight is missing in the one and \(50, 48\) in the other"):
+        to_hf(start, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

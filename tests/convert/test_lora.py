@@ -1,6 +1,8 @@
 """merge_lora against peft's own merge_and_unload, on tiny models that transformers makes."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -20,7 +22,9 @@ from transformers import (
 )
 
 from scaletrain.convert.lora import _add_product, merge_lora, open_merged
+from scaletrain.convert.placing import lay_out_safetensors
 from scaletrain.convert.safetensors_files import SafetensorsFolder
+from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError, ConfigError
 from tests.convert.lora_models import (
     BERT,
@@ -232,3 +236,54 @@ def test_a_range_of_any_tensor_is_that_of_the_whole(llama: tuple[Path, Path]) ->
             torch.testing.assert_close(part, whole[start : start + numel], rtol=1e-6, atol=1e-6)
             assert part.dtype == info.dtype
         merged.release()
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+
+from scaletrain.convert.diff import diff
+from scaletrain.convert.lora import merge_lora
+from scaletrain.convert.weights_folder import open_weights
+
+def peak_mib():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+source, adapter, out = map(Path, sys.argv[1:])
+before = peak_mib()
+merge_lora(source, adapter, out, None, 1)
+(found,) = diff(open_weights(source), open_weights(out))
+assert found.largest_absolute == 6 and found.differing_share == 1, found
+print(peak_mib() - before)
+"""
+
+
+def test_memory_does_not_depend_on_the_largest_tensor(tmp_path: Path) -> None:
+    """A matrix of 256 MiB to which a product of ones is added; the source is a hole in a file, that is, zeros."""
+    source, adapter = tmp_path / "source", tmp_path / "adapter"
+    for folder in (source, adapter):
+        folder.mkdir()
+    name, shape = "model.layers.0.mlp.up_proj", (1 << 16, 1 << 10)
+    lay_out_safetensors(source, {f"{name}.weight": TensorInfo(shape, torch.float32)}, 1 << 40, {})
+    (source / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": false}')
+    factors = {"A": torch.ones(3, shape[1]), "B": torch.ones(shape[0], 3)}
+    stored = {f"base_model.model.{name}.lora_{key}.weight": factor for key, factor in factors.items()}
+    save_file(stored, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
+    command = [sys.executable, "-c", MEASURE, str(source), str(adapter), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=140)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 160, done.stdout
+    shutil.rmtree(tmp_path / "out")
+
+
+def test_weights_pickled_by_torch_are_merged_into(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(llama[0], tmp_path / "source")
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    merge_lora(source, llama[1], tmp_path / "one", None, 1)
+    merge_lora(*llama, tmp_path / "two", None, 1)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    assert not list((tmp_path / "one").glob("*.bin"))

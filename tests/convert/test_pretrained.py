@@ -30,6 +30,8 @@ def test_the_llama_reads_prose_as_well_as_in_transformers(pretrained_llama: Path
     assert proof.comparison.agreeing_share > 0.99
     reference = LlamaForCausalLM.from_pretrained(pretrained_llama).eval()
     tokenizer = load_tokenizer(tmp_path / "start" / "tokenizer.json")
+    torch.manual_seed(0)
+    untrained = LlamaForCausalLM(reference.config).eval()
     for text in TEXTS:
         ids_BT = torch.tensor([tokenizer.encode(text).ids[:MAX_TOKENS]])
         with torch.no_grad():
@@ -38,6 +40,7 @@ def test_the_llama_reads_prose_as_well_as_in_transformers(pretrained_llama: Path
         print(f"llama, {ids_BT.shape[1]} tokens: perplexity {here:.3f} here, {there:.3f} in transformers")
         assert math.isclose(here, there, rel_tol=1e-4)
         assert here < 60
+        assert perplexity(untrained, ids_BT) > 500 * here
     prompt = tokenizer.encode("The capital of France is").ids
     expected = reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
     found = list(generate(model, prompt, 12, temperature=0))

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AutoTokenizer,
@@ -18,6 +19,9 @@ from transformers import (
 )
 
 from tests.convert.pretrained import antibodies
+
+# What converted models are compared with; the conversions themselves are among the default tests.
+pytestmark = pytest.mark.thorough
 
 # Prose of the standard library: what a heap is good for, and how two texts are compared.
 TEXTS = [heapq.__about__, (inspect.getdoc(difflib.SequenceMatcher) or "").partition("Example,")[0]]
