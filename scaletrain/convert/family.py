@@ -55,11 +55,12 @@ class Family:
             ConfigError: It has features that the model here does not, and all are named; or it describes no model.
         """
         named = theirs.get("architectures") or self.architectures[:1]
-        first = named[0] if isinstance(named, list | tuple) else named
-        if first not in self.architectures:
+        is_list = isinstance(named, list | tuple)
+        first = named[0] if is_list else named
+        if not is_list or first not in self.architectures:
             raise ConfigError(
                 f"config.json names the architecture {first}; of {self.model_type} there are "
-                f"{', '.join(self.architectures)} here"
+                f"{', '.join(self.architectures)} here, one of them in a list"
             )
         unified, model = self._read({**theirs, "architectures": [first]})
         problems = [
