@@ -144,6 +144,7 @@ def test_a_tolerance_that_would_pass_everything_is_refused(tolerance: float) -> 
 
 def test_an_empty_tensor_and_a_number_alone_are_equal_to_themselves() -> None:
     assert only(torch.zeros(0, 3), torch.zeros(0, 3)).bits_equal
+    assert not only(torch.zeros(0, 3), torch.zeros(0, 3).bfloat16()).bits_equal
     assert only(torch.tensor(2.0), torch.tensor(2.0)).bits_equal
     assert only(torch.tensor(0.0), torch.tensor(2.0)).largest_relative == 1
 

@@ -87,6 +87,11 @@ CASES: dict[str, tuple[Loader, PreTrainedConfig, dict[str, Any]]] = {
     "bias_all": (AutoModelForCausalLM, LLAMA_BIASED, {"target_modules": ["q_proj", "up_proj"], "bias": "all"}),
     "bias_lora_only": (AutoModelForCausalLM, LLAMA_BIASED, {"target_modules": ["q_proj"], "bias": "lora_only"}),
     "lora_bias": (AutoModelForCausalLM, LLAMA_BIASED, {"target_modules": ["q_proj"], "lora_bias": True}),
+    "lora_bias_and_all": (
+        AutoModelForCausalLM,
+        LLAMA_BIASED,
+        {"target_modules": ["q_proj"], "lora_bias": True, "bias": "all"},
+    ),
     "gpt2": (AutoModelForCausalLM, GPT2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "gpt2_bias": (AutoModelForCausalLM, GPT2, {"target_modules": ["c_proj"], "bias": "all", "fan_in_fan_out": True}),
     # The layers are Conv1D, the head is not; the square c_proj shows which of both is turned.
@@ -110,6 +115,18 @@ def test_fp32_equals_peft(tmp_path: Path, case: str) -> None:
     source = save_source(tmp_path / "source", loader, config)
     adapter = save_adapter(tmp_path / "adapter", source, loader, **options)
     assert_merged_as_by_peft(tmp_path, source, adapter, loader)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedding_may_be_replaced_and_adapted(tmp_path: Path) -> None:
+    """As when rows of it were made anew before the training."""
+    source = save_source(tmp_path / "source", AutoModelForCausalLM, LLAMA)
+    adapter = save_adapter(tmp_path / "adapter", source, AutoModelForCausalLM, target_modules=["embed_tokens"])
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"][7:9] += 1
+    save_file(tensors, path)
+    assert_merged_as_by_peft(tmp_path, source, adapter, AutoModelForCausalLM)
 
 
 @pytest.mark.parametrize("adapter_dtype", ["fp32", "bf16"])
