@@ -7,6 +7,8 @@ Each verb has a --help of its own.
 """
 
 import json
+import math
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +95,8 @@ def from_hf(*, source: str, out: str, dtype: str | None = None, verify: str = "t
         for line in () if proof is None else proof.lines():
             print(line)
         print(f"wrote {out}, from a {found.family.model_type} model; begin a run with it:")
-        print(f"  deepspeed scaletrain/train.py --config {out}/config.yaml --init {out} --run_dir runs/NAME ...")
+        start = shlex.quote(out)
+        print(f"  deepspeed scaletrain/train.py --config {start}/config.yaml --init {start} --run_dir runs/NAME ...")
 
     count, proves = whole("processes", processes), truth("verify", verify)
     return Request(run)
@@ -276,7 +279,7 @@ def diff(*, a: str, b: str, tolerance: str = "0") -> Request:
     Args:
         a: A run directory or RUN@STEP, a checkpoint, a Hugging Face folder, or a safetensors file.
         b: Another one, with the same names of tensors.
-        tolerance: Differences up to this share of a tensor's largest value count as none.
+        tolerance: Numbers that differ by no more than this count as equal.
     """
 
     def run() -> int:
@@ -289,7 +292,7 @@ def diff(*, a: str, b: str, tolerance: str = "0") -> Request:
         print("\n".join(lines(differences, (a, b))))
         return 0 if all(difference.agrees for difference in differences) else 1
 
-    bound = float(number("tolerance", tolerance))
+    bound = not_negative("tolerance", tolerance)
     return Request(run)
 
 
@@ -314,8 +317,14 @@ def number(name: str, text: str) -> float:
         raise ConfigError(f"--{name} {text} is no number; give one, such as --{name} 1") from None
 
 
+def not_negative(name: str, text: str) -> float:
+    if not 0 <= number(name, text) < math.inf:
+        raise ConfigError(f"--{name} {text} is out of range; give 0 or a number above it")
+    return number(name, text)
+
+
 def positive(name: str, text: str) -> float:
-    if not number(name, text) > 0:
+    if not 0 < number(name, text) < math.inf:
         raise ConfigError(f"--{name} {text} is out of range; give a number above 0")
     return number(name, text)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
-from scaletrain.checkpoint.layout import COMPLETE, CONFIG, STATE, list_checkpoints
+from scaletrain.checkpoint.layout import COMPLETE, CONFIG, STATE, list_checkpoints, step_of
 from scaletrain.checkpoint.verify import find_damage, require_checkpoint
 from scaletrain.config.load import load_config
 from scaletrain.config.schema import ModelConfig
@@ -77,14 +77,18 @@ def find_checkpoint(source: Path, step: int | None = None) -> Path:
         step: Which; the newest intact one by default.
 
     Returns:
-        Its folder.
+        Its folder, an absolute path without links.
 
     Raises:
-        CheckpointError: There is none, or it is damaged as far as sizes tell.
+        CheckpointError: There is none, it is damaged as far as sizes tell, or ``source`` is one of another step.
     """
     if not source.is_dir():
         raise CheckpointError(f"{source} is no folder; give a run directory or a checkpoint")
+    # Resolved, so that a link or "." leads to the run's tokenizer, which lies two folders above.
+    source = source.resolve()
     if (source / COMPLETE).exists() or (source / STATE).exists():
+        if step not in (None, step_of(source)):
+            raise CheckpointError(f"{source} is one checkpoint, and not that of --step {step}; give its run directory")
         return source
     checkpoints = source / "checkpoints"
     if not checkpoints.is_dir() and not list_checkpoints(source):

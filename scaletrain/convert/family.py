@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.pairs import Pair, View, row_major
 from scaletrain.convert.rows import Row
@@ -50,16 +52,17 @@ class Family:
             theirs: The content of ``config.json``.
 
         Raises:
-            ConfigError: It has features that the model here does not; all are named.
+            ConfigError: It has features that the model here does not, and all are named; or it describes no model.
         """
         named = theirs.get("architectures") or self.architectures[:1]
-        if named[0] not in self.architectures:
+        is_list = isinstance(named, list | tuple)
+        first = named[0] if is_list else named
+        if not is_list or first not in self.architectures:
             raise ConfigError(
-                f"config.json names the architecture {named[0]}; of {self.model_type} there are "
-                f"{', '.join(self.architectures)} here"
+                f"config.json names the architecture {first}; of {self.model_type} there are "
+                f"{', '.join(self.architectures)} here, one of them in a list"
             )
-        unified = self.unify({**self.defaults, **theirs})
-        model = ModelConfig(**self.read(unified))
+        unified, model = self._read({**theirs, "architectures": [first]})
         problems = [
             f"{key} = {unified[key]}"
             for key, value in self.write(model).items()
@@ -80,7 +83,10 @@ class Family:
         Returns:
             ``key = value`` of each; none where the model is one of the family.
         """
-        told = _with_effect(ModelConfig(**self.read(self.unify({**self.defaults, **self.write(model)}))))
+        try:
+            told = _with_effect(self._read(self.write(model))[1])
+        except ConfigError:  # such as less than one dimension for a head, where this family divides
+            return [f"d_model = {model.d_model} with n_heads = {model.n_heads}"]
         return [f"{key} = {value}" for key, value in _with_effect(model).items() if told.get(key, value) != value]
 
     def pairs(self, infos: Mapping[str, TensorInfo], model: ModelConfig) -> tuple[list[Pair], dict[str, TensorInfo]]:
@@ -121,17 +127,36 @@ class Family:
             name = re.sub(pattern, now, name)
         return name
 
+    def _read(self, theirs: Mapping[str, Any]) -> tuple[dict[str, Any], ModelConfig]:
+        """Unified keys, and what they describe; values of any type may stand in a damaged file."""
+        try:
+            unified = self.unify({**self.defaults, **theirs})
+            return unified, ModelConfig(**self.read(unified))
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, detail['loc']))} would be {detail['input']}: {detail['msg']}"
+                for detail in error.errors(include_url=False)
+                if detail["type"] != "default_factory_not_called"
+            )
+            raise ConfigError(
+                f"config.json ({self.model_type}) describes no model: {wrong}; get an intact copy"
+            ) from None
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"config.json ({self.model_type}) describes no model: {told}; get an intact copy"
+            ) from None
+
     def _expanded(self, n_layers: int) -> Sequence[Row]:
         of_layers = [row for row in self.rows if "{layer}" in row.theirs]
         first = next((place for place, row in enumerate(self.rows) if row in of_layers), len(self.rows))
-        before = [row for row in self.rows[:first]]
         after = [row for row in self.rows[first:] if row not in of_layers]
         layers = [
             Row(tuple(name.format(layer=layer) for name in row.ours), row.theirs.format(layer=layer), row.layout)
             for layer in range(n_layers)
             for row in of_layers
         ]
-        return [*before, *layers, *after]
+        return [*self.rows[:first], *layers, *after]
 
 
 def _with_effect(model: ModelConfig) -> dict[str, Any]:

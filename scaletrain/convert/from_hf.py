@@ -19,7 +19,7 @@ from scaletrain.convert.pairs import Copy, Pair
 from scaletrain.convert.proof import Proof
 from scaletrain.convert.registry import family_named
 from scaletrain.convert.start import Start, keep_files, write_start
-from scaletrain.convert.tensors import TensorInfo, Tensors, nearest_dtype_name
+from scaletrain.convert.tensors import WEIGHT_DTYPES, TensorInfo, Tensors, dtype_name, nearest_dtype_name
 from scaletrain.convert.verification import verify
 from scaletrain.convert.weights_folder import open_weights
 from scaletrain.data.tokenizer import Borders, find_borders, parse_tokenizer, vocabulary_rows
@@ -98,8 +98,14 @@ def look_into(folder: Path) -> HuggingFaceModel:
     family = family_named(str(config.get("model_type")))
     model = family.model_of(config)
     tensors = open_weights(folder)
+    if model.n_layers > len(tensors.infos):  # told before a model of that many layers is described
+        raise CheckpointError(
+            f"config.json asks for {model.n_layers} layers, but the weights in {folder} are {len(tensors.infos)} "
+            "tensors; get a complete copy"
+        )
     names = _names_of(family, tensors)
-    there = {name: tensors.infos[theirs] for name, theirs in names.items()}
+    infos = tensors.infos
+    there = {name: infos[theirs] for name, theirs in names.items()}
     pairs, expected = family.pairs(infos_of(model), model)
     extra = {
         name: info
@@ -181,9 +187,11 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], model: ModelConfig) 
             "they do not belong together, or the vocabulary was enlarged without the weights"
         )
     eos = config.get("eos_token_id")
-    eos_id = eos[0] if isinstance(eos, list) else eos
+    eos_id = eos[0] if isinstance(eos, list) and eos else eos
+    # -1 and other numbers of no token stand for none in some files.
+    name = tokenizer.id_to_token(eos_id) if isinstance(eos_id, int) and 0 <= eos_id < rows else None
     try:
-        found = find_borders(tokenizer, tokenizer.id_to_token(eos_id) if eos_id is not None else None)
+        found = find_borders(tokenizer, name)
     except DataError:
         return content, None
     return content, found
@@ -195,7 +203,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no config.json; give the folder of a Hugging Face model") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; copy it anew") from None
 
 
@@ -240,6 +248,11 @@ def _compare(
         f"{name} has the shape {list(there[name].shape)} instead of {list(info.shape)}"
         for name, info in expected.items()
         if name in there and there[name].shape != info.shape
+    ]
+    problems += [
+        f"{name} is stored as {dtype_name(there[name].dtype)}; quantized weights are not converted"
+        for name in expected
+        if name in there and there[name].dtype not in WEIGHT_DTYPES
     ]
     problems += [f"{name} {list(info.shape)} has no place in the model" for name, info in extra.items()]
     if problems:

@@ -100,7 +100,9 @@ class Inspection:
         told.append(f"  {self.numbers:,} numbers in {len(self.tensors)} tensors, {_size(self.nbytes)}")
         for key, value in self.facts.items():
             told.append(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
-        shown = {key: self.config[key] for key in _SHOWN if key in self.config} or _plain(self.config)
+        # Of another project's description a few names are ours by chance.
+        ours = self.kind == "checkpoint"
+        shown = {key: self.config[key] for key in _SHOWN} if ours else _plain(self.config)
         told += ["  " + ", ".join(f"{key} {value}" for key, value in shown.items())] if shown else []
         rows = list(_grouped(self.tensors))
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(len(rows[0]) if rows else 0)]
@@ -148,7 +150,7 @@ def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{folder / 'config.json'} cannot be read: {error}; copy it anew") from None
 
 

@@ -11,6 +11,7 @@ import scaletrain
 from scaletrain.checkpoint.layout import COMPLETE, CONFIG
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.family import Family
+from scaletrain.errors import CheckpointError
 
 
 def describe_provenance(checkpoint: CheckpointTensors) -> dict[str, Any]:
@@ -21,6 +22,9 @@ def describe_provenance(checkpoint: CheckpointTensors) -> dict[str, Any]:
 
     Returns:
         Plain values: step, tokens, corpora, and the settings of the training.
+
+    Raises:
+        CheckpointError: ``provenance.json`` of a start cannot be read.
     """
     config = yaml.safe_load((checkpoint.folder / CONFIG).read_text())
     training, engine = checkpoint.state.get("training", {}), checkpoint.state["engine"]
@@ -38,7 +42,10 @@ def describe_provenance(checkpoint: CheckpointTensors) -> dict[str, Any]:
     }
     given = checkpoint.folder.parent.parent / "provenance.json"
     if given.is_file():
-        told["begun_with"] = json.loads(given.read_text())
+        try:
+            told["begun_with"] = json.loads(given.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{given} cannot be read: {error}. Copy it anew, or delete it.") from None
     elif config.get("init"):
         told["begun_with"] = Path(str(config["init"])).name
     return told

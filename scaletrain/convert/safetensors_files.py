@@ -112,7 +112,7 @@ class SafetensorsFolder:
         size = file.stat().st_size
         for name, entry in header.items():
             if name == "__metadata__":
-                self.metadata |= entry
+                self.metadata |= entry if isinstance(entry, dict) else {}
                 continue
             stored = _stored(file, name, entry, data_start)
             if stored.offset + stored.info.nbytes > size:
@@ -135,7 +135,7 @@ def read_index(path: Path, single: str = SINGLE) -> dict[str, str]:
     """
     try:
         placed = dict(json.loads(path.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no index of {single}: {error}. Copy it anew.") from None
     for name, shard in placed.items():
         # An index may come from a stranger: no path leads out of its folder.
@@ -168,7 +168,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             if not 2 <= length <= min(_MOST_HEADER_BYTES, file.stat().st_size - 8):
                 raise ValueError(f"its header would have {length} bytes")
             return dict(json.loads(opened.read(length))), 8 + length
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is no safetensors file: {error}. Copy it anew.") from None
 
 
@@ -176,7 +176,7 @@ def _stored(file: Path, name: str, entry: Any, data_start: int) -> _Stored:
     try:
         shape, (start, stop) = tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
         code = str(entry["dtype"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{file}: what it says of {name} cannot be read: {error}. Copy it anew.") from None
     if code not in CODES:
         raise CheckpointError(

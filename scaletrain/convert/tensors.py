@@ -12,6 +12,8 @@ from torch import Tensor
 from scaletrain.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What the weights of a model may be stored in; whole numbers are those of a quantized one.
+WEIGHT_DTYPES = (*DTYPES.values(), torch.float64)
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,13 @@ def _load(file: Path) -> dict[str, Tensor]:
         content = _load_old(file)  # the format before torch 1.6 cannot be mapped
     except Exception as error:  # unpickling of damaged or malicious files raises errors of any kind
         raise _refusal(file, error) from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file} holds other things than tensors by name; get the weights as safetensors")
+    if not isinstance(content, dict) or not all(_is_named_tensor(*item) for item in content.items()):
+        raise CheckpointError(f"{file} holds other things than plain tensors by name; get the weights as safetensors")
     return content
+
+
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _load_old(file: Path) -> Any:

@@ -57,7 +57,7 @@ def lay_out_torch_file(path: Path, key: str, info: TensorInfo) -> Place:
 
 
 def seal_torch_file(place: Place) -> None:
-    """Writes the checksum that the archive has of a tensor's numbers, and forces the file to the disk.
+    """Writes the checksum that the archive has of a tensor's numbers; whoever publishes the file forces it to the disk.
 
     ``torch.load`` does not look at it. Other readers of zip archives do.
 
@@ -78,8 +78,6 @@ def seal_torch_file(place: Place) -> None:
         if signature == _DESCRIPTOR_SIGNATURE:
             file.seek(place.offset + size + 4)
             file.write(found)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _find_member(file: BinaryIO) -> zipfile.ZipInfo:
