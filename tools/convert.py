@@ -279,7 +279,7 @@ def diff(*, a: str, b: str, tolerance: str = "0") -> Request:
     Args:
         a: A run directory or RUN@STEP, a checkpoint, a Hugging Face folder, or a safetensors file.
         b: Another one, with the same names of tensors.
-        tolerance: Numbers that differ by no more than this count as equal.
+        tolerance: Differences up to this share of a tensor's largest value count as none.
     """
 
     def run() -> int:
