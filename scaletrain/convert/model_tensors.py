@@ -1,12 +1,35 @@
 """What tensors a model has, without building it."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError
 from scaletrain.model.transformer import Transformer
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out that weights get their first values.
+
+    On the meta device torch would load its compiler for it, which takes a second and 70 MiB.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.zero_, nn.init.normal_, nn.init.zeros_, nn.init.ones_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def infos_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, TensorInfo]:
@@ -19,7 +42,7 @@ def infos_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str
     Returns:
         By name, in the order of the model.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         return {name: TensorInfo(tuple(weight.shape), dtype) for name, weight in Transformer(model).named_parameters()}
 
 

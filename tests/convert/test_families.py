@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -318,3 +320,13 @@ def test_a_tokenizer_that_needs_more_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="but the embedding has 300 rows"):
         from_hf(tmp_path / "there", tmp_path / "here")
     assert TEXT and not (tmp_path / "here").exists()
+
+
+def test_shapes_are_known_without_the_compiler() -> None:
+    """It takes a second and 70 MiB."""
+    code = (
+        "import sys; from scaletrain.config.schema import ModelConfig; "
+        "from scaletrain.convert.model_tensors import infos_of; "
+        "sys.exit(len(infos_of(ModelConfig())) < 20 or 'torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
