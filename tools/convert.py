@@ -13,13 +13,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import fire
 from fire_tool import run_tool
 
 from scaletrain.errors import ConfigError
 
-strings = fire.decorators.SetParseFn(str)
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+# fire has no types, and would take 2024_01 for a number.
+strings: Callable[[Verb], Verb] = fire.decorators.SetParseFn(str)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Request:
     run: Callable[[], int | None]
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def to_hf(
     *,
     source: str,
@@ -75,7 +79,7 @@ def to_hf(
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def from_hf(*, source: str, out: str, dtype: str | None = None, verify: str = "true", processes: str = "1") -> Request:
     """Makes a start of a Hugging Face folder: give it to --init of a training, or to tools/generate.py.
 
@@ -102,7 +106,7 @@ def from_hf(*, source: str, out: str, dtype: str | None = None, verify: str = "t
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def consolidate(
     *,
     source: str,
@@ -138,7 +142,7 @@ def consolidate(
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def universal(
     *, source: str, out: str, step: str | None = None, processes: str = "1", trust_checkpoint: str = "false"
 ) -> Request:
@@ -167,7 +171,7 @@ def universal(
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def merge_lora(*, source: str, adapter: str, out: str, dtype: str | None = None, processes: str = "1") -> Request:
     """Adds a LoRA adapter of PEFT to the model that it was trained on.
 
@@ -189,7 +193,7 @@ def merge_lora(*, source: str, adapter: str, out: str, dtype: str | None = None,
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def to_gguf(
     *,
     source: str,
@@ -228,7 +232,7 @@ def to_gguf(
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def average(*, source: str, out: str, weights: str | None = None, processes: str = "1") -> Request:
     """Makes a start of the mean of several checkpoints of one model.
 
@@ -252,7 +256,7 @@ def average(*, source: str, out: str, weights: str | None = None, processes: str
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def inspect(*, source: str, step: str | None = None, json_output: str = "false") -> Request:
     """Tells what a checkpoint or a model holds; no tensor is read.
 
@@ -272,7 +276,7 @@ def inspect(*, source: str, step: str | None = None, json_output: str = "false")
     return Request(run)
 
 
-@strings  # type: ignore[untyped-decorator]
+@strings
 def diff(*, a: str, b: str, tolerance: str = "0") -> Request:
     """Compares two models tensor by tensor; exits 1 where they differ.
 

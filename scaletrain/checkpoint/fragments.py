@@ -212,7 +212,7 @@ def _reason(error: Exception, path: Path, allowed: list[Any]) -> str:
         f"it holds {named}, and nothing but tensors, plain data and DeepSpeed's own small classes is taken from a "
         f"file. Loading the file would import and call {named}, with your rights on this machine. Use an older "
         "checkpoint, or, if you know and trust whoever wrote it, give --trust_checkpoint to "
-        "train.py or generate.py."
+        "train.py, generate.py or convert.py."
     )
 
 

@@ -6,6 +6,7 @@ from scaletrain.convert.checkpoint_tensors import CheckpointTensors, find_checkp
 from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.tensors import Tensors
 from scaletrain.convert.weights_folder import is_weights_folder, open_weights
+from scaletrain.errors import ConfigError
 
 
 def open_tensors(place: Path, step: int | None = None) -> Tensors:
@@ -17,9 +18,10 @@ def open_tensors(place: Path, step: int | None = None) -> Tensors:
 
     Raises:
         CheckpointError: There are none, or they cannot be read.
+        ConfigError: A step is asked for where there are none.
     """
-    if place.is_file():
-        return SafetensorsFolder(place)
-    if is_weights_folder(place):
-        return open_weights(place)
+    if place.is_file() or is_weights_folder(place):
+        if step is not None:
+            raise ConfigError(f"{place} is no run, so that it has no step {step}; leave the step out, or give a run")
+        return SafetensorsFolder(place) if place.is_file() else open_weights(place)
     return CheckpointTensors(find_checkpoint(place, step))

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,8 @@ def write_start(
         ConfigError: ``out`` exists, or cannot be written.
     """
     with new_folder(out) as draft:
-        config = dump_yaml(
-            RunConfig(run_dir=Path("runs") / out.name, model=start.model, train=_train_config(start.model))
-        )
+        train = TrainConfig(max_seq_len=start.model.max_seq_len)
+        config = dump_yaml(RunConfig(run_dir=Path("runs") / out.name, model=start.model, train=train))
         (draft / CONFIG).write_text(config)
         (draft / "provenance.json").write_text(json.dumps(start.provenance, indent=1) + "\n")
         if start.tokenizer is not None:
@@ -86,10 +84,6 @@ def write_start(
         _write_checkpoint(draft / "checkpoints", start, config, fill)
         if check is not None:
             check(draft / "checkpoints" / folder_name(0))
-
-
-def _train_config(model: ModelConfig) -> TrainConfig:
-    return TrainConfig(max_seq_len=model.max_seq_len)
 
 
 def _write_tokenizer(draft: Path, start: Start) -> None:
@@ -141,10 +135,6 @@ def _state(start: Start, stored: Mapping[str, TensorInfo]) -> dict[str, Any]:
     return {"training": TrainingState().to_json(), "engine": engine, "callbacks": {}}
 
 
-def keep_files(folder: Path, names: Iterable[str] = KEPT) -> dict[str, bytes]:
-    """Reads the files of a tokenizer that lie beside its ``tokenizer.json``; names of no such file are passed over."""
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file() and _is_plain(name)}
-
-
-def _is_plain(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+", name) is not None
+def keep_files(folder: Path) -> dict[str, bytes]:
+    """Reads the files of a tokenizer that lie beside its ``tokenizer.json``, as far as there are any."""
+    return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}

@@ -84,7 +84,7 @@ def _is_named_tensor(name: Any, value: Any) -> bool:
 def _load_old(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # as above
         raise _refusal(file, error) from None
 
 

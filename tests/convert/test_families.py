@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from scaletrain.checkpoint.weights import load_weights
+from scaletrain.config.load import load_config
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors, find_checkpoint
 from scaletrain.convert.copying import copy_tensors
@@ -117,6 +118,18 @@ TRAINED_HERE = {
 }
 for _name in ("mistral", "qwen2", "qwen3"):
     TRAINED_HERE[_name] = TRAINED_HERE["llama"] | TRAINED_HERE[_name]
+
+
+PRESETS = {"demo": "gpt_neox", "gpt2": "gpt2", "gpt3": "gpt2", "llama2": "llama", "llama3": "llama"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_each_preset_is_one_of_the_family_that_the_page_names(path: Path) -> None:
+    family, described = family_for(load_config(None, {"model.preset": path.stem}).model)
+    assert family.model_type == PRESETS[path.stem.split("_")[0]]
+    assert (described.bias != load_config(None, {"model.preset": path.stem}).model.bias) == (path.stem == "demo")
 
 
 @pytest.mark.parametrize("name", TRAINED_HERE)

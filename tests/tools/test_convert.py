@@ -146,6 +146,7 @@ def test_a_damaged_checkpoint_is_told_and_leaves_nothing(
         (("to_hf", "--source", "nowhere", "--out", "out"), "nowhere is no folder"),
         (("from_hf", "--source", "RUN", "--out", "out"), "holds no config.json"),
         (("average", "--source", "RUN", "--out", "out"), "give two or more"),
+        (("inspect", "--source", "FILE", "--step", "3"), "is no run, so that it has no step 3"),
         (("diff", "--a", "RUN", "--b", "nowhere"), "nowhere is no folder"),
     ],
 )
@@ -154,7 +155,7 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    places = {"RUN": str(run_dir), "THERE": str(tmp_path / "there")}
+    places = {"RUN": str(run_dir), "THERE": str(tmp_path / "there"), "FILE": str(run_dir / "tokenizer.json")}
     done = convert(arguments[0], *(places.get(each, each) for each in arguments[1:]))
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -137,7 +137,7 @@ def test_only_a_trusted_checkpoint_may_hold_other_classes(run_dir: Path, tool: T
     assert (
         (code, out) == (2, "")
         and "fractions.Fraction" in err
-        and "give --trust_checkpoint to train.py or generate.py" in err
+        and "give --trust_checkpoint to train.py, generate.py or convert.py" in err
     )
     code, out, err = tool(*arguments, "--trust_checkpoint")
     assert (code, err) == (0, "") and out.startswith("a")
