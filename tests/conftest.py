@@ -11,7 +11,10 @@ from scaletrain.hardware.host import describe_host
 hypothesis.settings.register_profile("usual", deadline=None)
 # Many more examples, for ten minutes: HYPOTHESIS_PROFILE=thorough python -m pytest tests/data/test_exact_stream.py
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
+# The same examples each time: a change is judged by what it changes.
+hypothesis.settings.register_profile("strict", deadline=None, derandomize=True)
+_USUAL = "strict" if os.environ.get("SCALETRAIN_STRICT") == "1" else "usual"
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _USUAL))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,10 +4,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from scaletrain.convert.pairs import Copy, View, cut
 from scaletrain.convert.placing import Place
 from scaletrain.convert.tensors import Tensors
 from scaletrain.errors import CheckpointError, ConfigError
+from scaletrain.lifetime import end_with
 
 # Elements that are in memory at once: 4 MiB of fp32, which stay in the processor's cache until they are written.
 _SLICE_ELEMENTS = 1 << 20
@@ -56,42 +57,61 @@ def copy_tensors(
 def _copy_in_processes(
     open_source: Callable[[], Tensors], shares: Sequence[Sequence[Copy]], places: Mapping[str, Place]
 ) -> None:
-    others = set(multiprocessing.active_children())
-    # Spawned, not forked: a fork of a process with torch's threads may hang.
+    # Spawned, not forked: a fork of a process with torch's threads may hang. And no ProcessPoolExecutor: Python 3.11's
+    # does not see that the worker it started last has died, until another one is done.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(shares), context, initializer=_follow_parent) as pool:
-        try:
-            jobs = [
-                pool.submit(
-                    _copy_all, open_source, share, {copy.target.name: places[copy.target.name] for copy in share}
-                )
-                for share in shares
-            ]
-            for job in jobs:
-                job.result()
-        except BrokenProcessPool:
-            raise ConfigError(
-                "one of the processes that copied was ended from outside, as the system does when memory is short; "
-                "give fewer --processes"
-            ) from None
-        except BaseException:
-            # What the others still write is of no use to anyone.
-            for process in set(multiprocessing.active_children()) - others:
+    workers: dict[Connection, SpawnProcess] = {}
+    try:
+        for share in shares:
+            ours, theirs = context.Pipe(duplex=False)
+            needed = {copy.target.name: places[copy.target.name] for copy in share}
+            workers[ours] = context.Process(target=_copy_share, args=(os.getpid(), theirs, open_source, share, needed))
+            workers[ours].start()
+            theirs.close()
+        waiting = set(workers)
+        while waiting:
+            for done in wait(waiting):
+                assert isinstance(done, Connection)
+                _raise_error(done)
+                waiting.remove(done)
+    finally:
+        # Where one failed, what the others still write is of no use to anyone.
+        for connection, process in workers.items():
+            connection.close()
+            if process.pid is not None:
                 process.terminate()
-            raise
+                process.join()
 
 
-def _follow_parent() -> None:
-    """Ends this process when the one that started it is gone, even by SIGKILL; Ctrl-C is for that one to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a pool started this process
+def _copy_share(
+    parent: int,
+    result: Connection,
+    open_source: Callable[[], Tensors],
+    copies: Sequence[Copy],
+    places: Mapping[str, Place],
+) -> None:
+    """Copies in a process of its own, which says at the end what went wrong, or that nothing did."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    try:
+        _copy_all(open_source, copies, places)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        result.send(error)
+    else:
+        result.send(None)
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _raise_error(result: Connection) -> None:
+    try:
+        error = result.recv()
+    except EOFError:
+        raise ConfigError(
+            "one of the processes that copied was ended from outside, as the system does when memory is short; "
+            "give fewer --processes"
+        ) from None
+    if error is not None:
+        raise error
 
 
 def _check_room(places: Mapping[str, Place]) -> None:

@@ -32,6 +32,10 @@ def test_a_run_under_way_and_killed(new_run: NewRun) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
 
+    deadline = time.monotonic() + 60  # its keeper looks every now and then, and then writes the verdict
+    while not run.verdicts(1):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     result = python(STATUS, "--run_dir", run.run_dir)
     assert result.returncode == 0 and "\x1b" not in result.stdout
     assert "run: crash" in result.stdout and "signal 9" in result.stdout and "time left" not in result.stdout
