@@ -120,6 +120,7 @@ class Evaluating(Callback):
 
     def _bytes_of(self, micro: MicroBatch) -> Tensor:
         targets_BT = micro["inputs"]["targets"]
+        assert targets_BT is not None
         return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()
 
     def _continue(self, prompt: str, index: int) -> tuple[str, str]:
