@@ -22,6 +22,8 @@ DATA_SKIPPED_SHARDS = "data/skipped_shards"
 EVAL_LOSS = "eval/loss"
 EVAL_PERPLEXITY = "eval/perplexity"
 EVAL_BITS_PER_BYTE = "eval/bits_per_byte"
+EVAL_MASKED_ACCURACY = "eval/masked_accuracy"
+EVAL_NEXT_SENTENCE_ACCURACY = "eval/next_sentence_accuracy"
 
 TEXT_CONFIG = "text/config"
 TEXT_SAMPLES = "text/samples"
