@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
@@ -98,12 +97,11 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     """
     train, attempt, verify = config.train, start.attempt, config.checkpoint.verify
     first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
-    tokenizer = corpora.tokenizer()
-    task = build_task(TaskSetting(config.task, config.loss, config.model, training_readers(corpora), tokenizer))
+    task = build_task(setting_of(config, corpora))
     engine = build_engine(config, first_plan, len(corpora.manifests), task.module)
     limit_collectives(train.collective_timeout_s)
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
-    evaluating = build_evaluating(config, corpora, engine, tokenizer, task, ranks)
+    evaluating = build_evaluating(config, corpora, engine, task, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
     tiers = open_tiers(config.checkpoint, folder, ranks)
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
@@ -174,6 +172,20 @@ def _fit(
 def _shared_documents(engine: Engine, dataset: SequenceDataset, sequences: SequenceRange) -> list[str]:
     own = documents_of(dataset, sequences) if engine.rank == 0 else []
     return engine.collect_texts(", ".join(own))
+
+
+def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
+    """What the task of a run is made of.
+
+    Args:
+        config: The run's configuration.
+        corpora: What it reads.
+
+    Returns:
+        The setting.
+    """
+    readers = training_readers(corpora)
+    return TaskSetting(config.task, config.loss, config.model, readers, corpora.tokenizer())
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
@@ -259,16 +271,13 @@ def build_reporting(
     )
 
 
-def build_evaluating(
-    config: RunConfig, corpora: Corpora, engine: Engine, tokenizer: Tokenizer, task: Task, ranks: Ranks
-) -> Evaluating:
+def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: Task, ranks: Ranks) -> Evaluating:
     """The evaluation on one fixed set: neither seed, lanes nor the number of ranks choose what a run is judged by.
 
     Args:
         config: The run's configuration.
         corpora: What it reads.
         engine: The model on all ranks.
-        tokenizer: Of the corpora.
         task: What the run learns.
         ranks: The place of this process.
 
@@ -288,6 +297,7 @@ def build_evaluating(
     if not names and ranks.is_main:
         logger.warning("no source has a validation split: the loss on unseen text is not measured")
     context = config.train.max_seq_len
+    tokenizer = corpora.tokenizer()
     return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, context, names, task)
 
 

@@ -106,8 +106,8 @@ def _figures(weights: dict[str, torch.Tensor], words: Tokenizer) -> dict[str, fl
     rows = [engine_bodies.sequence(index) for index in EVALUATED]
     batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     with torch.no_grad():
-        logits = model.eval()(batch["inputs"]["tokens"], batch["inputs"]["positions"], batch["inputs"]["documents"])
-    targets = batch["inputs"]["targets"].flatten()
+        logits = model.eval()(batch["tokens"], batch["positions"], batch["documents"])
+    targets = batch["targets"].flatten()
     nll = float(cross_entropy(logits.flatten(0, 1), targets, ignore_index=-100, reduction="sum"))
     kept = targets[targets >= 0].tolist()
     # Each of the tokens in use stands for one byte.
