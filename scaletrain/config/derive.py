@@ -74,7 +74,7 @@ def check(config: RunConfig) -> None:
     """
     problems = [
         *model_problems(config.model),
-        *task_problems(config.task, config.model, config.data),
+        *task_problems(config.task, config.model, config.data, config.eval.prompts),
         *_length_problems(config.model, config.train),
         *batch_problems(config.train),
         *data_problems(config.data),

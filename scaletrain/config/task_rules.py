@@ -1,21 +1,25 @@
 """What a task asks of the model and of the data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from scaletrain.config.schema import DataConfig, ModelConfig, TaskConfig
 
 _LABELLED = ("classification", "regression")
 _CAUSAL = ("causal_lm", "sft")
+_WRITING = (*_CAUSAL, "seq2seq")
 _ONE_DOCUMENT = ("seq2seq", *_LABELLED)
 
 
-def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig) -> Iterator[str]:
+def task_problems(
+    task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()
+) -> Iterator[str]:
     """Finds what a task cannot be done with.
 
     Args:
         task: The task.
         model: The model's description.
         data: How documents are laid out.
+        prompts: What evaluations are asked to continue.
 
     Yields:
         A text for each rule that is broken, with the values and a remedy.
@@ -41,6 +45,8 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig) -> Ite
         yield (
             f"task {task.name} {option}reads one document a row, but data.packing is {data.packing}; set it to document"
         )
+    if prompts and task.name not in _WRITING:
+        yield f"eval.prompts = {list(prompts)} are texts to go on with, which task {task.name} does not; set it to []"
     yield from _unread_keys(task)
 
 

@@ -59,7 +59,7 @@ class MaskedLMTask(Task):
         self._share = setting.task.mask_share
         self.reads_others = setting.task.next_sentence
         special = {entry.eos_id, self._mask_id, *tokenizer.get_added_tokens_decoder()}
-        special |= {entry.bos_id} - {None}
+        special |= set() if entry.bos_id is None else {entry.bos_id}
         self._is_ordinary = np.ones(max(entry.vocab_size, self._mask_id + 1), dtype=bool)
         self._is_ordinary[[token for token in special if token < len(self._is_ordinary)]] = False
         self._ordinary = np.flatnonzero(self._is_ordinary[: entry.vocab_size])
