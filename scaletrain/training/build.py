@@ -113,7 +113,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     stateful = (mixing, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
-    find = partial(choose_sources, config, corpora.first.tokenizer.sha256, "off" if verify == "off" else "sizes")
+    find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
     resumed = begin_with(engine, find, resumed, verify, ranks, start.trust_checkpoint)
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.storage.fetch import FetchPolicy
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote
-from scaletrain.training.init_source import choose_sources
+from scaletrain.training.init_source import CorpusTokenizer, choose_sources
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,11 @@ class Corpora:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of all sources."""
         return parse_tokenizer(self.first.read_tokenizer(self.storage), self.first.shown)
+
+    @property
+    def tokenizer(self) -> CorpusTokenizer:
+        """The tokenizer of all sources."""
+        return CorpusTokenizer(self.first.tokenizer.sha256, partial(self.first.read_tokenizer, self.storage))
 
     @property
     def fingerprint(self) -> str:
@@ -258,7 +264,7 @@ def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> li
     check_corpora(config, corpora)
     tokenizer = corpora.first.tokenizer
     if not folder.has_trained():
-        choose_sources(config, tokenizer.sha256, "off")
+        choose_sources(config, corpora.tokenizer, "off")
     found = folder.bind(identity_of(config, tokenizer.sha256, corpora.fingerprint))
     described = {
         "sources": {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()},
