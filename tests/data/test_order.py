@@ -1,6 +1,6 @@
-from collections import dataclasses
+import dataclasses
+from collections import Counter
 
-import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings
