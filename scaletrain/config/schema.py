@@ -197,6 +197,10 @@ class TaskConfig(Section):
     huber_delta: float = Field(
         0.0, ge=0, description="regression: error from which the loss is linear; 0 for the squared error"
     )
+    text_metrics: Literal["none", "bleu", "rouge"] = Field(
+        "none", description="seq2seq: figures of the texts that evaluations have the model write"
+    )
+    beams: int = Field(4, ge=1, description="seq2seq: texts that are followed at the same time; 1 is greedy")
 
 
 class LossConfig(Section):
@@ -237,7 +241,8 @@ class EvalConfig(Section):
     every_steps: int = Field(100, ge=0, description="0 evaluates at the end only")
     max_sequences: int = Field(256, ge=1, description="sequences of the validation set that are used")
     prompts: tuple[Prompt, ...] = Field((), description="continued at each evaluation, as samples")
-    sample_tokens: int = Field(64, ge=1)
+    sample_tokens: int = Field(64, ge=1, description="tokens of a sample, or of a text to be judged by, at most")
+    max_texts: int = Field(64, ge=1, description="texts that the model writes to be judged by, where the task writes")
     temperature: float = Field(0.8, ge=0, description="of the samples; 0 is greedy")
 
 

@@ -10,9 +10,7 @@ _WRITING = (*_CAUSAL, "seq2seq")
 _ONE_DOCUMENT = ("seq2seq", *_LABELLED)
 
 
-def task_problems(
-    task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()
-) -> Iterator[str]:
+def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()) -> Iterator[str]:
     """Finds what a task cannot be done with.
 
     Args:
@@ -55,6 +53,7 @@ def _unread_keys(task: TaskConfig) -> Iterator[str]:
         "masked_lm": ("mask_share", "whole_words", "next_sentence"),
         "classification": ("class_weights",),
         "regression": ("huber_delta",),
+        "seq2seq": ("text_metrics", "beams"),
     }
     for name, keys in read.items():
         for key in keys:

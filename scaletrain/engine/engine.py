@@ -213,6 +213,18 @@ class Engine:
         dist.broadcast(value, src=0)
         return int(value)
 
+    def all_are(self, is_so: bool) -> bool:
+        """Whether something is true on all ranks; every rank calls it."""
+        value = torch.tensor(is_so, dtype=torch.int32, device="cpu")
+        dist.all_reduce(value, op=dist.ReduceOp.MIN)
+        return bool(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, on all ranks and in their order; every rank calls it."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def collect_texts(self, text: str) -> list[str]:
         """What the ranks have to say, each text once; every rank calls it.
 
@@ -222,9 +234,7 @@ class Engine:
         Returns:
             The same on all ranks, in their order.
         """
-        texts = [""] * self.world_size
-        dist.all_gather_object(texts, text)
-        return list(dict.fromkeys(filter(None, texts)))
+        return list(dict.fromkeys(filter(None, self.gather(text))))
 
     def find_differences(self, state: str) -> tuple[Difference, ...]:
         """Compares what must be equal on all ranks: the replicated numbers, and a state; every rank calls it.

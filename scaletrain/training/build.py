@@ -17,7 +17,6 @@ from scaletrain.config.schema import RunConfig
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import Borders
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.deadline import shown
@@ -185,7 +184,7 @@ def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
         The setting.
     """
     readers = training_readers(corpora)
-    return TaskSetting(config.task, config.loss, config.model, readers, corpora.tokenizer())
+    return TaskSetting(config.task, config.loss, config.model, readers, corpora.read_tokenizer())
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
@@ -292,13 +291,11 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: 
         assert dataset is not None  # is not asked where there is nothing to evaluate on
         return evaluation_batches(dataset, chosen, size, ranks.rank, ranks.world_size)
 
-    borders = Borders(corpora.first.tokenizer.eos_id, corpora.first.tokenizer.bos_id)
     names = [] if dataset is None else dataset.names
     if not names and ranks.is_main:
         logger.warning("no source has a validation split: the loss on unseen text is not measured")
-    context = config.train.max_seq_len
-    tokenizer = corpora.tokenizer()
-    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, context, names, task)
+    context, tokenizer = config.train.max_seq_len, corpora.read_tokenizer()
+    return Evaluating(engine, config.eval, batches, tokenizer, config.seed, context, names, task)
 
 
 def build_engine(
