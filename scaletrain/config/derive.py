@@ -10,6 +10,7 @@ from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
 from scaletrain.config.schema import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.task_rules import task_problems
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -73,7 +74,7 @@ def check(config: RunConfig) -> None:
     """
     problems = [
         *model_problems(config.model),
-        *_task_problems(config.model),
+        *task_problems(config.task, config.model, config.data, config.eval.prompts),
         *_length_problems(config.model, config.train),
         *_checkpointing_problems(config.model, config.train),
         *batch_problems(config.train),
@@ -165,15 +166,6 @@ def _offload_device(ds: dict[str, Any], part: str) -> str:
     zero = ds.get("zero_optimization")
     offload = zero.get(part) if isinstance(zero, dict) else None
     return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
-
-
-def _task_problems(model: ModelConfig) -> Iterator[str]:
-    # What the loss does not reach gets no gradient, and a bidirectional model would see what it is to predict.
-    unread = [key for key in ("pooler", "n_classes", "n_segments") if getattr(model, key)]
-    for key in unread:
-        yield f"model.{key} = {getattr(model, key)} is not read by a training on the next token; leave it out"
-    if not model.causal:
-        yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
 
 
 def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:

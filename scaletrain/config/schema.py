@@ -195,6 +195,23 @@ class OptimConfig(Section):
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 leaves it alone")
 
 
+class TaskConfig(Section):
+    """What is learnt of the documents; each task reads the keys that say so."""
+
+    name: Literal["causal_lm", "masked_lm", "seq2seq", "sft", "classification", "regression"] = Field(
+        "causal_lm", description="a file of scaletrain/tasks"
+    )
+    mask_share: float = Field(0.15, gt=0, lt=1, description="masked_lm: share of the tokens that are hidden")
+    whole_words: bool = Field(False, description="masked_lm: hides all tokens of a word or none")
+    next_sentence: bool = Field(False, description="masked_lm: also tells whether two texts follow each other, as BERT")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="classification: balanced weighs each class by the inverse of its share"
+    )
+    huber_delta: float = Field(
+        0.0, ge=0, description="regression: error from which the loss is linear; 0 for the squared error"
+    )
+
+
 class LossConfig(Section):
     """Terms added to the cross-entropy of training (never of evaluation)."""
 
@@ -289,6 +306,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    task: TaskConfig = TaskConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

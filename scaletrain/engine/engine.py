@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,12 +266,18 @@ class Engine:
         """
         return engine_state.collect(self.ds, self.stage, self._applied_steps, is_writer)
 
-    def load(self, source: FragmentSource, state: dict[str, Any]) -> None:
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Of all parameters of the wrapped module by name, a tied one once."""
+        return engine_state.parameter_shapes(self.ds.module)
+
+    def load(self, source: FragmentSource, state: dict[str, Any], initial: Collection[str] = ()) -> None:
         """Takes weights, moments and counters from a checkpoint of any stage and number of ranks; every rank calls it.
 
         Args:
             source: Reads the checkpoint's tensors.
             state: The state that ``collect`` gave for it.
+            initial: Names of parameters that keep the values they have: the source has none.
 
         Raises:
             CheckpointError: The checkpoint does not hold what this model needs, as one rank or more found. All ranks
@@ -282,7 +288,7 @@ class Engine:
             base_optimizer(self.ds, self.stage).state.clear()
         problem = ""
         try:
-            engine_state.fill(self.ds, self.stage, source, state)
+            engine_state.fill(self.ds, self.stage, source, state, initial)
         except CheckpointError as error:
             problem = str(error)
         if problems := self.collect_texts(problem):

@@ -5,6 +5,8 @@ Shapes: T time, V vocabulary.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -15,6 +17,15 @@ from scaletrain.model.attention import KVCache
 from scaletrain.model.transformer import Transformer
 
 _REPLACEMENT = "�"  # what a decoder writes for bytes that are no (or not yet a) character
+
+
+class Mode(Protocol):
+    """A module, as far as its mode goes."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> object:
+        """Switches dropout on or off."""
 
 
 def generate(
@@ -145,19 +156,30 @@ def _decode_after(tokenizer: Tokenizer, behind: list[int], tokens: list[int]) ->
     return str(tokenizer.decode(behind + tokens))[len(tokenizer.decode(behind)) :]
 
 
-def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tensor:
+@contextmanager
+def undisturbed(model: Mode) -> Iterator[None]:
+    """Calls a model for its words alone: without dropout, gradients and compilation; its mode is restored afterwards.
+
+    Args:
+        model: A module.
+    """
     was_training = model.training
     if was_training:
-        model.eval()
+        model.train(False)
     try:
         # Compiled, the model would be compiled anew for each length of the cache. And no inference_mode: a weight that
         # ZeRO-3 gathers in it could not be trained on later.
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
-            hidden_1TD = model.hidden(tokens_1T, cache=cache)
-            logits_V = model.logits(hidden_1TD[:, -1])[0]
+            yield
     finally:
         if was_training:
             model.train()
+
+
+def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tensor:
+    with undisturbed(model):
+        hidden_1TD = model.hidden(tokens_1T, cache=cache)
+        logits_V = model.logits(hidden_1TD[:, -1])[0]
     return logits_V.float().cpu()
 
 
