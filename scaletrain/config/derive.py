@@ -76,6 +76,7 @@ def check(config: RunConfig) -> None:
         *model_problems(config.model),
         *task_problems(config.task, config.model, config.data, config.eval.prompts),
         *_length_problems(config.model, config.train),
+        *_checkpointing_problems(config.model, config.train),
         *batch_problems(config.train),
         *data_problems(config.data),
         *_schedule_problems(config.optim, config.train.max_steps),
@@ -169,10 +170,18 @@ def _offload_device(ds: dict[str, Any], part: str) -> str:
 
 def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
     # Rotary and sinusoidal positions are computed, not looked up: a longer sequence is a choice there.
-    if model.positions == "learned" and train.max_seq_len > model.max_seq_len:
+    if model.kind == "transformer" and model.positions == "learned" and train.max_seq_len > model.max_seq_len:
         yield (
             f"train.max_seq_len = {train.max_seq_len} is longer than model.max_seq_len = {model.max_seq_len}, the "
             "number of learned positions; lower train.max_seq_len or raise model.max_seq_len"
+        )
+
+
+def _checkpointing_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
+    if model.kind != "transformer" and train.activation_checkpointing:
+        yield (
+            f"train.activation_checkpointing recomputes the layers of a Transformer, and model.kind {model.kind} has "
+            "none; set it to false"
         )
 
 

@@ -25,7 +25,8 @@ from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.losses import LossTerms
-from scaletrain.model.transformer import Block, Transformer
+from scaletrain.model.stack import Block
+from scaletrain.model.transformer import Transformer
 from scaletrain.protocols import FragmentSource, SavedPart, StepResult
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Engine:
         if self.stage == 3:
             # A block's weights are gathered together, and torch.compile sees a block as one graph: hooks on each of
             # its linear layers would break it into small ones.
-            set_z3_leaf_modules(module, [Block])
+            set_z3_leaf_modules(module, [Block], raise_if_not_found=False)  # not every kind of model has them
         with _told_as_config_error():
             self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
         if compile_module:
