@@ -10,9 +10,7 @@ _WRITING = (*_CAUSAL, "seq2seq")
 _ONE_DOCUMENT = ("seq2seq", *_LABELLED)
 
 
-def task_problems(
-    task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()
-) -> Iterator[str]:
+def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()) -> Iterator[str]:
     """Finds what a task cannot be done with.
 
     Args:

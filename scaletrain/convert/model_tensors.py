@@ -13,7 +13,6 @@ from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError
 from scaletrain.model.build import build_model
 
-
 _INITIALISING = (nn.init.normal_, nn.init.zeros_, nn.init.ones_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 

@@ -42,7 +42,7 @@ def flops_per_token(model: ModelConfig, max_seq_len: int) -> float:
     if not model.n_encoder_layers:
         return float(6 * (model.n_layers * layer + outer) + model.n_layers * scores_per_key * max_seq_len)
     half = max_seq_len / 2
-    of_source = 6 * (model.n_encoder_layers * layer + model.n_layers * key_value)
+    of_source = 6.0 * (model.n_encoder_layers * layer + model.n_layers * key_value)
     of_source += model.n_encoder_layers * scores_per_key * half
     of_text = 6 * (model.n_layers * (layer + query_out) + outer) + 2 * model.n_layers * scores_per_key * half
     return (of_source + of_text) / 2
