@@ -1,4 +1,4 @@
-"""Logits and gradients of encoders and encoder-decoders equal those of transformers and torch.nn, with the same weights."""
+"""Encoders and encoder-decoders give the logits and gradients of transformers and torch.nn, with the same weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
