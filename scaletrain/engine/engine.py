@@ -26,7 +26,6 @@ from scaletrain.engine.stepping import Stepping
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.losses import LossTerms
 from scaletrain.model.stack import Block
-from scaletrain.model.transformer import Transformer
 from scaletrain.protocols import FragmentSource, SavedPart, StepResult
 
 logger = logging.getLogger(__name__)
@@ -202,11 +201,10 @@ class Engine:
         return EvaluationSums(*totals, source_nll, source_targets, outputs.gather(self.world_size))
 
     @contextlib.contextmanager
-    def generating(self) -> Iterator[Transformer]:
+    def generating(self) -> Iterator[Any]:
         """Lends the model for generation; under ZeRO-3 all ranks must then make the same calls."""
         with torch.no_grad(), self._evaluating(), self._autocast():
-            model: Transformer = self.ds.module.model
-            yield model
+            yield self.ds.module.model
 
     def broadcast_number(self, number: int) -> int:
         """Rank 0's number, on all ranks."""

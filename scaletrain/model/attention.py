@@ -20,7 +20,8 @@ from scaletrain.model.positions import rotate
 class LayerCache:
     """The keys and values of one layer, in tensors of fixed length that are filled from the left.
 
-    The tensors are made at the first ``append``, which knows their type; under autocast it is not the weights'.
+    The tensors are made at the first ``append``, which knows their type (under autocast it is not the weights') and the
+    number of rows.
 
     Args:
         max_len: tokens that fit in.
@@ -48,8 +49,8 @@ class LayerCache:
         end = self.length + k_BKTH.shape[2]
         if end > self.max_len:
             raise ValueError(f"the cache holds {self.max_len} tokens and cannot take the {end}th; clear() it first")
-        if self._k_BKSH is None or self._v_BKSH is None:
-            B, K, _, H = k_BKTH.shape
+        B, K, _, H = k_BKTH.shape
+        if self._k_BKSH is None or self._v_BKSH is None or (self.length == 0 and len(self._k_BKSH) != B):
             self._k_BKSH = k_BKTH.new_empty(B, K, self.max_len, H)
             self._v_BKSH = v_BKTH.new_empty(B, K, self.max_len, H)
         self._k_BKSH[:, :, self.length : end] = k_BKTH
