@@ -216,6 +216,34 @@ class TaskConfig(Section):
     beams: int = Field(4, ge=1, description="seq2seq: texts that are followed at the same time; 1 is greedy")
 
 
+Pattern = Annotated[str, Field(min_length=1)]
+
+
+class TuneConfig(Section):
+    """What is trained of a model that has weights already, and how fast."""
+
+    freeze: tuple[Pattern, ...] = Field(
+        (), description="parameters and modules that stay as they are, by name: embedding, blocks.[0-5], attention"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each layer learns this much slower than the one above it; 1 for all alike"
+    )
+
+
+class LoraConfig(Section):
+    """Adapters of low rank, trained in place of the weights (LoRA)."""
+
+    rank: int = Field(0, ge=0, description="of each adapter; 0 for none")
+    alpha: float = Field(16.0, gt=0, description="what adapters add is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on what adapters read")
+    targets: tuple[Pattern, ...] = Field(
+        ("q", "v"), description="linear layers that get one, by the end of their names: q, feed_forward.up, blocks.0.*"
+    )
+    also_train: tuple[Pattern, ...] = Field(
+        ("pooler", "classifier"), description="parts of the model that are trained beside them, as far as there are any"
+    )
+
+
 class LossConfig(Section):
     """Terms added to the cross-entropy of training (never of evaluation)."""
 
@@ -312,6 +340,8 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     task: TaskConfig = TaskConfig()
+    tune: TuneConfig = TuneConfig()
+    lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -118,6 +118,8 @@ class Engine:
             set_z3_leaf_modules(module, [Block], raise_if_not_found=False)  # not every kind of model has them
         with _told_as_config_error():
             self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
+        if self.stage == 3:
+            _differentiate_from_the_bottom(module)
         if compile_module:
             self.ds.compile()
         self._stepping = Stepping(self.ds, self.stage, seed, n_sources, self.device)
@@ -303,6 +305,22 @@ class Engine:
             raise CheckpointError("; ".join(problems))
         engine_state.finish_loading(self.ds, self.stage, state)
         self._applied_steps = state["applied_steps"]
+
+
+def _differentiate_from_the_bottom(module: nn.Module) -> None:
+    """Has the outputs of frozen embeddings require gradients.
+
+    ZeRO-3 lets go of a block's weights when the gradient of the block's input is there. Where nothing below it is
+    trained there is no such gradient, and it would let go of them before they were used.
+    """
+
+    def require(embedding: nn.Module, inputs: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
+
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and not part.weight.requires_grad:
+            part.register_forward_hook(require)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.build import build_model
+from scaletrain.model.tuning import prepare
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import format_count, start_banner
 from scaletrain.monitors.throughput import Throughput
@@ -315,10 +316,13 @@ def build_engine(
     train, optim = config.train, config.optim
 
     def module() -> torch.nn.Module:
-        return join_loss(build_model(config.model, checkpoint_activations=train.activation_checkpointing))
+        model = build_model(config.model, checkpoint_activations=train.activation_checkpointing)
+        prepare(model, config.lora, config.tune)
+        return join_loss(model)
 
     def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay))
+        groups = parameter_groups(module.named_parameters(), optim.weight_decay, config.tune.layer_decay)
+        return build_optimizer(optim, groups)
 
     ds_config = merge(load_deepspeed_json(config.deepspeed), train, optim, plan.micro_steps, plan.world_size)
     return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)
