@@ -111,6 +111,7 @@ class ShardSink(contextlib.AbstractContextManager["ShardSink"]):
             checksum=index.checksum,
             index_size=len(content),
             index_checksum=xxhash.xxh3_128_hexdigest(content),
+            longest=int(index.n_tokens.max()),
             documents=len(index.offsets),
             tokens=int(index.n_tokens.sum()),
             bytes=int(index.n_bytes.sum()),

@@ -166,4 +166,7 @@ def _remedy(kept: Kept, is_local: bool) -> str:
 
 def _most_tensors(model: ModelConfig) -> int:
     """At least the number of tensors: layers with three matrices in the feed-forward layer, and all biases."""
-    return 18 * model.n_layers + 6
+    if model.kind == "cnn":
+        return 2 * len(model.kernel_widths) + 3
+    per_layer = 30 if model.n_encoder_layers else 18
+    return per_layer * model.n_layers + 18 * model.n_encoder_layers + 6

@@ -19,6 +19,7 @@ from scaletrain.evaluation.perplexity import perplexity_of
 from scaletrain.monitors import names
 from scaletrain.monitors.progress import evaluation_line
 from scaletrain.protocols import Callback, Run
+from scaletrain.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Evaluating(Callback):
         seed: int,
         max_context: int,
         source_names: Sequence[str],
+        task: Task,
     ) -> None:
         """Holds what an evaluation needs.
 
@@ -48,6 +50,7 @@ class Evaluating(Callback):
             seed: Of the samples.
             max_context: Tokens that the model was trained to see.
             source_names: Of the sources of the set; without any there are only samples.
+            task: Says by what a model is judged.
         """
         self._engine = engine
         self._config = config
@@ -56,7 +59,9 @@ class Evaluating(Callback):
         self._seed = seed
         self._max_context = max_context
         self._source_names = source_names
-        self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer))
+        self._task = task
+        # Only the cost of a text is told per byte of it.
+        self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer)) if task.predicts_text else None
         self._borders = borders
         self._evaluated_at: int | None = None
         self._samples: list[tuple[str, str]] = []
@@ -108,19 +113,23 @@ class Evaluating(Callback):
     def _judge(self, run: Run) -> dict[str, float]:
         sums = self._engine.evaluate(iter(self._fetch()), self._bytes_of)
         figures = perplexity_of(sums.nll, sums.targets, sums.weight)
-        metrics = {names.EVAL_LOSS: figures.loss, names.EVAL_PERPLEXITY: figures.perplexity}
+        metrics = {names.EVAL_LOSS: figures.loss}
+        if self._task.predicts_text:
+            metrics[names.EVAL_PERPLEXITY] = figures.perplexity
         if figures.bits_per_byte is not None:
             metrics[names.EVAL_BITS_PER_BYTE] = figures.bits_per_byte
+        metrics |= self._task.figures(figures.loss, sums.outputs)
         if len(self._source_names) > 1:
             for name, nll, targets in zip(self._source_names, sums.source_nll, sums.source_targets, strict=False):
                 metrics[names.of_source(names.EVAL_LOSS, name)] = nll / targets if targets else math.nan
         if run.is_main:
-            logger.info(evaluation_line(run.state.step, figures.loss, figures.perplexity, figures.bits_per_byte))
+            logger.info(evaluation_line(run.state.step, metrics))
         return metrics
 
     def _bytes_of(self, micro: MicroBatch) -> Tensor:
-        targets_BT = micro["inputs"]["targets"]
-        assert targets_BT is not None
+        targets_BT = micro["inputs"].get("targets")
+        if self._byte_lengths is None or targets_BT is None:
+            return torch.zeros(())
         return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()
 
     def _continue(self, prompt: str, index: int) -> tuple[str, str]:
