@@ -203,6 +203,9 @@ class Run(Protocol):
     save_s: float
     """Seconds that the last save took; 0 before the first."""
 
+    complete_because: str
+    """Why the run is complete before its last step; a callback sets it, on all ranks alike. Empty otherwise."""
+
     @property
     def batch_hash(self) -> str:
         """Checksum of the last global batch, as hexadecimal digits; empty before the first."""

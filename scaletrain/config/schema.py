@@ -183,11 +183,14 @@ class OptimConfig(Section):
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms, biases and positions are left alone")
-    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step", "range_test"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     decay_steps: int | None = Field(None, ge=1, description="step at which the schedule ends; default train.max_steps")
     min_lr_ratio: float = Field(
-        0.1, ge=0, le=1, description="last learning rate as a share of lr (linear, cosine, wsd)"
+        0.1,
+        ge=0,
+        le=1,
+        description="last learning rate as a share of lr (linear, cosine, wsd); the first of range_test",
     )
     cooldown_ratio: float = Field(0.2, gt=0, le=1, description="last share of the steps, in which wsd decays")
     step_every_steps: int = Field(1000, ge=1, description="interval of the step schedule")
@@ -294,7 +297,7 @@ class CheckpointConfig(Section):
     background: bool = Field(
         True, description="files are written beside the training, from a copy of the state in host memory"
     )
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=0, description="newest checkpoints that stay; 0 saves nothing at all")
     keep_every_steps: int = Field(0, ge=0, description="checkpoints at multiples of it stay for ever; 0 for none")
     keep_best: bool = Field(False, description="the checkpoint with the lowest validation loss stays")
     local_dir: Path | None = Field(None, description="folder on each node's own disk for saves in between")

@@ -49,6 +49,7 @@ from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak, limit_collectives
+from scaletrain.training.range_test import RangeTest
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import begin_with, newest_intact, resume
 from scaletrain.training.rollback import (
@@ -110,7 +111,8 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     stability = build_stability(config, engine, dataset, checkpointing, tiers, folder.path, ranks)
     identity = f"{config.seed} {corpora.fingerprint}"
     health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
-    stateful = (mixing, health, stability, evaluating, checkpointing)
+    range_test = [RangeTest(train.max_steps)] if config.optim.schedule == "range_test" else []
+    stateful = (mixing, *range_test, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
     find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
@@ -375,4 +377,6 @@ def _conclude(ending: Ending, run: TrainingRun, evaluating: Evaluating) -> None:
         return
     for prompt, text in evaluating.samples:
         logger.info("sample, from %r:\n%s%s", prompt, prompt, text)
-    logger.info("the run is complete: %d steps; watch it: tensorboard --logdir %s", run.state.step, run.folder.parent)
+    told = f": {run.complete_because}" if run.complete_because else ""
+    where = run.folder.parent
+    logger.info("the run is complete: %d steps%s; watch it: tensorboard --logdir %s", run.state.step, told, where)
