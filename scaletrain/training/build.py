@@ -122,9 +122,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
     if state.step >= train.max_steps and checkpointing.saved_at == state.step:
-        beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
-        logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
-        return Ending(Verdict.COMPLETE, "all steps were done before")
+        return _done_before(state.step, train.max_steps)
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
@@ -144,6 +142,12 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             continue
         _conclude(ending, run, evaluating)
         return ending
+
+
+def _done_before(step: int, max_steps: int) -> Ending:
+    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
+    logger.info("the run is complete: it is at step %d of %d%s", step, max_steps, beyond)
+    return Ending(Verdict.COMPLETE, "all steps were done before")
 
 
 def _fit(
