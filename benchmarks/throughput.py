@@ -22,9 +22,10 @@ from scaletrain.config.derive import load_deepspeed_json
 from scaletrain.config.load import load_config
 from scaletrain.config.schema import RunConfig
 from scaletrain.corpus.embedded import prepare_python_stdlib
-from scaletrain.data.dataset import MicroBatch, SequenceDataset
+from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.order import DatasetOptions
+from scaletrain.data.rows import MicroBatch
 from scaletrain.data.shards import ShardReader
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
@@ -46,10 +47,15 @@ def plain_loop(config: RunConfig) -> Step:
     task.compile()
 
     def step(micro_batches: list[MicroBatch]) -> None:
-        targets = sum(int((micro["targets"] >= 0).sum()) for micro in micro_batches)
+        targets = sum(int((micro["inputs"]["targets"] >= 0).sum()) for micro in micro_batches)
         for micro in micro_batches:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                terms = task(micro["tokens"], micro["targets"], micro["documents"], micro["positions"])
+                terms = task(
+                    micro["inputs"]["tokens"],
+                    micro["inputs"]["targets"],
+                    micro["inputs"]["documents"],
+                    micro["inputs"]["positions"],
+                )
             (terms.loss_sum / targets).backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), config.optim.grad_clip)
         optimizer.step()
@@ -90,7 +96,7 @@ def batches(config: RunConfig, manifest: Manifest, borders: bool) -> list[MicroB
     while len(found) * size < config.train.global_batch_size:
         micro = dataset.micro_batch(range(start, start + size))
         start += size
-        if not borders or micro["documents"] is not None:
+        if not borders or micro["inputs"]["documents"] is not None:
             found.append(micro)
     return found
 

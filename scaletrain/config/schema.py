@@ -136,8 +136,10 @@ class DataConfig(Section):
     corpus_dir: Path = Field(Path("data"), description="folder in which an embedded corpus is prepared")
     num_lanes: int = Field(1, ge=1, description="streams that the shards are dealt to, whatever the number of ranks")
     window_shards: int = Field(8, ge=1, description="shards whose documents are shuffled together")
-    packing: Literal["concat", "best_fit"] = Field(
-        "concat", description="best_fit cuts no document that fits in a sequence, at the price of some padding"
+    packing: Literal["concat", "best_fit", "document"] = Field(
+        "concat",
+        description="best_fit cuts no document that fits in a sequence, at the price of some padding; document gives "
+        "each a sequence of its own",
     )
     document_borders: bool = Field(True, description="attention and positions start anew at each document")
     on_bad_shard: Literal["fail", "skip"] = Field(

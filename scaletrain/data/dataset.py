@@ -2,38 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
-from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.mixture import Phase
 from scaletrain.data.order import DatasetOptions, order_of
-from scaletrain.data.packing import Row, pack, row_checksum
+from scaletrain.data.packing import Row, row_checksum
+from scaletrain.data.rows import Collate, MicroBatch, Rows, next_tokens
 from scaletrain.data.shards import ShardReader, Wanted
 from scaletrain.data.source_order import Window
 from scaletrain.errors import BadShardError
 from scaletrain.protocols import SkippedShard
-
-
-class MicroBatch(TypedDict):
-    """What one forward pass takes, and what is told of it; legend: B sequences, T places.
-
-    ``tokens`` and ``targets`` (B, T) int64; ``documents`` (B, T) int32 and ``positions`` (B, T) int64, both None
-    where every row is one document from its first place on, or borders are not respected: plain causal attention.
-    ``sources`` (B,) int64: the source of each row, 0 for one of filling. ``checksum``: sum over the sequences modulo
-    2**64, see ``packing.row_checksum``.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    documents: Tensor | None
-    positions: Tensor | None
-    sources: Tensor
-    checksum: int
 
 
 class SequenceDataset:
@@ -45,6 +27,7 @@ class SequenceDataset:
         options: DatasetOptions,
         phases: Sequence[Phase] | None = None,
         skipped: Sequence[SkippedShard] = (),
+        collate: Collate = next_tokens,
     ) -> None:
         """Computes the order; opens no shard.
 
@@ -53,6 +36,7 @@ class SequenceDataset:
             options: What the order depends on.
             phases: Weights of the sources over time; equal ones by default.
             skipped: Shards whose tokens are masked from a sequence on.
+            collate: Makes tensors of rows.
 
         Raises:
             DataError: A source has fewer shards than there are lanes, or was not counted for best-fit packing.
@@ -70,6 +54,7 @@ class SequenceDataset:
         self._entered: dict[tuple[int, int], tuple[int, int, Window]] = {}
         self._in_use: dict[tuple[int, int], list[Wanted]] = {}
         self._ahead: dict[tuple[int, int], list[Wanted]] = {}
+        self._collate = collate
 
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
         """Collates sequences into what one forward pass takes.
@@ -83,26 +68,27 @@ class SequenceDataset:
         Raises:
             BadShardError: A shard or its index is missing or damaged, and not skipped.
         """
-        stream = np.full((len(indices), self.options.max_seq_len + 1), self.eos_id, dtype=self._dtype)
-        rows, sources, checksum = [], [], 0
-        for tokens, index in zip(stream, indices, strict=True):
-            source, row = (0, _EMPTY) if index == FILLING else self._read(index, tokens)
-            rows.append(row)
+        words = np.full((len(indices), self.options.max_seq_len + 1), self.eos_id, dtype=self._dtype)
+        placed, sources, checksum = [], [], 0
+        for word_row, index in zip(words, indices, strict=True):
+            source, row = (0, _EMPTY) if index == FILLING else self._read(index, word_row)
+            placed.append(row)
             sources.append(source)
             if index != FILLING:
-                checksum += row_checksum(index, tokens, row)
-        if int(stream.max()) >= self.vocab_size:
-            self._blame(stream, indices)
-        packed = pack(stream, rows, self.options.document_borders)
-        documents, positions = packed.documents, packed.positions
+                checksum += row_checksum(index, word_row, row)
+        collated = self._collate(self._rows(words, placed, indices))
         return MicroBatch(
-            tokens=torch.from_numpy(packed.tokens),
-            targets=torch.from_numpy(packed.targets),
-            documents=None if documents is None else torch.from_numpy(documents),
-            positions=None if positions is None else torch.from_numpy(positions),
+            inputs=collated.inputs,
+            targets=collated.targets_B,
             sources=torch.from_numpy(np.array(sources)),
+            sequences=torch.tensor(indices, dtype=torch.int64),
             checksum=checksum % 2**64,
         )
+
+    def _rows(self, words: NDArray[np.unsignedinteger], placed: list[Row], indices: Sequence[int]) -> Rows:
+        if int(words.max()) >= self.vocab_size:
+            self._blame(words, indices)
+        return Rows(words, placed, indices, self.options.document_borders)
 
     def _read(self, index: int, out: NDArray[np.unsignedinteger]) -> tuple[int, Row]:
         """Fills a row with the tokens of a sequence."""

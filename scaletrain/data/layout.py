@@ -1,4 +1,4 @@
-"""How the documents of a window become sequences: joined and cut, or packed so that few are cut.
+"""How the documents of a window become sequences: joined and cut, packed so that few are cut, or one by one.
 
 A sequence is a row of pieces, ranges of tokens of documents. It has T inputs and one look-ahead token, the target of
 the last input. Each token but a document's first is a target in exactly one sequence of the window.
@@ -67,6 +67,21 @@ def concat(lengths: Integers, order: Integers, max_seq_len: int) -> Layout:
         bounds - begins[which],
         stops - begins[which],
     )
+
+
+def one_each(lengths: Integers, order: Integers, max_seq_len: int) -> Layout:
+    """Gives each document a sequence of its own.
+
+    Args:
+        lengths: Tokens of each document (documents,).
+        order: The documents in the order of their sequences (documents,).
+        max_seq_len: Inputs of a sequence, T; of a longer document only the first T + 1 tokens are read.
+
+    Returns:
+        As many sequences as documents.
+    """
+    starts = np.zeros(len(order), dtype=np.int64)
+    return Layout(np.arange(len(order) + 1), order, starts, np.minimum(lengths[order], max_seq_len + 1))
 
 
 def best_fit(lengths: Integers, max_seq_len: int) -> Layout:

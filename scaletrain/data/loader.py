@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scaletrain.config.batch_plan import FILLING, BatchPlan, BatchSchedule
-from scaletrain.data.dataset import MicroBatch, SequenceDataset
+from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.mixture import BLOCK
+from scaletrain.data.rows import MicroBatch
 from scaletrain.errors import DataError
 from scaletrain.lifetime import end_with
 

@@ -214,7 +214,7 @@ def order_of(readers: Sequence[ShardReader], options: DatasetOptions, phases: Se
 
 
 def _source_shards(reader: ShardReader, options: DatasetOptions) -> SourceShards:
-    packed = None
+    packed = [shard.documents for shard in reader.shards] if options.packing == "document" else None
     if options.packing == "best_fit":
         counts = [shard.packed.get(options.max_seq_len) for shard in reader.shards]
         packed = [count for count in counts if count is not None]

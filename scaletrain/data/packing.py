@@ -69,7 +69,7 @@ def pack(stream: NDArray[np.unsignedinteger], rows: Sequence[Row], borders: bool
     flat[inner] = IGNORED
     for row, found in enumerate(rows):
         if found.end <= places:
-            targets[row, found.end - 1 :] = IGNORED
+            targets[row, max(0, found.end - 1) :] = IGNORED
         for first, behind in found.masked:
             targets[row, first : behind - 1] = IGNORED
     if not borders or len(begins) == n_rows:

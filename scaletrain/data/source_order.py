@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletrain.data.layout import Integers, best_fit, concat, concat_length, join_shuffled
+from scaletrain.data.layout import Integers, best_fit, concat, concat_length, join_shuffled, one_each
 from scaletrain.data.lru import LastUsed
 from scaletrain.data.shuffle import permutation
 from scaletrain.errors import BadShardError, DataError
 
-Packing = Literal["concat", "best_fit"]
+Packing = Literal["concat", "best_fit", "document"]
 
 # What a permutation is for; each kind draws from its own stream of keys. Part of what a run is, like the formula.
 _SHARDS_OF_LANE, _WINDOWS_OF_EPOCH, _CONTENT_OF_WINDOW = 1, 2, 3
@@ -35,7 +35,7 @@ class SourceShards:
         n_tokens: Tokens of each shard.
         token_counts: Gives the tokens of each document of a shard, int64 (documents,); called only when the shard's
             window is in use, so that a hundred thousand shards need not be opened.
-        packed: For best-fit packing the number of sequences of each shard, as the manifest has it.
+        packed: The number of sequences of each shard, where that does not follow from its tokens.
     """
 
     name: str
@@ -244,8 +244,9 @@ class SourceOrder:
             order = permutation(sum(map(len, packed)), *names)
             layout = join_shuffled(packed, [len(shard) for shard in counts], order)
         else:
+            lay_out = concat if self.packing == "concat" else one_each
             lengths = np.concatenate(counts)
-            layout = concat(lengths, permutation(len(lengths), *names), self.max_seq_len)
+            layout = lay_out(lengths, permutation(len(lengths), *names), self.max_seq_len)
         slots = np.searchsorted(first_document, layout.documents, side="right") - 1
         columns = (members[slots], layout.documents - first_document[slots], layout.starts, layout.stops)
         return Window(layout.first_piece, np.stack(columns, axis=1).astype(np.int32))

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scaletrain.config.derive import zero_stage
-from scaletrain.data.dataset import MicroBatch
+from scaletrain.data.rows import MicroBatch
 from scaletrain.engine import state as engine_state
-from scaletrain.engine.batches import add_by_source, to_device
+from scaletrain.engine.batches import RowOutputs, add_by_source, to_device
 from scaletrain.engine.equality import Difference, find_differences
 from scaletrain.engine.partitions import base_optimizer
 from scaletrain.engine.randomness import derive_seed
@@ -60,6 +60,8 @@ class EvaluationSums:
         weight: What the caller weighed them with, such as their length in bytes.
         source_nll: Cross-entropy by source, in nats.
         source_targets: Target tokens by source.
+        outputs: What the task told of each sequence (sequences, C), fp32 on the CPU, in the order of their indices;
+            None where it tells nothing.
     """
 
     nll: float
@@ -67,6 +69,7 @@ class EvaluationSums:
     weight: float
     source_nll: tuple[float, ...]
     source_targets: tuple[int, ...]
+    outputs: Tensor | None = None
 
 
 class Engine:
@@ -141,7 +144,7 @@ class Engine:
         """
         source_targets = torch.zeros(self._n_sources, dtype=torch.int64, device="cpu")
         for micro in micro_batches:
-            source_targets.index_add_(0, micro["sources"], (micro["targets"] >= 0).sum(1))
+            source_targets.index_add_(0, micro["sources"], micro["targets"])
         # In two halves: their sums over ranks stay far within int64, whose overflow nobody defines.
         high, low = divmod(sum(micro["checksum"] for micro in micro_batches) % _WORD, _HALF_WORD)
         numbers = [*source_targets.tolist(), high, low, *map(int, requests)]
@@ -169,30 +172,33 @@ class Engine:
         return result
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Iterator[MicroBatch], weigh: Callable[[Tensor], Tensor]) -> EvaluationSums:
+    def evaluate(self, micro_batches: Iterator[MicroBatch], weigh: Callable[[MicroBatch], Tensor]) -> EvaluationSums:
         """Sums over a fixed set of micro batches; every rank calls it with equally many.
 
         Args:
             micro_batches: This rank's part.
-            weigh: A further sum over targets (B, T), such as their length in bytes.
+            weigh: A further sum over a micro batch, such as the length of its targets in bytes.
 
         Returns:
             The sums over all ranks.
         """
         nll, targets = (torch.zeros(self._n_sources, dtype=torch.float64, device=self.device) for _ in range(2))
         weight = torch.zeros(1, dtype=torch.float64, device=self.device)
+        outputs = RowOutputs()
         with self._evaluating():
             for micro in micro_batches:
                 terms: LossTerms = self.ds(**to_device(micro, self.device))
                 add_by_source(nll, micro, terms.nll_B)
                 add_by_source(targets, micro, terms.targets_B)
-                weight += weigh(micro["targets"]).to(self.device)
+                weight += weigh(micro).to(self.device)
+                outputs.add(micro, terms.outputs_BC)
         sums = torch.cat([weight, nll, targets])
         dist.all_reduce(sums)
         weight_sum, *by_source = sums.tolist()
         source_nll = tuple(by_source[: self._n_sources])
         source_targets = tuple(map(int, by_source[self._n_sources :]))
-        return EvaluationSums(sum(source_nll), sum(source_targets), weight_sum, source_nll, source_targets)
+        totals = (sum(source_nll), sum(source_targets), weight_sum)
+        return EvaluationSums(*totals, source_nll, source_targets, outputs.gather(self.world_size))
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Transformer]:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scaletrain.data.dataset import MicroBatch
+from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.batches import add_by_source, to_device
 from scaletrain.engine.gradient_watch import GradientWatch
 from scaletrain.engine.randomness import seed_dropout

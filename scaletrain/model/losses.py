@@ -21,11 +21,13 @@ class LossTerms(NamedTuple):
         loss_sum: what is differentiated: cross-entropy with label smoothing and z-loss; fp32, in nats.
         nll_B: plain cross-entropy of each sequence, without gradient; fp32, in nats.
         targets_B: targets of each sequence that count; int64.
+        outputs_BC: in evaluation, what a task wants to know of each sequence to judge the whole set by; fp32.
     """
 
     loss_sum: Tensor
     nll_B: Tensor
     targets_B: Tensor
+    outputs_BC: Tensor | None = None
 
 
 def cross_entropy_terms(

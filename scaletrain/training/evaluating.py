@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from scaletrain.config.schema import EvalConfig
-from scaletrain.data.dataset import MicroBatch
+from scaletrain.data.rows import MicroBatch
 from scaletrain.data.tokenizer import Borders, prompt_tokens, token_byte_lengths
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError
@@ -118,7 +118,9 @@ class Evaluating(Callback):
             logger.info(evaluation_line(run.state.step, figures.loss, figures.perplexity, figures.bits_per_byte))
         return metrics
 
-    def _bytes_of(self, targets_BT: Tensor) -> Tensor:
+    def _bytes_of(self, micro: MicroBatch) -> Tensor:
+        targets_BT = micro["inputs"]["targets"]
+        assert targets_BT is not None
         return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()
 
     def _continue(self, prompt: str, index: int) -> tuple[str, str]:

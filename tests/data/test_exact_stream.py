@@ -14,10 +14,11 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from scaletrain.config.batch_plan import BatchSchedule
-from scaletrain.data.dataset import MicroBatch, SequenceDataset
+from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, iterate_steps
 from scaletrain.data.mixture import Phase
 from scaletrain.data.order import DatasetOptions, Order
+from scaletrain.data.rows import MicroBatch
 from scaletrain.data.shards import ShardReader
 from scaletrain.protocols import SkippedShard
 from tests.data.readers import MemoryReader, write_tars
@@ -154,12 +155,18 @@ def open_dataset(story: Story, readers: Sequence[ShardReader], skipped: Sequence
 
 def rows_of(micro_batch: MicroBatch) -> list[Row]:
     """The rows of a micro batch, with the borders that are left out where each row is one document."""
-    width = micro_batch["tokens"].shape[1]
-    tokens, targets = micro_batch["tokens"].tolist(), micro_batch["targets"].tolist()
-    documents = [[0] * width] * len(tokens) if micro_batch["documents"] is None else micro_batch["documents"].tolist()
+    width = micro_batch["inputs"]["tokens"].shape[1]
+    tokens, targets = micro_batch["inputs"]["tokens"].tolist(), micro_batch["inputs"]["targets"].tolist()
+    documents = (
+        [[0] * width] * len(tokens)
+        if micro_batch["inputs"]["documents"] is None
+        else micro_batch["inputs"]["documents"].tolist()
+    )
     whole = [list(range(width))] * len(tokens)
-    positions = whole if micro_batch["positions"] is None else micro_batch["positions"].tolist()
-    assert micro_batch["documents"] is None or any(any(row) for row in documents), "borders are told where none are"
+    positions = whole if micro_batch["inputs"]["positions"] is None else micro_batch["inputs"]["positions"].tolist()
+    assert micro_batch["inputs"]["documents"] is None or any(any(row) for row in documents), (
+        "borders are told where none are"
+    )
     sources = micro_batch["sources"].tolist()
     # One checksum for all rows: it is compared apart.
     return [Row(*row, 0) for row in zip(tokens, targets, documents, positions, sources, strict=True)]
@@ -207,7 +214,7 @@ def check_segment(
 
 
 def check_micro_batch(micro_batch: MicroBatch, held: list[int], expected: Callable[[int], Row], where: str) -> None:
-    width = micro_batch["tokens"].shape[1]
+    width = micro_batch["inputs"]["tokens"].shape[1]
     rows = [filling(width) if sequence == FILLING else expected(sequence) for sequence in held]
     for sequence, row, found in zip(held, rows, rows_of(micro_batch), strict=True):
         for name in ("tokens", "targets", "documents", "positions", "source"):

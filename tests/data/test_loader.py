@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from scaletrain.config.batch_plan import FILLING, BatchSchedule
-from scaletrain.data.dataset import MicroBatch, SequenceDataset
+from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.order import DatasetOptions
 from scaletrain.data.packing import IGNORED
+from scaletrain.data.rows import MicroBatch
 from scaletrain.data.shard_index import ShardIndex, index_path
 from scaletrain.data.shards import ShardReader
 from scaletrain.errors import BadShardError, DataError
@@ -42,7 +43,7 @@ def rows_of(micro_batches: list[MicroBatch]) -> Rows:
     rows = [
         (tokens.tolist(), targets.tolist())
         for micro_batch in micro_batches
-        for tokens, targets in zip(micro_batch["tokens"], micro_batch["targets"], strict=True)
+        for tokens, targets in zip(micro_batch["inputs"]["tokens"], micro_batch["inputs"]["targets"], strict=True)
     ]
     return [row for row in rows if set(row[1]) != {IGNORED}]
 
@@ -56,7 +57,7 @@ def global_batches(corpus: Manifest, world_size: int, workers: int, first_step: 
             plan = share.plan(batch.first_sequence)
             assert batch.step == first_step + step and batch.first_sequence == batch.step * 8
             assert len(batch.micro_batches) == plan.micro_steps and batch.global_batch_size == 8
-            assert all(micro_batch["tokens"].shape == (2, T) for micro_batch in batch.micro_batches)
+            assert all(micro_batch["inputs"]["tokens"].shape == (2, T) for micro_batch in batch.micro_batches)
             own = plan.sequences(rank, batch.first_sequence)
             placed[step].update(zip(own, rows_of(batch.micro_batches), strict=True))
         stream.close()
@@ -96,7 +97,7 @@ def test_starting_very_late_takes_no_longer(corpus: Manifest) -> None:
 
 def test_an_epoch_predicts_each_token_of_the_corpus_once(corpus: Manifest) -> None:
     dataset = open_train(corpus, num_lanes=1)
-    targets = int((dataset.micro_batch(range(epoch_length(dataset)))["targets"] != IGNORED).sum())
+    targets = int((dataset.micro_batch(range(epoch_length(dataset)))["inputs"]["targets"] != IGNORED).sum())
     totals = corpus.totals["train"]
     assert targets == totals.tokens - totals.documents
 
@@ -107,21 +108,24 @@ def test_borders_are_given_where_there_are_some(corpus: Manifest) -> None:
     single = [index for index in indices if len(dataset.order.pieces(index)) == 1]
     mixed = [index for index in indices if index not in single]
     assert single and mixed
-    assert dataset.micro_batch(single)["documents"] is None and dataset.micro_batch(single)["positions"] is None
+    assert (
+        dataset.micro_batch(single)["inputs"]["documents"] is None
+        and dataset.micro_batch(single)["inputs"]["positions"] is None
+    )
     batch = dataset.micro_batch([single[0], mixed[0], FILLING])
-    assert batch["documents"] is not None and batch["positions"] is not None
-    assert batch["documents"].dtype == torch.int32 and batch["positions"].dtype == torch.int64
+    assert batch["inputs"]["documents"] is not None and batch["inputs"]["positions"] is not None
+    assert batch["inputs"]["documents"].dtype == torch.int32 and batch["inputs"]["positions"].dtype == torch.int64
     lengths = [piece.stop - piece.start for piece in dataset.order.pieces(mixed[0])]
     expected = [number for number, length in enumerate(lengths) for _ in range(length)][:T]
     expected += [len(lengths) - 1] * (T - len(expected))
-    assert batch["documents"].tolist() == [[0] * T, expected, [0] * T]
-    assert batch["positions"][1].tolist() == [expected[:place].count(expected[place]) for place in range(T)]
-    assert batch["positions"][0].tolist() == batch["positions"][2].tolist() == list(range(T))
-    assert set(batch["targets"][2].tolist()) == {IGNORED}
-    assert set(batch["tokens"][2].tolist()) == {corpus.tokenizer.eos_id}
+    assert batch["inputs"]["documents"].tolist() == [[0] * T, expected, [0] * T]
+    assert batch["inputs"]["positions"][1].tolist() == [expected[:place].count(expected[place]) for place in range(T)]
+    assert batch["inputs"]["positions"][0].tolist() == batch["inputs"]["positions"][2].tolist() == list(range(T))
+    assert set(batch["inputs"]["targets"][2].tolist()) == {IGNORED}
+    assert set(batch["inputs"]["tokens"][2].tolist()) == {corpus.tokenizer.eos_id}
     without = open_train(corpus, document_borders=False).micro_batch(mixed)
-    assert without["documents"] is None and without["positions"] is None
-    assert torch.equal(without["targets"], dataset.micro_batch(mixed)["targets"])
+    assert without["inputs"]["documents"] is None and without["inputs"]["positions"] is None
+    assert torch.equal(without["inputs"]["targets"], dataset.micro_batch(mixed)["inputs"]["targets"])
 
 
 @pytest.mark.parametrize("wanted", [1, 10, 10**6])
@@ -134,7 +138,7 @@ def test_the_evaluation_set_is_the_same_for_all_ranks(corpus: Manifest, wanted: 
     for world_size in (1, 2, 3):
         ranks = [list(evaluation_batches(dataset, chosen, 4, rank, world_size)) for rank in range(world_size)]
         assert len({len(batches) for batches in ranks}) == 1
-        assert len({batch["tokens"].shape for batches in ranks for batch in batches}) == 1
+        assert len({batch["inputs"]["tokens"].shape for batches in ranks for batch in batches}) == 1
         assert sorted(row for batches in ranks for row in rows_of(batches)) == sorted(rows_of([whole]))
 
 

@@ -14,7 +14,7 @@ from scaletrain.checkpoint.fragments import FragmentReader
 from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.batch_plan import FILLING, BatchPlan
 from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
-from scaletrain.data.dataset import MicroBatch
+from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Agreement, Engine, EvaluationSums
 from scaletrain.model.transformer import Transformer
@@ -84,7 +84,13 @@ def micro_batch(indices: Sequence[int], n_sources: int = 1) -> MicroBatch:
     rows = [sequence(index) for index in indices]
     tensors = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     sources = torch.tensor([max(0, index) % n_sources for index in indices])
-    return MicroBatch(**tensors, sources=sources, checksum=sum(map(checksum, indices)) % 2**64)
+    return MicroBatch(
+        inputs=tensors,
+        targets=(tensors["targets"] >= 0).sum(1),
+        sources=sources,
+        sequences=torch.tensor(indices),
+        checksum=sum(map(checksum, indices)) % 2**64,
+    )
 
 
 def checksum(index: int) -> int:
@@ -152,7 +158,7 @@ def evaluate(case: Case, indices: Sequence[int]) -> EvaluationSums:
     engine = build_engine(case, BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size()))
     rows = indices[dist.get_rank() :: dist.get_world_size()]
     batches = (micro_batch(rows[start : start + case.micro], case.n_sources) for start in range(0, len(rows), 2))
-    return engine.evaluate(batches, lambda targets: (targets == 3).sum())
+    return engine.evaluate(batches, lambda micro: (micro["inputs"]["targets"] == 3).sum())
 
 
 def poison(engine: Engine) -> None:
@@ -164,7 +170,7 @@ def generate_and_evaluate(engine: Engine, plan: BatchPlan) -> None:
     """What a run does between steps; it must leave no trace in the training."""
     from scaletrain.evaluation.generation import generate
 
-    engine.evaluate(iter(micro_batches(plan, dist.get_rank(), 0)), lambda targets: (targets >= 0).sum())
+    engine.evaluate(iter(micro_batches(plan, dist.get_rank(), 0)), lambda micro: micro["targets"].sum())
     with engine.generating() as model:
         assert len(list(generate(model, [1, 2], 5, agree=engine.broadcast_number))) == 5
 

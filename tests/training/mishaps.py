@@ -42,7 +42,7 @@ def mishaps(mishap: Mishap | None, dataset: SequenceDataset) -> Iterator[None]:
     if mishap is None:
         yield
         return
-    rows = [dataset.micro_batch([sequence])["tokens"][0] for sequence in mishap.sequences]
+    rows = [dataset.micro_batch([sequence])["inputs"]["tokens"][0] for sequence in mishap.sequences]
     build_engine = build.build_engine
 
     def build_one(*args: Any) -> Engine:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.schema import EvalConfig, ModelConfig
-from scaletrain.data.dataset import MicroBatch
+from scaletrain.data.rows import MicroBatch
 from scaletrain.data.tokenizer import find_borders, train_byte_level_bpe
 from scaletrain.model.transformer import Transformer
 from scaletrain.monitors.throughput import Throughput
@@ -101,8 +101,8 @@ def _figures(weights: dict[str, torch.Tensor], words: Tokenizer) -> dict[str, fl
     rows = [engine_bodies.sequence(index) for index in EVALUATED]
     batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     with torch.no_grad():
-        logits = model.eval()(batch["tokens"], batch["positions"], batch["documents"])
-    targets = batch["targets"].flatten()
+        logits = model.eval()(batch["inputs"]["tokens"], batch["inputs"]["positions"], batch["inputs"]["documents"])
+    targets = batch["inputs"]["targets"].flatten()
     nll = float(cross_entropy(logits.flatten(0, 1), targets, ignore_index=-100, reduction="sum"))
     kept = targets[targets >= 0].tolist()
     # Each of the tokens in use stands for one byte.

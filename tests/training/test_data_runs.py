@@ -102,9 +102,11 @@ def _judge(run: DataRun, dataset: SequenceDataset, sequences: "range | list[int]
     for sequence in sequences:
         batch = dataset.micro_batch([sequence])
         source = dataset.order.locate(sequence).source
-        logits = model.eval()(batch["tokens"], batch["positions"], batch["documents"])
-        nll[source] += float(cross_entropy(logits[0], batch["targets"][0], ignore_index=-100, reduction="sum"))
-        targets[source] += int((batch["targets"] >= 0).sum())
+        logits = model.eval()(batch["inputs"]["tokens"], batch["inputs"]["positions"], batch["inputs"]["documents"])
+        nll[source] += float(
+            cross_entropy(logits[0], batch["inputs"]["targets"][0], ignore_index=-100, reduction="sum")
+        )
+        targets[source] += int((batch["inputs"]["targets"] >= 0).sum())
     return nll, targets
 
 
