@@ -196,6 +196,13 @@ def _checkpoint_problems(checkpoint: CheckpointConfig) -> Iterator[str]:
             f"checkpoint.local_dir is {checkpoint.local_dir}, but checkpoint.local_every_steps is 0: nothing would be "
             "saved there; give an interval shorter than checkpoint.every_steps"
         )
+    if checkpoint.keep_last == 0:
+        asked = ("every_steps", "keep_every_steps", "keep_best", "local_every_steps")
+        for key in (key for key in asked if getattr(checkpoint, key)):
+            yield (
+                f"checkpoint.{key} = {getattr(checkpoint, key)} asks for checkpoints, but checkpoint.keep_last = 0 "
+                "saves none; leave one of them out"
+            )
 
 
 def _schedule_problems(optim: OptimConfig, max_steps: int) -> Iterator[str]:
@@ -206,3 +213,5 @@ def _schedule_problems(optim: OptimConfig, max_steps: int) -> Iterator[str]:
             f"optim.warmup_steps = {optim.warmup_steps} is not less than {name} = {end}, where the {optim.schedule} "
             "schedule ends: nothing would be left to decay in; lower warmup_steps or raise the other"
         )
+    if optim.schedule == "range_test" and not optim.min_lr_ratio:
+        yield "optim.min_lr_ratio = 0 is no rate that range_test could grow from; give the first one as a share of lr"

@@ -142,6 +142,8 @@ def checkpoint_lines(size: int, kept: Kept, room: Room | None, is_local: bool = 
     """
     needed = (kept.total + 1) * size
     label, place = ("on each node", "checkpoint.local_dir here") if is_local else ("checkpoint", "the run directory")
+    if not kept.total:
+        return [f"{label:<14} none is saved: checkpoint.keep_last is 0"]
     first = f"{label:<14} {format_bytes(size)} each; {kept} kept and one being written: {format_bytes(needed)}"
     if room is None:
         return [first]
