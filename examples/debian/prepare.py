@@ -11,8 +11,8 @@ from pathlib import Path
 import fire
 
 from examples.debian.packages import MIRROR, SUITE, fetch_lists, read_packages, release_of
-from examples.debian.records import FILES, make
-from examples.splits import BUDGETS_PERCENT, table, within_budget, write_records
+from examples.debian.records import FILES, deal_packages, make
+from examples.splits import BUDGETS_PERCENT, Record, apart, table, within_budget, write_records
 from scaletrain.errors import ConfigError
 from tools.fire_tool import run_tool
 
@@ -59,18 +59,24 @@ def run(request: Request) -> None:
     packages = read_packages(lists, request.suite)
     families = len({package.family for package in packages})
     print(f"{release_of(lists, request.suite)}: {len(packages):,} packages of {families:,} families\n")
+    dealt = deal_packages(packages)
     counts: dict[str, Counter[str]] = {}
     copies: dict[str, int] = {}
     for name in FILES:
-        records, copies[name] = make(name, packages)
-        records = records[: request.max_records]
-        budgets = {f"{name}_{percent}": percent for percent in BUDGETS_PERCENT if name in WITH_BUDGETS}
-        for file, percent in {name: 100, **budgets}.items():
-            chosen = list(within_budget(records, percent))
-            write_records(request.out / f"{file}.jsonl", chosen)
-            counts[file] = Counter(record["split"] for record in chosen)
+        records, copies[name] = make(name, dealt)
+        for file, written in files_of(name, records[: request.max_records]).items():
+            write_records(request.out / f"{file}.jsonl", written)
+            counts[file] = Counter(record["split"] for record in written)
     print(table(counts))
     print("\ncopies left out: " + ", ".join(f"{name} {count:,}" for name, count in copies.items()))
+
+
+def files_of(name: str, records: list[Record]) -> dict[str, list[Record]]:
+    """The records of each file that is made of those of a task."""
+    if name == "language_model":
+        return apart(name, records)
+    budgets = BUDGETS_PERCENT if name in WITH_BUDGETS else ()
+    return {name: records, **{f"{name}_{percent}": list(within_budget(records, percent)) for percent in budgets}}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from examples.debian.packages import LANGUAGES, Package
-from examples.splits import Record, arrange, split_of
+from examples.splits import Record, arrange, identity, split_of
 
 # Sections that say what a package is about; most others say how it is built, or in which language.
 TOPICS = ("admin", "fonts", "games", "graphics", "mail", "net", "science", "sound", "text", "x11")
@@ -88,19 +88,37 @@ def splits_of(packages: Iterable[Package]) -> dict[str, str]:
     return {family: "train" if size > MAX_HELD_OUT_FAMILY else split_of(family) for family, size in sizes.items()}
 
 
-def make(name: str, packages: Sequence[Package]) -> tuple[list[Record], int]:
+def deal_packages(packages: Sequence[Package]) -> list[tuple[Package, str]]:
+    """Pairs packages with their splits, the same for all tasks.
+
+    Args:
+        packages: Those of the archive.
+
+    Returns:
+        Packages and splits, without what would be held out of one task and read in training for another one: packages
+        whose text is that of a package for training.
+    """
+    splits = splits_of(packages)
+    trained = {identity(text_of(package)) for package in packages if splits[package.family] == "train"}
+    return [
+        (package, splits[package.family])
+        for package in packages
+        if splits[package.family] == "train" or identity(text_of(package)) not in trained
+    ]
+
+
+def make(name: str, dealt: Sequence[tuple[Package, str]]) -> tuple[list[Record], int]:
     """Makes the records of a file.
 
     Args:
         name: One of FILES.
-        packages: Those of the archive.
+        dealt: Packages and their splits.
 
     Returns:
         The records in a shuffled order, each with its split, and how many copies were left out.
     """
     records_of, key = FILES[name]
-    splits = splits_of(packages)
-    made = ({**record, "split": splits[package.family]} for package in packages for record in records_of(package))
+    made = ({**record, "split": split} for package, split in dealt for record in records_of(package))
     records, copies = arrange(made, itemgetter(key))
     if name == "classification":
         sizes = Counter(record["label"] for record in records)
