@@ -203,6 +203,9 @@ class Run(Protocol):
     save_s: float
     """Seconds that the last save took; 0 before the first."""
 
+    end_reason: str | None
+    """Why the run is complete before its last step, as a callback has found on all ranks; None while it is not."""
+
     @property
     def batch_hash(self) -> str:
         """Checksum of the last global batch, as hexadecimal digits; empty before the first."""

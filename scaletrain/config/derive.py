@@ -9,7 +9,7 @@ from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
-from scaletrain.config.schema import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.schema import CheckpointConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -79,6 +79,7 @@ def check(config: RunConfig) -> None:
         *data_problems(config.data),
         *_schedule_problems(config.optim, config.train.max_steps),
         *_checkpoint_problems(config.checkpoint),
+        *_patience_problems(config.eval),
     ]
     try:
         load_deepspeed_json(config.deepspeed)
@@ -194,6 +195,14 @@ def _checkpoint_problems(checkpoint: CheckpointConfig) -> Iterator[str]:
         yield (
             f"checkpoint.local_dir is {checkpoint.local_dir}, but checkpoint.local_every_steps is 0: nothing would be "
             "saved there; give an interval shorter than checkpoint.every_steps"
+        )
+
+
+def _patience_problems(evaluation: EvalConfig) -> Iterator[str]:
+    if evaluation.patience and not evaluation.every_steps:
+        yield (
+            f"eval.patience = {evaluation.patience} counts evaluations, but eval.every_steps = 0 makes one at the end "
+            "only; give an interval"
         )
 
 

@@ -22,6 +22,7 @@ DATA_SKIPPED_SHARDS = "data/skipped_shards"
 EVAL_LOSS = "eval/loss"
 EVAL_PERPLEXITY = "eval/perplexity"
 EVAL_BITS_PER_BYTE = "eval/bits_per_byte"
+EVAL_GAP = "eval/gap"
 
 TEXT_CONFIG = "text/config"
 TEXT_SAMPLES = "text/samples"

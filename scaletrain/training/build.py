@@ -47,6 +47,7 @@ from scaletrain.training.init_source import choose_sources
 from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
+from scaletrain.training.overfitting import Overfitting
 from scaletrain.training.processes import find_peak, limit_collectives
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import begin_with, newest_intact, resume
@@ -101,14 +102,15 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
-    tiers = open_tiers(config.checkpoint, folder, ranks)
+    tiers = open_tiers(config.checkpoint, folder, ranks, keeps_best=config.eval.patience > 0)
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
     stability = build_stability(config, engine, dataset, checkpointing, tiers, folder.path, ranks)
     identity = f"{config.seed} {corpora.fingerprint}"
     health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
-    stateful = (mixing, health, stability, evaluating, checkpointing)
+    overfitting = Overfitting(config.eval.patience, lambda wants: engine.agree((), wants).requests)
+    stateful = (mixing, overfitting, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
     find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
@@ -117,17 +119,15 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
-    if state.step >= train.max_steps and checkpointing.saved_at == state.step:
-        beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
-        logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
-        return Ending(Verdict.COMPLETE, "all steps were done before")
+    if checkpointing.saved_at == state.step and (done := _done_before(state.step, train.max_steps, overfitting.reason)):
+        return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
-    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
+    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, (), end_reason=overfitting.reason)
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1)
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
-        run.state, run.callbacks = state, (mixing, reporting, *stateful[1:])
+        run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:])
         try:
             ending = _fit(config, corpora, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
@@ -139,6 +139,16 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             continue
         _conclude(ending, run, evaluating)
         return ending
+
+
+def _done_before(step: int, max_steps: int, end_reason: str | None) -> Ending | None:
+    """How a run that has nothing left to do has ended; None for others."""
+    if step < max_steps and end_reason is None:
+        return None
+    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
+    early = "" if end_reason is None else f": {end_reason}"
+    logger.info("the run is complete: it is at step %d of %d%s%s", step, max_steps, beyond, early)
+    return Ending(Verdict.COMPLETE, end_reason or "all steps were done before")
 
 
 def _fit(
@@ -356,4 +366,6 @@ def _conclude(ending: Ending, run: TrainingRun, evaluating: Evaluating) -> None:
         return
     for prompt, text in evaluating.samples:
         logger.info("sample, from %r:\n%s%s", prompt, prompt, text)
-    logger.info("the run is complete: %d steps; watch it: tensorboard --logdir %s", run.state.step, run.folder.parent)
+    early = "" if run.end_reason is None else f", since {run.end_reason}"
+    told = (run.state.step, early, run.folder.parent)
+    logger.info("the run is complete: %d steps%s; watch it: tensorboard --logdir %s", *told)

@@ -97,7 +97,8 @@ class Checkpointing(Callback):
             StorageError: There was no way to.
         """
         self.settle(run)
-        pauses = iter(_LAST_PAUSES_S if run.state.step >= run.max_steps else ())
+        is_over = run.state.step >= run.max_steps or run.end_reason is not None
+        pauses = iter(_LAST_PAUSES_S if is_over else ())
         while self._saved_at != run.state.step:
             outcome = self._save(run)
             if outcome.problem is not None:

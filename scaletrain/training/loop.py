@@ -36,6 +36,7 @@ class TrainingRun:
     last_step: StepResult | None = None
     save_requested: bool = False
     save_s: float = 0.0
+    end_reason: str | None = None
     _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def step_done(self, result: StepResult) -> None:
@@ -98,7 +99,7 @@ def fit(
     unreadable: DataError | None = None
     try:
         run.notify("on_start")
-        while run.state.step < run.max_steps:
+        while run.state.step < run.max_steps and run.end_reason is None:
             timing.start_step()
             batch, problem = feed.fetch()
             timing.data_ready()
@@ -134,6 +135,8 @@ def fit(
                 **timing.metrics(),
             }
             run.notify("on_step_end", metrics)
+        if ending.verdict is Verdict.COMPLETE and run.end_reason is not None:
+            ending = Ending(Verdict.COMPLETE, run.end_reason)
         ending = _end(run, ending, has_reason=ending.verdict is not Verdict.COMPLETE or unreadable is not None)
     except BaseException as error:
         run.notify("on_exception", error)
