@@ -203,8 +203,8 @@ class Run(Protocol):
     save_s: float
     """Seconds that the last save took; 0 before the first."""
 
-    end_reason: str | None
-    """Why the run is complete before its last step, as a callback has found on all ranks; None while it is not."""
+    complete_because: str
+    """Why the run is complete before its last step; a callback sets it, on all ranks alike. Empty otherwise."""
 
     @property
     def batch_hash(self) -> str:

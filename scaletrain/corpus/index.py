@@ -32,9 +32,9 @@ from scaletrain.data.manifest import (
     Manifest,
     ShardEntry,
     TokenizerEntry,
-    is_fit_for_manifest,
     totals_of,
 )
+from scaletrain.data.manifest_paths import is_fit_for_manifest
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, token_byte_lengths, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.storage.fetch import FetchPolicy
@@ -241,6 +241,7 @@ def _index(plan: IndexPlan, job: _Job) -> Record:
             index=job.index.name,
             index_size=len(written),
             index_checksum=xxhash.xxh3_128_hexdigest(written),
+            longest=int(index.n_tokens.max()),
             documents=len(index.offsets),
             tokens=int(index.n_tokens.sum()),
             bytes=sum(index.n_bytes.tolist()),  # which may exceed what int64 holds

@@ -7,7 +7,7 @@ from collections import Counter
 
 from braceexpand import braceexpand
 
-from scaletrain.data.manifest import is_fit_for_manifest
+from scaletrain.data.manifest_paths import is_fit_for_manifest
 from scaletrain.errors import DataError
 from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import PIPE, check_url, is_remote, local_path, printable, scheme_of

@@ -5,15 +5,15 @@ import gc
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaletrain.data.atomic import whole_file
+from scaletrain.data.manifest_paths import InnerPath, ShardPath
 from scaletrain.errors import DataError
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote, join, printable
@@ -21,38 +21,12 @@ from scaletrain.storage.urls import is_remote, join, printable
 VERSION: Literal[1] = 1
 FILE_NAME = "manifest.json"
 NATIVE_FIELD = "tokens.npy"
+LABEL = "label"
+"""Name of the value that is the number of a document's class."""
 _LARGEST_MANIFEST = 1 << 30
 _LARGEST_TOKENIZER = 1 << 28
 _LARGEST_INDEX = 1 << 30
 _LARGEST_SUM = 1 << 62  # int64 holds twice as much
-_UNFIT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
-
-
-def is_fit_for_manifest(path: str) -> bool:
-    """Whether a path or URL can be written down: no control characters, and no bytes that are not UTF-8."""
-    return not _UNFIT.search(path)
-
-
-def _inside_folder(path: str) -> str:
-    """A manifest may come from a stranger: what it names beside itself lies in its own folder."""
-    if (
-        not is_fit_for_manifest(path)
-        or not path.strip("./")
-        or path.startswith("/")
-        or ":" in path
-        or ".." in path.split("/")
-    ):
-        raise ValueError("must be a path inside the manifest's folder, without control characters")
-    return path
-
-
-def _shard_location(path: str) -> str:
-    """Shards made elsewhere stay where they are; whether a URL may be opened is for the storage to say."""
-    return path if is_fit_for_manifest(path) and (is_remote(path) or path.startswith("/")) else _inside_folder(path)
-
-
-InnerPath = Annotated[str, AfterValidator(_inside_folder)]
-ShardPath = Annotated[str, AfterValidator(_shard_location)]
 
 
 class _Record(BaseModel):
@@ -103,6 +77,7 @@ class ShardEntry(Totals):
         index: Path of the index in the manifest's folder; beside the shard where it is None.
         index_size: Of the index file, in bytes.
         index_checksum: xxh3-128 of the index file.
+        longest: Most tokens of a document, where that is known.
         packed: For each ``max_seq_len`` counted so far, the sequences that best-fit packing makes of the shard.
     """
 
@@ -112,6 +87,7 @@ class ShardEntry(Totals):
     index: InnerPath | None = None
     index_size: int | None = Field(None, ge=1, le=_LARGEST_INDEX)
     index_checksum: str | None = None
+    longest: int | None = Field(None, ge=0, lt=_LARGEST_SUM)
     # Not {}: pydantic would copy it deeply for each of a hundred thousand shards.
     packed: Mapping[int, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
 
@@ -137,7 +113,13 @@ class Manifest(_Record):
         dtype: Type of the stored tokens.
         tokenizer: What the text was made into tokens with.
         content: What the shards hold.
-        splits: Shards of ``train`` and ``validation``, in the order that the data's order counts them in.
+        parts: Whether the highest bit of each stored word is the token's part, 0 or 1, and the rest the token.
+        values: Names of the numbers that each document has, in their order.
+        classes: Names of the classes that documents belong to. Each belongs to one where ``values`` is ``label``, the
+            number of its class here; to any of them where ``values`` are the classes, each 1 or 0.
+        chat_template: What conversations were rendered with: a template in Jinja, see ``chat.py``.
+        splits: Shards of ``train``, ``validation`` and perhaps ``test``, in the order that the data's order counts
+            them in.
         totals: Sums for each split.
     """
 
@@ -147,16 +129,32 @@ class Manifest(_Record):
     dtype: Literal["uint16", "uint32"]
     tokenizer: TokenizerEntry
     content: Content = Content()
+    parts: bool = False
+    values: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    chat_template: str | None = None
     splits: Mapping[str, tuple[ShardEntry, ...]]
     totals: Mapping[str, Totals]
 
     @model_validator(mode="after")
     def _check_dtype(self) -> "Manifest":
-        largest = int(np.iinfo(self.dtype).max) + 1
+        largest = largest_vocabulary(self.dtype, self.parts)
         if self.tokenizer.vocab_size > largest:
+            with_parts = " with parts" if self.parts else ""
             raise ValueError(
-                f"vocab_size {self.tokenizer.vocab_size} must be at most {largest}, as dtype is {self.dtype}"
+                f"vocab_size {self.tokenizer.vocab_size} must be at most {largest}, as dtype is "
+                f"{self.dtype}{with_parts}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_values(self) -> "Manifest":
+        if len(set(self.values)) < len(self.values) or len(set(self.classes)) < len(self.classes):
+            raise ValueError("each of values and classes must have a name of its own")
+        if self.classes and (len(self.classes) < 2 or self.values not in ((LABEL,), self.classes)):
+            raise ValueError(f"classes must be two or more, and values be {LABEL!r} or the classes")
+        if (self.parts or self.values) and self.content != Content():
+            raise ValueError(f"only documents of {NATIVE_FIELD} can have parts or values")
         return self
 
     @classmethod
@@ -228,7 +226,7 @@ class Manifest(_Record):
         """The shards of a split.
 
         Args:
-            name: ``train`` or ``validation``.
+            name: ``train``, ``validation`` or ``test``.
 
         Returns:
             At least one shard.
@@ -259,6 +257,17 @@ class Manifest(_Record):
         return np.dtype("<u2" if self.dtype == "uint16" else "<u4")
 
     @property
+    def longest(self) -> int | None:
+        """Most tokens of a document, with those that mark borders; None where a shard does not tell."""
+        longest = 0
+        for shards in self.splits.values():
+            for shard in shards:
+                if shard.longest is None:
+                    return None
+                longest = max(longest, shard.longest)
+        return longest
+
+    @property
     def fingerprint(self) -> str:
         """Hash of what determines the data: tokenizer and shards, but not paths; equal for equal corpora."""
         content: dict[str, object] = {
@@ -267,6 +276,8 @@ class Manifest(_Record):
         }
         if self.content != Content():
             content["content"] = self.content.model_dump()
+        if self.parts or self.values:
+            content["examples"] = [self.parts, self.values, self.classes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def read_tokenizer(self, storage: Storage | None = None) -> bytes:
@@ -300,6 +311,19 @@ class Manifest(_Record):
                     f"{shown}: the totals of split {name!r} are ({self.totals.get(name)}), but its shards sum to "
                     f"({sums.get(name)}). The file was changed; build the corpus again with tools/make_shards.py."
                 )
+
+
+def largest_vocabulary(dtype: str, parts: bool) -> int:
+    """The most tokens that words of a type can tell apart.
+
+    Args:
+        dtype: ``uint16`` or ``uint32``.
+        parts: Whether the highest bit of each word is the token's part.
+
+    Returns:
+        The number of them, the largest token plus one.
+    """
+    return (int(np.iinfo(dtype).max) + 1) >> int(parts)
 
 
 def totals_of(shards: tuple[ShardEntry, ...]) -> Totals:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import xxhash
@@ -30,6 +31,7 @@ TOKENS_FIELD = NATIVE_FIELD
 FACTS_FIELD = "json"
 _VERSION = 2
 _COLUMNS = ("offsets", "sizes", "n_tokens", "n_bytes")
+_VALUES = "values"
 _FACTS = ("size", "checksum", "edges", "dtype")
 _KEYS = ("keys", "key_ends")
 _DTYPES = ("uint16", "uint32")
@@ -38,6 +40,13 @@ _LARGEST_FACTS = 1 << 20  # bytes of a document's JSON
 _LONGEST_FACT = 4096  # characters of a text in an index
 _LARGEST_TEXT = 1 << 40  # bytes; more than any tar holds, and far from where sums would wrap around
 _REMEDY = "Copy the shard again from where it came, or build the corpus again with tools/make_shards.py."
+
+
+class _Facts(NamedTuple):
+    """What the JSON of a document tells: bytes of its text, and its values."""
+
+    n_bytes: int
+    values: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class ShardIndex:
         dtype: Type of the tokens, ``uint16`` or ``uint32``.
         content: What was indexed.
         keys: Of the documents, in an index that was just made; one that was read holds none, see ``read_keys``.
+        values: Numbers that each document has (documents, m), float64; None where documents have none.
     """
 
     offsets: NDArray[np.int64]
@@ -69,6 +79,7 @@ class ShardIndex:
     dtype: str
     content: Content = field(default_factory=Content)
     keys: Sequence[str] | None = None
+    values: NDArray[np.float64] | None = None
 
     def write(self, path: Path) -> None:
         """Writes the index with the keys, whole or not at all, as an npz file without pickles.
@@ -90,6 +101,8 @@ class ShardIndex:
             "key_ends": ends,
             **{name: np.asarray(getattr(self, name)) for name in (*_COLUMNS, *_FACTS)},
         }
+        if self.values is not None:
+            columns[_VALUES] = self.values
         with whole_file(path) as stream:
             np.savez(stream, **columns)
 
@@ -107,7 +120,7 @@ class ShardIndex:
         Raises:
             DataError: It is missing or damaged.
         """
-        return _read(source, shown, (*_COLUMNS, *_FACTS, "content"), cls._of_stored)
+        return _read(source, shown, (*_COLUMNS, *_FACTS, _VALUES, "content"), cls._of_stored)
 
     @staticmethod
     def read_keys(source: Path | BinaryIO, shown: str | None = None, descriptor: int | None = None) -> list[str]:
@@ -144,7 +157,7 @@ class ShardIndex:
             facts["content"] = Content.model_validate_json(_fact(stored, "content"))
         if len({len(column) for column in columns.values()}) != 1:
             raise ValueError("its columns differ in length")
-        return cls(**columns, **facts)
+        return cls(**columns, **facts, values=_values(stored, len(columns["offsets"])))
 
 
 def index_path(shard: Path) -> Path:
@@ -152,21 +165,22 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name.removesuffix(".tar") + ".index.npz")
 
 
-def index_shard(path: Path) -> ShardIndex:
+def index_shard(path: Path, n_values: int = 0) -> ShardIndex:
     """Makes the index of a shard whose tokens lie ready in it. See ``index_tokens``."""
     try:
         with path.open("rb") as stream:
-            return index_tokens(stream, str(path))
+            return index_tokens(stream, str(path), n_values)
     except OSError as error:
         raise DataError(f"Shard {path} cannot be read: {error.strerror}. {_REMEDY}") from None
 
 
-def index_tokens(stream: BinaryIO, shown: str) -> ShardIndex:
+def index_tokens(stream: BinaryIO, shown: str, n_values: int = 0) -> ShardIndex:
     """Makes the index of a shard whose tokens lie ready in it, by walking over its headers.
 
     Args:
         stream: The open tar.
         shown: Its path, for messages.
+        n_values: Numbers that each document has.
 
     Returns:
         Its index with the documents' keys, not yet written.
@@ -178,20 +192,22 @@ def index_tokens(stream: BinaryIO, shown: str) -> ShardIndex:
     """
     found: dict[str, tuple[int, int, int]] = {}
     dtypes = set()
-    facts_key, facts_bytes = None, 0
+    facts_key, facts = None, _Facts(0, ())
+    values: list[Sequence[float]] = []
     descriptor = stream.fileno()
     size = os.fstat(descriptor).st_size
     for member in walk_members(descriptor, size, shown):
         key, part = _sample_of(member, shown)
         if part == FACTS_FIELD:
-            facts_key, facts_bytes = key, _text_bytes(descriptor, member, shown)
+            facts_key, facts = key, _read_facts(descriptor, member, shown, n_values)
         elif part == TOKENS_FIELD:
             if facts_key != key:
                 raise DataError(f"{shown}: document {key!r} has no {FACTS_FIELD} before its tokens. {_REMEDY}")
             if key in found:
                 raise DataError(f"{shown} holds document {key!r} twice. {_REMEDY}")
             header_bytes, count, dtype = _array_header(descriptor, member, shown)
-            found[key] = (member.offset + header_bytes, count, facts_bytes)
+            found[key] = (member.offset + header_bytes, count, facts.n_bytes)
+            values.append(facts.values)
             dtypes.add(dtype)
     if not found:
         raise DataError(f"{shown} holds no document: no member's name ends in .{TOKENS_FIELD}. {_REMEDY}")
@@ -209,6 +225,7 @@ def index_tokens(stream: BinaryIO, shown: str) -> ShardIndex:
         edges=edge_checksum(descriptor, int(offsets[0]), int(offsets[-1])),
         dtype=dtype,
         keys=tuple(found),
+        values=np.array(values, dtype=np.float64) if n_values else None,
     )
 
 
@@ -273,6 +290,13 @@ def _column(stored: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.int64]:
     return column
 
 
+def _values(stored: Mapping[str, NDArray[Any]], n_documents: int) -> NDArray[np.float64] | None:
+    values = stored.get(_VALUES)
+    if values is not None and (values.dtype != np.float64 or values.ndim != 2 or len(values) != n_documents):
+        raise ValueError(f"{_VALUES} has shape {values.shape} and type {values.dtype}, not a row for each document")
+    return values
+
+
 def _fact(stored: Mapping[str, NDArray[Any]], name: str) -> Any:
     fact = stored[name]
     if fact.shape or fact.dtype.itemsize > 4 * _LONGEST_FACT:
@@ -312,18 +336,23 @@ def _sample_of(member: Member, shown: str) -> tuple[str, str]:
     return split_name(member.name) or ("", "")
 
 
-def _text_bytes(descriptor: int, member: Member, shown: str) -> int:
+def _read_facts(descriptor: int, member: Member, shown: str, n_values: int) -> _Facts:
     try:
         if member.size > _LARGEST_FACTS:
             raise ValueError
-        n_bytes = json.loads(os.pread(descriptor, member.size, member.offset))["bytes"]
+        facts = json.loads(os.pread(descriptor, member.size, member.offset))
+        n_bytes = facts["bytes"]
         if type(n_bytes) is not int or not 0 <= n_bytes < _LARGEST_TEXT:  # True is an int too
             raise ValueError
-        return n_bytes
-    except (ValueError, KeyError, TypeError, RecursionError):
+        values = facts["values"] if n_values else ()
+        if len(values) != n_values or not all(type(value) in (int, float) and isfinite(value) for value in values):
+            raise ValueError
+        return _Facts(n_bytes, values)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        needed = f" and 'values' are {n_values} finite numbers" if n_values else ""
         raise DataError(
             f"{shown}: {member.name} must be a short JSON object in which 'bytes' is the length of the text in bytes, "
-            f"below {_LARGEST_TEXT:,}. {_REMEDY}"
+            f"below {_LARGEST_TEXT:,}{needed}. {_REMEDY}"
         ) from None
 
 

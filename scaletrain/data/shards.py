@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletrain.data.foreign import DocumentDecoder, most_tokens
+from scaletrain.data.foreign import DocumentDecoder
+from scaletrain.data.index_check import check_index
 from scaletrain.data.lru import LastUsed, LastUsedArrays
 from scaletrain.data.manifest import NATIVE_FIELD, Manifest, ShardEntry, check_size
 from scaletrain.data.packing import Row
@@ -67,7 +68,7 @@ class ShardReader:
 
         Args:
             manifest: The corpus.
-            split: ``train`` or ``validation``.
+            split: ``train``, ``validation`` or ``test``.
             storage: Opens what is not a local file.
             name: Of the source, for messages; the manifest's location by default.
             max_open: Shards that are open at once, with their indexes in memory; by default as many as a quarter of
@@ -153,6 +154,23 @@ class ShardReader:
         found = np.empty(stop - start, dtype=self.dtype)
         self.read_row(found, [(shard, document, start, stop)])
         return found
+
+    def values(self, shard: int, document: int) -> NDArray[np.float64]:
+        """The numbers of a document: see ``Manifest.values``.
+
+        Args:
+            shard: Index of the shard in its split.
+            document: Index of the document in its shard.
+
+        Returns:
+            Array (m,), finite; m is 0 where the corpus has none.
+
+        Raises:
+            BadShardError: The shard or its index is missing or damaged, or one is not the other's.
+            IndexError: The shard has no such document.
+        """
+        values = self._shard(shard).index.values
+        return np.zeros(0) if values is None else values[document]
 
     def read_row(
         self, out: NDArray[np.unsignedinteger], pieces: Iterable[Sequence[int]], left_out: Collection[int] = ()
@@ -292,7 +310,7 @@ class ShardReader:
         try:
             with self._index_stream(entry) as stream:
                 index = ShardIndex.read(stream, self._index_location(entry, shown=True))
-            self._check_index(self._index_location(entry, shown=True), index, entry)
+            check_index(self._index_location(entry, shown=True), index, entry, self.manifest)
         except CacheError:
             raise
         except DataError as error:
@@ -319,45 +337,6 @@ class ShardReader:
             raise
         except DataError as error:
             raise DataError(f"{error} {_REMEDY}") from None
-
-    def _check_index(self, path: str, index: ShardIndex, entry: ShardEntry) -> None:
-        facts: dict[str, tuple[object, object]] = {
-            "content": (index.content, self.manifest.content),
-            "size": (index.size, entry.size),
-            "checksum": (index.checksum, entry.checksum),
-            "documents": (len(index.offsets), entry.documents),
-            "tokens": (_total(index.n_tokens), entry.tokens),
-            "bytes": (_total(index.n_bytes), entry.bytes),
-        }
-        if self._is_native:
-            facts["dtype"] = (index.dtype, self.dtype.name)
-        for name, (found, expected) in facts.items():
-            if found != expected:
-                raise DataError(
-                    f"{path} is not the index of {entry.path}: its {name} is {found}, the manifest says {expected}. "
-                    f"{_REMEDY}"
-                )
-        columns = (index.offsets, index.sizes, index.n_tokens, index.n_bytes)
-        if not entry.documents or min(int(column.min()) for column in columns) < 0:
-            raise DataError(f"{path} names negative places or numbers, or none. {_REMEDY}")
-        if (index.sizes > index.size - index.offsets).any():  # the sum could wrap around
-            raise DataError(f"{path} names places outside of {entry.path}, of {index.size} bytes. {_REMEDY}")
-        if self._is_native:
-            counts, rest = np.divmod(index.sizes, self.dtype.itemsize)
-            is_possible = (counts == index.n_tokens) & (rest == 0)
-        else:
-            is_possible = index.n_tokens <= most_tokens(self.manifest.content, index.sizes)
-        if not is_possible.all():
-            document = int(is_possible.argmin())
-            raise DataError(
-                f"{path} says that document {document} of {entry.path} gives {index.n_tokens[document]} tokens, which "
-                f"its {index.sizes[document]} bytes cannot. {_REMEDY}"
-            )
-
-
-def _total(column: NDArray[np.int64]) -> int:
-    """Sum that does not wrap around."""
-    return (int((column >> 32).sum()) << 32) + int((column & 0xFFFFFFFF).sum())
 
 
 def _most_open() -> int:

@@ -15,7 +15,7 @@ LARGEST_HEADER = 512  # bytes; that of a one-dimensional array of numbers takes 
 _LARGEST_DIRECTORY = 4096  # bytes of a zip's list of its parts; ten arrays take less than 1,000
 _END_OF_DIRECTORY, _END_OF_LARGE_DIRECTORY = b"PK\5\6", b"PK\6\7"
 _ENCRYPTED = 1
-_KINDS = "iuU"  # numbers and text
+_KINDS = "iufU"  # numbers and text
 
 
 class ArrayHeader(NamedTuple):
@@ -69,7 +69,7 @@ def read_arrays(stream: BinaryIO, names: Iterable[str]) -> dict[str, NDArray[Any
 
     Args:
         stream: The open file.
-        names: Of the arrays, which hold whole numbers or text.
+        names: Of the arrays, which hold numbers or text.
 
     Returns:
         Those of them that are there, read-only.

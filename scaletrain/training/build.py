@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,6 @@ from scaletrain.config.schema import RunConfig
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.deadline import shown
@@ -24,7 +24,7 @@ from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
-from scaletrain.model.transformer import Transformer
+from scaletrain.model.build import build_model
 from scaletrain.model.tuning import prepare
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import format_count, start_banner
@@ -34,11 +34,12 @@ from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
 from scaletrain.planning.flops import flops_per_token
 from scaletrain.planning.parameters import count_parameters
-from scaletrain.protocols import Run, SequenceRange, TrainingState
+from scaletrain.protocols import Run, SequenceRange, SkippedShard, TrainingState
 from scaletrain.ranks import Ranks
-from scaletrain.tasks.causal_lm import CausalLM
+from scaletrain.tasks.registry import build_task
+from scaletrain.tasks.task import Task, TaskSetting
 from scaletrain.training.checkpointing import Checkpointing
-from scaletrain.training.corpus import Corpora, phases_of
+from scaletrain.training.corpus import Corpora, phases_of, training_readers
 from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
@@ -49,6 +50,7 @@ from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.overfitting import Overfitting
 from scaletrain.training.processes import find_peak, limit_collectives
+from scaletrain.training.range_test import RangeTest
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import begin_with, newest_intact, resume
 from scaletrain.training.rollback import (
@@ -97,20 +99,21 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     """
     train, attempt, verify = config.train, start.attempt, config.checkpoint.verify
     first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
-    engine = build_engine(config, first_plan, len(corpora.manifests))
+    task = build_task(setting_of(config, corpora))
+    engine = build_engine(config, first_plan, len(corpora.manifests), task.module)
     limit_collectives(train.collective_timeout_s)
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
-    evaluating = build_evaluating(config, corpora, engine, ranks)
+    evaluating = build_evaluating(config, corpora, engine, task, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
     tiers = open_tiers(config.checkpoint, folder, ranks, keeps_best=config.eval.patience > 0)
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
     stability = build_stability(config, engine, dataset, checkpointing, tiers, folder.path, ranks)
-    identity = f"{config.seed} {corpora.fingerprint}"
-    health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
+    health = build_health(config, corpora, engine)
     overfitting = Overfitting(config.eval.patience, lambda wants: engine.agree((), wants).requests)
-    stateful = (mixing, overfitting, health, stability, evaluating, checkpointing)
+    range_test = [RangeTest(train.max_steps)] if config.optim.schedule == "range_test" else []
+    stateful = (mixing, overfitting, *range_test, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
     find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
@@ -122,14 +125,16 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     if checkpointing.saved_at == state.step and (done := _done_before(state.step, train.max_steps, overfitting.reason)):
         return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
-    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, (), end_reason=overfitting.reason)
+    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
+    run.complete_because = overfitting.reason
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1)
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
         run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:])
         try:
-            ending = _fit(config, corpora, run, engine, share_of(config, ranks, state), timing, stop)
+            open_dataset = partial(training_dataset, config, corpora, task=task)
+            ending = _fit(config, open_dataset, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
             checkpointing.settle(run)
             resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint, back.newest_step)
@@ -141,19 +146,19 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
         return ending
 
 
-def _done_before(step: int, max_steps: int, end_reason: str | None) -> Ending | None:
+def _done_before(step: int, max_steps: int, reason: str) -> Ending | None:
     """How a run that has nothing left to do has ended; None for others."""
-    if step < max_steps and end_reason is None:
+    if step < max_steps and not reason:
         return None
     beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
-    early = "" if end_reason is None else f": {end_reason}"
+    early = f": {reason}" if reason else ""
     logger.info("the run is complete: it is at step %d of %d%s%s", step, max_steps, beyond, early)
-    return Ending(Verdict.COMPLETE, end_reason or "all steps were done before")
+    return Ending(Verdict.COMPLETE, reason or "all steps were done before")
 
 
 def _fit(
     config: RunConfig,
-    corpora: Corpora,
+    open_dataset: Callable[[Sequence[SkippedShard]], SequenceDataset],
     run: TrainingRun,
     engine: Engine,
     share: Share,
@@ -167,9 +172,9 @@ def _fit(
     def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:
         return iterate_steps(dataset, share, state.step, state.sequences, data.num_workers, data.prefetch)
 
-    feed = Feed(partial(training_dataset, config, corpora), open_stream, engine, data.on_bad_shard == "skip")
+    feed = Feed(open_dataset, open_stream, engine, data.on_bad_shard == "skip")
     feed.start(run.state)
-    told_apart = tuple(corpora.manifests) if len(corpora.manifests) > 1 else ()
+    told_apart = tuple(source.name for source in data.sources) if len(data.sources) > 1 else ()
     try:
         return fit(run, engine, feed, rates, timing, stop, train.max_seq_len, told_apart)
     finally:
@@ -179,6 +184,20 @@ def _fit(
 def _shared_documents(engine: Engine, dataset: SequenceDataset, sequences: SequenceRange) -> list[str]:
     own = documents_of(dataset, sequences) if engine.rank == 0 else []
     return engine.collect_texts(", ".join(own))
+
+
+def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
+    """What the task of a run is made of.
+
+    Args:
+        config: The run's configuration.
+        corpora: What it reads.
+
+    Returns:
+        The setting.
+    """
+    readers = training_readers(corpora)
+    return TaskSetting(config.task, config.loss, config.model, readers, corpora.read_tokenizer())
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
@@ -230,6 +249,21 @@ def build_stability(
     return Stability(config.stability, borders, step_back, partial(_shared_documents, engine, dataset))
 
 
+def build_health(config: RunConfig, corpora: Corpora, engine: Engine) -> Health:
+    """The callback that compares the ranks.
+
+    Args:
+        config: The run's configuration.
+        corpora: What it reads.
+        engine: The model on all ranks.
+
+    Returns:
+        The callback.
+    """
+    identity = f"{config.seed} {corpora.fingerprint}"
+    return Health(engine, config.stability.check_every_steps, config.train.deterministic, identity)
+
+
 def build_reporting(
     config: RunConfig,
     records: list[JsonlWriter],
@@ -264,19 +298,20 @@ def build_reporting(
     )
 
 
-def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:
+def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: Task, ranks: Ranks) -> Evaluating:
     """The evaluation on one fixed set: neither seed, lanes nor the number of ranks choose what a run is judged by.
 
     Args:
         config: The run's configuration.
         corpora: What it reads.
         engine: The model on all ranks.
+        task: What the run learns.
         ranks: The place of this process.
 
     Returns:
         The callback.
     """
-    dataset = validation_dataset(config, corpora)
+    dataset = validation_dataset(config, corpora, task)
     size = config.train.micro_batch_size
     chosen = [] if dataset is None else evaluation_sequences(dataset, config.eval.max_sequences)
 
@@ -284,32 +319,33 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks:
         assert dataset is not None  # is not asked where there is nothing to evaluate on
         return evaluation_batches(dataset, chosen, size, ranks.rank, ranks.world_size)
 
-    manifest = corpora.first
-    tokenizer = parse_tokenizer(manifest.read_tokenizer(corpora.storage), manifest.shown)
-    borders = Borders(manifest.tokenizer.eos_id, manifest.tokenizer.bos_id)
     names = [] if dataset is None else dataset.names
     if not names and ranks.is_main:
         logger.warning("no source has a validation split: the loss on unseen text is not measured")
-    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, config.train.max_seq_len, names)
+    context, tokenizer = config.train.max_seq_len, corpora.read_tokenizer()
+    return Evaluating(engine, config.eval, batches, tokenizer, config.seed, context, names, task)
 
 
-def build_engine(config: RunConfig, plan: BatchPlan, n_sources: int) -> Engine:
+def build_engine(
+    config: RunConfig, plan: BatchPlan, n_sources: int, join_loss: Callable[[Any], torch.nn.Module]
+) -> Engine:
     """Builds the model and hands it to DeepSpeed; every rank calls it.
 
     Args:
         config: The run's configuration.
         plan: How a step is cut.
         n_sources: Sources whose losses are told one by one.
+        join_loss: Joins a model and the loss of its task.
 
     Returns:
         The engine, with initial weights.
     """
     train, optim = config.train, config.optim
 
-    def module() -> CausalLM:
-        model = Transformer(config.model, checkpoint_activations=train.activation_checkpointing)
+    def module() -> torch.nn.Module:
+        model = build_model(config.model, checkpoint_activations=train.activation_checkpointing)
         prepare(model, config.lora, config.tune)
-        return CausalLM(model, config.loss)
+        return join_loss(model)
 
     def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(module.named_parameters(), optim.weight_decay, config.tune.layer_decay)
@@ -366,6 +402,6 @@ def _conclude(ending: Ending, run: TrainingRun, evaluating: Evaluating) -> None:
         return
     for prompt, text in evaluating.samples:
         logger.info("sample, from %r:\n%s%s", prompt, prompt, text)
-    early = "" if run.end_reason is None else f", since {run.end_reason}"
-    told = (run.state.step, early, run.folder.parent)
-    logger.info("the run is complete: %d steps%s; watch it: tensorboard --logdir %s", *told)
+    told = f": {run.complete_because}" if run.complete_because else ""
+    where = run.folder.parent
+    logger.info("the run is complete: %d steps%s; watch it: tensorboard --logdir %s", run.state.step, told, where)

@@ -30,10 +30,10 @@ class Overfitting(Callback):
         self._without = 0
 
     @property
-    def reason(self) -> str | None:
-        """Why the run is over; None while it is not."""
+    def reason(self) -> str:
+        """Why the run is over; empty while it is not."""
         if not self._patience or self._without < self._patience:
-            return None
+            return ""
         return f"the validation loss was lowest at step {self._best_step}, and {self._without} evaluations ago"
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
@@ -59,8 +59,8 @@ class Overfitting(Callback):
             run.save_requested = True
         else:
             self._without += 1
-        if self.reason is not None and run.end_reason is None:
-            run.end_reason = self.reason
+        if self.reason and not run.complete_because:
+            run.complete_because = self.reason
             run.record_event("early_stop", best_step=self._best_step, best_loss=self._best)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from scaletrain.data.manifest import Manifest
+from scaletrain.data.shards import ShardReader
 from scaletrain.errors import DataError
 
 
@@ -28,6 +29,26 @@ def test_equal_corpora_have_equal_fingerprints(corpus: Manifest, build_small: An
     assert again.fingerprint == corpus.fingerprint
     for name in ("train-000000.tar", "train-000000.index.npz", "tokenizer.json", "manifest.json"):
         assert Path(again.locate(name)).read_bytes() == Path(corpus.locate(name)).read_bytes()
+
+
+def test_what_examples_mean_is_part_of_the_fingerprint(corpus: Manifest, tmp_path: Path) -> None:
+    fields = json.loads(Path(corpus.location).read_text())
+    for name in ("parts", "values", "classes"):  # as in a manifest that was written before there were any
+        fields.pop(name)
+    assert Manifest(**fields, location="m").fingerprint == corpus.fingerprint
+    with_labels = [{"values": ["label"], "classes": names} for names in (["x", "y"], ["y", "x"])]
+    changed = [{}, {"parts": True}, {"values": ["size"]}, *with_labels, {"values": ["x", "y"], "classes": ["x", "y"]}]
+    fingerprints = [Manifest(**{**fields, **change}, location="m").fingerprint for change in changed]
+    assert len(set(fingerprints)) == len(changed)
+
+
+def test_the_longest_document_is_known_where_all_shards_tell(corpus: Manifest) -> None:
+    counts = [
+        ShardReader(corpus, split).token_counts(n) for split in corpus.splits for n in range(len(corpus.split(split)))
+    ]
+    assert corpus.longest == max(count.max() for count in counts)
+    silent = corpus.splits["validation"][-1].model_copy(update={"longest": None})
+    assert corpus.model_copy(update={"splits": {**corpus.splits, "validation": (silent,)}}).longest is None
 
 
 def test_another_tokenizer_is_refused_with_both_hashes(build_small: Any, tmp_path: Path) -> None:
@@ -66,6 +87,11 @@ def test_a_truncated_or_missing_shard_is_refused(build_small: Any, tmp_path: Pat
         ({"tokenizer": {"vocab_size": 2**32 + 1}, "dtype": "uint32"}, "must be at most 4294967296"),
         ({"tokenizer": {"eos_id": 300}}, "tokenizer is not valid.*eos_id 300 and bos_id None must be below"),
         ({"tokenizer": {"bos_id": 10**30}}, "must be below vocab_size 300"),
+        ({"parts": True, "tokenizer": {"vocab_size": 2**15 + 1}}, "at most 32768, as dtype is uint16 with parts"),
+        ({"values": ["a", "a"]}, "must have a name of its own"),
+        ({"values": ["label"], "classes": ["x"]}, "classes must be two or more"),
+        ({"values": ["x"], "classes": ["x", "y"]}, "values be 'label' or the classes"),
+        ({"parts": True, "content": {"field": "txt"}}, "only documents of tokens.npy can have parts"),
         ({"totals": {"train": {"documents": 1, "tokens": 10**30, "bytes": 1}}}, "tokens is not valid"),
     ],
 )

@@ -72,6 +72,31 @@ def test_an_index_is_read_from_a_path_and_from_bytes_and_its_keys_when_asked(tmp
         ShardIndex.read(index_path(path)).write(tmp_path / "again.npz")
 
 
+def make_valued(path: Path, *values: str) -> Path:
+    facts = [b'{"bytes": 7, "values": %s}' % value.encode() for value in values]
+    members = [[(f"{key}.json", fact), (f"{key}.tokens.npy", GOOD)] for key, fact in enumerate(facts)]
+    return make_tar(path, [member for sample in members for member in sample])
+
+
+def test_values_of_documents_are_kept_exactly(tmp_path: Path) -> None:
+    path = make_valued(tmp_path / "a.tar", "[1, 0.1]", "[-3, 1e300]")
+    made = index_shard(path, n_values=2)
+    made.write(index_path(path))
+    read = ShardIndex.read(index_path(path))
+    assert read.values is not None and read.values.dtype == np.float64
+    assert read.values.tolist() == [[1, 0.1], [-3, 1e300]]
+    without = index_shard(path)
+    without.write(index_path(path))
+    assert without.values is None and ShardIndex.read(index_path(path)).values is None
+
+
+@pytest.mark.parametrize("values", ["[1]", "[1, 2, 3]", "[1, NaN]", "[1, Infinity]", '[1, "2"]', "[1, true]", "7"])
+def test_values_that_are_not_as_many_finite_numbers_are_refused(tmp_path: Path, values: str) -> None:
+    path = make_valued(tmp_path / "a.tar", "[1, 2]", values)
+    with pytest.raises(DataError, match=r"1\.json must be.*'values' are 2 finite numbers"):
+        index_shard(path, n_values=2)
+
+
 def test_an_index_of_version_1_is_read_and_its_keys_come_from_the_tar(tmp_path: Path) -> None:
     path, _ = make_shard(tmp_path / "a.tar")
     made = index_shard(path)
@@ -181,6 +206,9 @@ BOMB = np.zeros(8_000_000, np.int8)
         (lambda arrays: zipped({**arrays, "offsets": arrays["offsets"].astype(np.uint64)}), "not one dimension of int"),
         (lambda arrays: zipped({**arrays, "offsets": arrays["offsets"].reshape(1, 3)}), "not one dimension of int64"),
         (lambda arrays: zipped({**arrays, "n_bytes": arrays["n_bytes"][:2]}), "columns differ in length"),
+        (lambda arrays: zipped({**arrays, "values": np.zeros(3)}), r"values has shape \(3,\) and type float64"),
+        (lambda arrays: zipped({**arrays, "values": np.zeros((2, 1))}), "not a row for each document"),
+        (lambda arrays: zipped({**arrays, "values": np.zeros((3, 1), np.float32)}), "type float32"),
         (lambda arrays: zipped({**arrays, "checksum": "x" * 10_000}), "checksum has shape"),
         (lambda arrays: zipped({**arrays, "size": "x"}), "its size is 'x'"),
         (lambda arrays: zipped({**arrays, "dtype": "O"}), "its dtype 'O'"),

@@ -120,12 +120,24 @@ def forged(manifest: Manifest, content: Content, **columns: tuple[int, int]) -> 
         column[document] = number
         index = dataclasses.replace(index, **{name: column})
     index.write(index_path(path))
-    sums = {"tokens": sum(index.n_tokens.tolist()), "bytes": sum(index.n_bytes.tolist())}
+    sums = {
+        "tokens": sum(index.n_tokens.tolist()),
+        "bytes": sum(index.n_bytes.tolist()),
+        "longest": int(index.n_tokens.max()),
+    }
     same = ShardEntry.model_construct(**{**dict(entry), **sums})
     return ShardReader(manifest.model_copy(update={"content": content, "splits": {"train": (same,)}}), "train")
 
 
 TXT, GZIP, NPY = Content(field="txt"), Content(field="txt.gz"), Content(field="npy")
+
+
+def test_a_longest_document_that_there_is_not_is_refused(corpus: Manifest) -> None:
+    reader = ShardReader(corpus, "train")
+    longest = int(reader.token_counts(0).max())
+    reader.shards = (reader.shards[0].model_copy(update={"longest": longest + 1}),)
+    with pytest.raises(BadShardError, match=f"longest document has {longest} tokens, the manifest says {longest + 1}"):
+        reader.check()
 
 
 @pytest.mark.parametrize(
