@@ -46,7 +46,7 @@ from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
 from scaletrain.training.init_source import choose_sources
 from scaletrain.training.lineage import shared_lineage
-from scaletrain.training.loop import TrainingRun, fit
+from scaletrain.training.loop import TrainingRun, done_before, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.overfitting import Overfitting
 from scaletrain.training.processes import find_peak, limit_collectives
@@ -122,7 +122,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
-    if checkpointing.saved_at == state.step and (done := _done_before(state.step, train.max_steps, overfitting.reason)):
+    if checkpointing.saved_at == state.step and (done := done_before(state.step, train.max_steps, overfitting.reason)):
         return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
@@ -144,16 +144,6 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             continue
         _conclude(ending, run, evaluating)
         return ending
-
-
-def _done_before(step: int, max_steps: int, reason: str) -> Ending | None:
-    """How a run that has nothing left to do has ended; None for others."""
-    if step < max_steps and not reason:
-        return None
-    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
-    early = f": {reason}" if reason else ""
-    logger.info("the run is complete: it is at step %d of %d%s%s", step, max_steps, beyond, early)
-    return Ending(Verdict.COMPLETE, reason or "all steps were done before")
 
 
 def _fit(
