@@ -71,7 +71,11 @@ def fit_weights(state: Mapping[str, Any], live: Mapping[str, Sequence[int]]) -> 
         elif there is None:
             problems.append(f"{_shown(name)} is missing")
         elif list(there) != list(shape):
-            if _shown(name) in _TOKEN_ROWS and list(there[1:]) == list(shape[1:]) and there[0] < shape[0]:
+            if (
+                _shown(name).removeprefix("encoder.").removeprefix("decoder.") in _TOKEN_ROWS
+                and list(there[1:]) == list(shape[1:])
+                and there[0] < shape[0]
+            ):
                 grown[name] = int(there[0])
             else:
                 problems.append(f"{_shown(name)}: {list(there)} there, {list(shape)} here")
