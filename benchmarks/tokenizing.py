@@ -21,8 +21,9 @@ import fire
 from conditions import print_conditions
 from tokenizers import Tokenizer
 
-from scaletrain.corpus.build import BuildOptions, build_corpus, build_from_files
+from scaletrain.corpus.build import build_corpus, build_from_files
 from scaletrain.corpus.documents import find_corpus
+from scaletrain.corpus.options import BuildOptions
 from scaletrain.corpus.report import read_report
 from scaletrain.corpus.rules import load_rules
 from scaletrain.data.tokenizer import load_tokenizer

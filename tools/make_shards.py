@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scaletrain import log, ranks
 from scaletrain.config.fields import limits
 from scaletrain.config.schema import DataConfig
-from scaletrain.corpus.build import BuildOptions, build_from_files
+from scaletrain.corpus.build import build_from_files
 from scaletrain.corpus.documents import TEXT_SUFFIXES, find_corpus
+from scaletrain.corpus.examples import ExampleOptions
 from scaletrain.corpus.index import index_corpus
+from scaletrain.corpus.options import BuildOptions
 from scaletrain.corpus.report import read_report
 from scaletrain.corpus.rules import load_rules
 from scaletrain.corpus.upkeep import check_shards, count_packed
@@ -53,6 +55,12 @@ class BuildFlags(Flags):
     suffixes: str | None = None
     keep_text: bool = False
     num_workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=0)
+    format: Literal["text", "pairs", "chat", "classes", "numbers"] = "text"
+    chat_template: str | None = None
+    classes: str | None = None
+    max_source_tokens: int | None = Field(None, ge=1)
+    max_target_tokens: int | None = Field(None, ge=1)
+    special_tokens: str | None = None
 
 
 def build(
@@ -69,14 +77,20 @@ def build(
     suffixes: str | None = None,
     keep_text: str | None = None,
     num_workers: str | None = None,
+    format: str | None = None,
+    chat_template: str | None = None,
+    classes: str | None = None,
+    max_source_tokens: str | None = None,
+    max_target_tokens: str | None = None,
+    special_tokens: str | None = None,
 ) -> dict[str, str]:
     """Makes shards, their indexes and a manifest out of texts. Interrupted, the same command goes on where it was.
 
     Args:
         input: Folder of texts (UTF-8), JSON lines (plain, .gz, .zst), Parquet and WebDataset tar files, or one such
-            file.
+            file; with a format other than text, JSON lines and Parquet only.
         out: Folder to write the corpus to.
-        tokenizer: A tokenizer.json to use; it must be byte-level.
+        tokenizer: A tokenizer.json to use; for texts and conversations it must be byte-level.
         train_tokenizer: Or: train a byte-level BPE with this many tokens, for example 8192.
         config: YAML file of rules by which documents are dropped and changed, such as configs/corpus/clean.yaml;
             default: only exact copies are dropped.
@@ -87,6 +101,13 @@ def build(
         suffixes: Suffixes of text files, such as .txt,.py; default: the usual ones.
         keep_text: Store the text in the shards too, as KEY.txt.
         num_workers: Processes; default: one for each core. The result does not depend on it.
+        format: What the input holds: text (default), or records to fine-tune with, see docs/corpora.md: pairs {source,
+            target}, chat {messages}, classes {text, text_pair, label}, numbers {text, text_pair, value}.
+        chat_template: What renders conversations: chatml, llama3, plain, or a file in Jinja as Hugging Face's are.
+        classes: Names of all classes in the order of their numbers, separated by commas; default: those found, sorted.
+        max_source_tokens: Tokens after which a source is cut; default: none is.
+        max_target_tokens: Tokens after which a target is cut; default: none is.
+        special_tokens: Names of special tokens that a trained tokenizer gets: '<|im_start|>,<|im_end|>'.
 
     Returns:
         The flags that were given; nothing is done before all of the command line is understood.
@@ -105,18 +126,42 @@ def run_build(flags: BuildFlags) -> None:
     tokenizer = flags.tokenizer or flags.train_tokenizer
     assert tokenizer is not None  # one of them is given, as was checked
     named = flags.model_dump(include={"eos_token", "validation_share", "shard_tokens"}, exclude_none=True)
+    examples = _examples(flags)
     options = BuildOptions(
         tokenizer,
         source=str(flags.input).encode(errors="backslashreplace").decode(),
         rules=load_rules(flags.config),
         keep_text=flags.keep_text,
         num_workers=flags.num_workers,
+        examples=examples,
+        special_tokens=_names(flags.special_tokens) or (),
         **named,
     )
-    corpus = find_corpus(flags.input, flags.text_field, _suffixes(flags.suffixes), exclude=flags.out)
+    corpus = find_corpus(flags.input, flags.text_field, _suffixes(flags.suffixes), flags.out, examples)
     path = build_from_files(corpus, flags.out, options)
     print("\n".join(read_report(flags.out).lines()))
     _print_totals(path)
+
+
+def _examples(flags: BuildFlags) -> ExampleOptions | None:
+    given: dict[str, Any] = {
+        "chat_template": flags.chat_template,
+        "classes": _names(flags.classes),
+        "max_source_tokens": flags.max_source_tokens,
+        "max_target_tokens": flags.max_target_tokens,
+    }
+    if flags.format != "text":
+        if flags.text_field != "text" or flags.suffixes is not None:
+            raise ConfigError(f"--text_field and --suffixes belong to texts, not to --format {flags.format}.")
+        return ExampleOptions(flags.format, **given)
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name} belongs to records to fine-tune with: give their --format too.")
+    return None
+
+
+def _names(given: str | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(name.strip() for name in given.split(","))
 
 
 def _suffixes(given: str | None) -> tuple[str, ...]:

@@ -213,6 +213,38 @@ class TaskConfig(Section):
     huber_delta: float = Field(
         0.0, ge=0, description="regression: error from which the loss is linear; 0 for the squared error"
     )
+    text_metrics: Literal["none", "bleu", "rouge"] = Field(
+        "none", description="seq2seq: figures of the texts that evaluations have the model write"
+    )
+    beams: int = Field(4, ge=1, description="seq2seq: texts that are followed at the same time; 1 is greedy")
+
+
+Pattern = Annotated[str, Field(min_length=1)]
+
+
+class TuneConfig(Section):
+    """What is trained of a model that has weights already, and how fast."""
+
+    freeze: tuple[Pattern, ...] = Field(
+        (), description="parameters and modules that stay as they are, by name: embedding, blocks.[0-5], attention"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each layer learns this much slower than the one above it; 1 for all alike"
+    )
+
+
+class LoraConfig(Section):
+    """Adapters of low rank, trained in place of the weights (LoRA)."""
+
+    rank: int = Field(0, ge=0, description="of each adapter; 0 for none")
+    alpha: float = Field(16.0, gt=0, description="what adapters add is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on what adapters read")
+    targets: tuple[Pattern, ...] = Field(
+        ("q", "v"), description="linear layers that get one, by the end of their names: q, feed_forward.up, blocks.0.*"
+    )
+    also_train: tuple[Pattern, ...] = Field(
+        ("pooler", "classifier"), description="parts of the model that are trained beside them, as far as there are any"
+    )
 
 
 class LossConfig(Section):
@@ -253,7 +285,8 @@ class EvalConfig(Section):
     every_steps: int = Field(100, ge=0, description="0 evaluates at the end only")
     max_sequences: int = Field(256, ge=1, description="sequences of the validation set that are used")
     prompts: tuple[Prompt, ...] = Field((), description="continued at each evaluation, as samples")
-    sample_tokens: int = Field(64, ge=1)
+    sample_tokens: int = Field(64, ge=1, description="tokens of a sample, or of a text to be judged by, at most")
+    max_texts: int = Field(64, ge=1, description="texts that the model writes to be judged by, where the task writes")
     temperature: float = Field(0.8, ge=0, description="of the samples; 0 is greedy")
 
 
@@ -310,6 +343,8 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     task: TaskConfig = TaskConfig()
+    tune: TuneConfig = TuneConfig()
+    lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

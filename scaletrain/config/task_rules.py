@@ -53,6 +53,7 @@ def _unread_keys(task: TaskConfig) -> Iterator[str]:
         "masked_lm": ("mask_share", "whole_words", "next_sentence"),
         "classification": ("class_weights",),
         "regression": ("huber_delta",),
+        "seq2seq": ("text_metrics", "beams"),
     }
     for name, keys in read.items():
         for key in keys:

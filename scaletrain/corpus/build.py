@@ -3,84 +3,49 @@
 import hashlib
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import filelock
-import tokenizers
 from tokenizers import Tokenizer
 
-import scaletrain
-from scaletrain.config.fields import flatten
-from scaletrain.corpus.bands import load_datasketch
 from scaletrain.corpus.documents import Corpus, Document
+from scaletrain.corpus.encoding import ExamplePlan
+from scaletrain.corpus.examples import texts_within
 from scaletrain.corpus.journal import BuildIdentity, Journal, check_finished, open_journal
+from scaletrain.corpus.meaning import Meaning, find_meaning
+from scaletrain.corpus.options import SHARD_TOKENS, VALIDATION_SHARE, BuildOptions, read_tokenizer
 from scaletrain.corpus.pipeline import keep_documents
 from scaletrain.corpus.processes import call_with_stream
 from scaletrain.corpus.progress import BuildProgress
 from scaletrain.corpus.report import Report
-from scaletrain.corpus.rules import CleaningRules
 from scaletrain.corpus.shard_sink import ShardSink
-from scaletrain.corpus.splits import SPLITS, TRAIN, VALIDATION
+from scaletrain.corpus.splits import SPLITS, TEST, TRAIN, VALIDATION
 from scaletrain.corpus.worker import WorkPlan
 from scaletrain.data.atomic import whole_file
-from scaletrain.data.manifest import FILE_NAME, Manifest, TokenizerEntry, totals_of
+from scaletrain.data.chat import check_names
+from scaletrain.data.manifest import FILE_NAME, Manifest, TokenizerEntry, largest_vocabulary, totals_of
 from scaletrain.data.tokenizer import (
+    END_OF_TEXT,
+    added_names,
     find_borders,
     load_tokenizer,
     token_byte_lengths,
     train_byte_level_bpe,
     vocabulary_rows,
 )
-from scaletrain.errors import ConfigError, DataError
+from scaletrain.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SHARD_TOKENS = 1 << 24
-VALIDATION_SHARE = 0.02
 _TOKENIZER_FILE = "tokenizer.json"
 _TRAINING_CHARACTERS = 1 << 30  # of text that a tokenizer learns from; its merges hardly change with more
 # The trainer's time grows with the square of a word's length, and a line of data without a space is one word to it. No
 # word of a language is as long as this.
 _LONG_RUN = re.compile(r"\S{64}|\s{64}")
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What is to be made of the documents.
-
-    Attributes:
-        tokenizer: A ``tokenizer.json``, or the size of the vocabulary of one to train on the training split.
-        source: Where the text comes from, for people.
-        eos_token: Name of the token that ends a document, where it is not one of the usual names.
-        validation_share: Share of the documents that are held out, in [0, 1), chosen by a hash of their text.
-        shard_tokens: Tokens after which a shard is finished.
-        rules: What is dropped, and what replaced.
-        keep_text: Whether a shard holds the text beside the tokens.
-        num_workers: Processes that work beside this one; 0 for none. The result does not depend on it.
-    """
-
-    tokenizer: Path | int
-    source: str
-    eos_token: str | None = None
-    validation_share: float = VALIDATION_SHARE
-    shard_tokens: int = SHARD_TOKENS
-    rules: CleaningRules = field(default_factory=CleaningRules)
-    keep_text: bool = False
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_share < 1:
-            raise ConfigError(f"validation_share is {self.validation_share}, but must be at least 0 and below 1.")
-        if self.shard_tokens < 1:
-            raise ConfigError(f"shard_tokens is {self.shard_tokens}, but must be at least 1.")
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers is {self.num_workers}, but must be at least 0.")
 
 
 def build_corpus(
@@ -159,9 +124,11 @@ class _Build:
                     check_finished(self.out, self._identity())
                     logger.info("the corpus in %s is complete; nothing is left to do", self.out)
                     return self.out / FILE_NAME
+                self._check_template()
+                meaning = self._meaning()
                 journal = open_journal(self.out, self._identity())
                 tokenizer = self._tokenizer(journal)
-                path = self._write(journal, tokenizer)
+                path = self._write(journal, tokenizer, meaning)
                 journal.close()
                 return path
         except filelock.Timeout:
@@ -175,37 +142,31 @@ class _Build:
             ) from None
 
     def _identity(self) -> BuildIdentity | None:
-        if self.corpus is None:
-            return None
-        given = self.options.tokenizer
-        rules = self.options.rules
-        versions = {"scaletrain": scaletrain.__version__, "tokenizers": tokenizers.__version__}
-        if rules.look_at_text:  # what a letter, a word and a lower case are stands in Python's tables
-            versions["Python"] = ".".join(map(str, sys.version_info[:2]))
-        if rules.duplicates.near:
-            versions["datasketch"] = load_datasketch().__version__
-        options = {
-            "the input": self.options.source,
-            "--text_field": self.corpus.text_field,
-            "the tokenizer": hashlib.sha256(_read_tokenizer(given)).hexdigest() if isinstance(given, Path) else given,
-            "--eos_token": self.options.eos_token,
-            "--validation_share": self.options.validation_share,
-            "--shard_tokens": self.options.shard_tokens,
-            "--keep_text": self.options.keep_text,
-        }
-        return BuildIdentity(versions | options | flatten(rules), self.corpus.files)
+        return None if self.corpus is None else self.options.identity(self.corpus)
+
+    def _check_template(self) -> None:
+        """Before anything is written: else the folder would have to be deleted for another try."""
+        template, given = self.options.template(), self.options.tokenizer
+        if template is not None:
+            trained = {END_OF_TEXT, *self.options.special_tokens}
+            check_names(template, added_names(load_tokenizer(given)) if isinstance(given, Path) else trained)
+
+    def _meaning(self) -> Meaning | None:
+        examples = self.options.examples
+        return None if examples is None else find_meaning(self.open_documents(), examples)
 
     def _tokenizer(self, journal: Journal) -> Tokenizer:
         """The tokenizer of the corpus, which lies in its folder from here on."""
         path = self.out / _TOKENIZER_FILE
         if journal.tokenizer is None or not path.exists() or _sha256(path) != journal.tokenizer:
             given = self.options.tokenizer
-            content = _read_tokenizer(given) if isinstance(given, Path) else self._train(given)
+            content = read_tokenizer(given) if isinstance(given, Path) else self._train(given)
             with whole_file(path) as stream:
                 stream.write(content)
             journal.add_tokenizer(_sha256(path))
         tokenizer = load_tokenizer(path)
-        token_byte_lengths(tokenizer)  # raises where evaluation could not tell bits per byte later
+        if self.options.examples is None or self.options.examples.format == "chat":
+            token_byte_lengths(tokenizer)  # raises where evaluation could not tell bits per byte later
         return tokenizer
 
     def _train(self, vocab_size: int) -> bytes:
@@ -215,7 +176,7 @@ class _Build:
         if first is None:
             raise self._nothing_left(report)
         logger.info("training a tokenizer of %d tokens", vocab_size)
-        train = partial(_train_tokenizer, vocab_size=vocab_size)
+        train = partial(_train_tokenizer, vocab_size=vocab_size, special_tokens=self.options.special_tokens)
         if self.options.num_workers == 0:
             return train(chain([first], texts))
         return call_with_stream(train, chain([first], texts))  # the trainer does not listen to Ctrl-C
@@ -234,38 +195,32 @@ class _Build:
         with BuildProgress("reading for the tokenizer", self._share_done()) as progress:
             for kept in keep_documents(self.open_documents(), plan, workers, report, progress):
                 text = kept.worked.text
-                if kept.worked.split == VALIDATION or text is None:
+                if kept.worked.split != TRAIN or text is None:
                     continue
-                yield from _cut_long_runs(text)
+                for part in [text] if self.options.examples is None else texts_within(text):
+                    yield from _cut_long_runs(part)
                 characters += len(text)
                 if characters > _TRAINING_CHARACTERS:
                     logger.info("the tokenizer is trained on the first %s characters", f"{characters:,}")
                     return
 
-    def _write(self, journal: Journal, tokenizer: Tokenizer) -> Path:
+    def _write(self, journal: Journal, tokenizer: Tokenizer, meaning: Meaning | None) -> Path:
         options = self.options
         borders = find_borders(tokenizer, options.eos_token)
         rows = vocabulary_rows(tokenizer)
-        dtype: Literal["uint16", "uint32"] = "uint16" if rows <= 2**16 else "uint32"
+        means = meaning or Meaning()
+        dtype: Literal["uint16", "uint32"] = "uint16" if rows <= largest_vocabulary("uint16", means.parts) else "uint32"
         plan = WorkPlan(
             options.rules,
             options.validation_share,
             self.out / _TOKENIZER_FILE,
-            borders.bos_id,
-            borders.eos_id,
+            borders,
             dtype,
             options.keep_text,
+            None if meaning is None else self._example_plan(meaning),
         )
         self._write_shards(journal, plan)
-        if not journal.shards[TRAIN]:
-            raise self._nothing_left(self.report)
-        if not journal.shards[VALIDATION] and options.validation_share > 0:
-            logger.warning("no document was held out for validation: raise --validation_share or set it to 0")
-        if self.corpus:
-            self.report.skipped.update(self.corpus.skipped())
-            self.corpus.log_skipped_files()
-        self.report.write(self.out)
-        journal.keep_plan()
+        self._finish_report(journal)
         entry = TokenizerEntry(
             file=_TOKENIZER_FILE,
             sha256=_sha256(self.out / _TOKENIZER_FILE),
@@ -273,16 +228,42 @@ class _Build:
             eos_id=borders.eos_id,
             bos_id=borders.bos_id,
         )
-        splits = {split: tuple(shards) for split, shards in journal.shards.items()}
+        splits = {split: tuple(shards) for split, shards in journal.shards.items() if shards or split != TEST}
+        template = options.template()
         manifest = Manifest(
             location=str(self.out / FILE_NAME),
             source=options.source,
             dtype=dtype,
             tokenizer=entry,
+            parts=means.parts,
+            values=means.values,
+            classes=means.classes,
+            chat_template=template and template.source,
             splits=splits,
             totals={name: totals_of(shards) for name, shards in splits.items()},
         )
         return manifest.write()
+
+    def _example_plan(self, meaning: Meaning) -> ExamplePlan:
+        examples, template = self.options.examples, self.options.template()
+        assert examples is not None
+        return ExamplePlan(
+            examples.format,
+            meaning,
+            None if template is None else (template.source, template.name),
+            (examples.max_source_tokens, examples.max_target_tokens),
+        )
+
+    def _finish_report(self, journal: Journal) -> None:
+        if not journal.shards[TRAIN]:
+            raise self._nothing_left(self.report)
+        if not journal.shards[VALIDATION] and self.options.validation_share > 0:
+            logger.warning("no document was held out for validation: raise --validation_share or set it to 0")
+        if self.corpus:
+            self.report.skipped.update(self.corpus.skipped())
+            self.corpus.log_skipped_files()
+        self.report.write(self.out)
+        journal.keep_plan()
 
     def _write_shards(self, journal: Journal, plan: WorkPlan) -> None:
         finished = dict(journal.until)
@@ -299,8 +280,9 @@ class _Build:
             BuildProgress("tokenizing", self._share_done()) as progress,
             sink(TRAIN) as train,
             sink(VALIDATION) as validation,
+            sink(TEST) as test,
         ):
-            sinks = dict(zip(SPLITS, (train, validation), strict=True))
+            sinks = dict(zip(SPLITS, (train, validation, test), strict=True))
             documents = self.open_documents()
             for kept in keep_documents(documents, plan, self.options.num_workers, self.report, progress, finished):
                 if kept.ordinal >= finished[kept.worked.split]:
@@ -314,13 +296,8 @@ class _Build:
         return lambda: corpus.reading.bytes / size
 
 
-def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    return train_byte_level_bpe(texts, vocab_size).to_str().encode()
-
-
-def _read_tokenizer(path: Path) -> bytes:
-    load_tokenizer(path)
-    return path.read_bytes()
+def _train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]) -> bytes:
+    return train_byte_level_bpe(texts, vocab_size, special_tokens).to_str().encode()
 
 
 def _sha256(path: Path) -> str:

@@ -39,6 +39,27 @@ def read_jsonl(path: Path, text_field: str, reading: Reading) -> Iterator[tuple[
     Raises:
         DataError: The file cannot be read, is damaged, or a line of it holds no text.
     """
+    for number, line in read_lines(path, reading):
+        text = text_of_record(line, f"{path}, line {number}", text_field)
+        if text:
+            yield str(number), text
+        else:
+            reading.skipped_documents["null" if text is None else "empty"] += 1
+
+
+def read_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
+    """Reads the lines of a JSONL file that are not blank.
+
+    Args:
+        path: The file; its suffix says how it is compressed.
+        reading: Where bytes read are counted.
+
+    Yields:
+        Number of the line, from 1, and the line.
+
+    Raises:
+        DataError: The file cannot be read, is damaged, or a line is too large.
+    """
     number = 0
     try:
         with _decompressed(path, reading) as stream:
@@ -46,13 +67,8 @@ def read_jsonl(path: Path, text_field: str, reading: Reading) -> Iterator[tuple[
                 number += 1
                 if len(line) > LARGEST_DOCUMENT_BYTES:
                     raise too_large(f"{path}, line {number}")
-                if not line.strip():
-                    continue
-                text = text_of_record(line, f"{path}, line {number}", text_field)
-                if text:
-                    yield str(number), text
-                else:
-                    reading.skipped_documents["null" if text is None else "empty"] += 1
+                if line.strip():
+                    yield number, line
     except EOFError:
         raise DataError(f"{path} is truncated behind line {number}. Fetch or make the file again.") from None
     except (OSError, zlib.error, zstandard.ZstdError) as error:

@@ -10,6 +10,7 @@ from scaletrain.corpus.processes import run_in_order
 from scaletrain.corpus.progress import BuildProgress
 from scaletrain.corpus.report import Report
 from scaletrain.corpus.worker import Batch, Worked, WorkPlan, work
+from scaletrain.errors import DataError
 
 EXACT, NEAR = "duplicates.exact", "duplicates.near"
 _BATCH_CHARACTERS = 1 << 17  # of text in a batch: some hundredths of a second of work
@@ -44,6 +45,9 @@ def keep_documents(
 
     Yields:
         What stays, in the order of the input.
+
+    Raises:
+        DataError: An example cannot be encoded.
     """
     passed_on: dict[int, tuple[str, int]] = {}  # source and bytes of what is with the workers
     near = NearDuplicates()
@@ -52,6 +56,8 @@ def keep_documents(
     for batch, results in run_in_order(partial(work, plan), batches, num_workers):
         for ordinal, worked in zip(batch.ordinals, results, strict=True):
             source, n_bytes = passed_on.pop(ordinal)
+            if worked.problem is not None:
+                raise DataError(f"{source}: {worked.problem}")
             rule = worked.removed_by
             if rule is None and worked.digest is not None and replaced.is_copy(worked.digest):
                 rule = EXACT
@@ -73,7 +79,7 @@ def _batches(
     finished: dict[str, int],
 ) -> Iterator[Batch]:
     exact = ExactDuplicates() if plan.rules.duplicates.exact else None
-    batch = Batch([], [], finished)
+    batch = Batch([], [], [], finished)
     characters = 0
     for ordinal, document in enumerate(documents):
         content = document.text.encode()
@@ -85,9 +91,10 @@ def _batches(
         passed_on[ordinal] = document.source, len(content)
         batch.ordinals.append(ordinal)
         batch.texts.append(document.text)
+        batch.splits.append(document.split)
         characters += len(document.text)
         if characters >= _BATCH_CHARACTERS or len(batch.texts) >= _BATCH_DOCUMENTS:
             yield batch
-            batch, characters = Batch([], [], finished), 0
+            batch, characters = Batch([], [], [], finished), 0
     if batch.texts:
         yield batch

@@ -23,6 +23,7 @@ class Report:
         kept: Documents and bytes that are in the corpus, by split, as the rules left them.
         replaced: Placeholders in what was kept.
         skipped: What was not read as a document, files and parts of them, by reason.
+        cut: Texts of examples in what was kept that were longer than they may be, by name.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -30,6 +31,7 @@ class Report:
     kept: dict[str, Counter[str]] = field(default_factory=dict)
     replaced: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
 
     def add_read(self, n_bytes: int) -> None:
         self.read.update(documents=1, bytes=n_bytes)
@@ -40,6 +42,7 @@ class Report:
     def add_kept(self, worked: Worked) -> None:
         self.kept.setdefault(worked.split, Counter()).update(documents=1, bytes=worked.n_bytes)
         self.replaced.update(worked.replaced or {})
+        self.cut.update(worked.cut)
 
     def write(self, folder: Path) -> None:
         """Writes the report as JSON into the folder of the corpus; equal builds make equal files."""
@@ -48,6 +51,7 @@ class Report:
             "skipped": dict(self.skipped),
             "removed": {rule: dict(counts) for rule, counts in self.removed.items()},
             "replaced": dict(self.replaced),
+            "cut": dict(self.cut),
             "kept": {split: dict(counts) for split, counts in self.kept.items()},
         }
         with whole_file(folder / FILE_NAME) as stream:
@@ -60,6 +64,8 @@ class Report:
             found.append(f"removed by {rule}: {_amount(counts)}")
         if self.replaced:
             found.append(f"replaced: {', '.join(f'{count:,} {kind}' for kind, count in sorted(self.replaced.items()))}")
+        if self.cut:
+            found.append(f"cut: {', '.join(f'{count:,} {name}' for name, count in sorted(self.cut.items()))}")
         return [*found, f"skipped: {describe_skipped(self.skipped)}"]
 
 
@@ -72,6 +78,7 @@ def read_report(folder: Path) -> Report:
         {split: Counter(counts) for split, counts in content["kept"].items()},
         Counter(content["replaced"]),
         Counter(content["skipped"]),
+        Counter(content["cut"]),
     )
 
 

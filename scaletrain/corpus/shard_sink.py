@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -54,6 +54,7 @@ class ShardSink(contextlib.AbstractContextManager["ShardSink"]):
         self._on_finished = on_finished
         self._documents = sum(entry.documents for entry in entries)
         self._tokens = 0
+        self._n_values = 0
         self._until = 0
         self._stream: BinaryIO | None = None
         self._file = contextlib.ExitStack()
@@ -69,9 +70,12 @@ class ShardSink(contextlib.AbstractContextManager["ShardSink"]):
         worked = kept.worked
         # Linux lets a name be any bytes; what is no UTF-8 of it must not end the build.
         source = kept.source.encode(errors="backslashreplace").decode()
-        facts = json.dumps({"source": source, "bytes": worked.n_bytes}, ensure_ascii=False).encode()
+        facts: dict[str, Any] = {"source": source, "bytes": worked.n_bytes}
+        if worked.values:
+            facts["values"] = worked.values
+        self._n_values = len(worked.values)  # of each document as many
         key = f"{self._documents:010d}"
-        self._stream.write(_member(f"{key}.{FACTS_FIELD}", facts))
+        self._stream.write(_member(f"{key}.{FACTS_FIELD}", json.dumps(facts, ensure_ascii=False).encode()))
         self._stream.write(_member(f"{key}.{TOKENS_FIELD}", worked.tokens))
         if worked.text is not None:
             self._stream.write(_member(f"{key}.{_TEXT_FIELD}", worked.text.encode()))
@@ -102,7 +106,7 @@ class ShardSink(contextlib.AbstractContextManager["ShardSink"]):
         self._file.close()
         self._stream, self._tokens = None, 0
         # Made from the file as it is read, not from what was meant to be written.
-        index = index_shard(path)
+        index = index_shard(path, self._n_values)
         index.write(index_path(path))
         content = index_path(path).read_bytes()
         entry = ShardEntry(

@@ -117,6 +117,7 @@ class Manifest(_Record):
         values: Names of the numbers that each document has, in their order.
         classes: Names of the classes that documents belong to. Each belongs to one where ``values`` is ``label``, the
             number of its class here; to any of them where ``values`` are the classes, each 1 or 0.
+        chat_template: What conversations were rendered with: a template in Jinja, see ``chat.py``.
         splits: Shards of ``train``, ``validation`` and perhaps ``test``, in the order that the data's order counts
             them in.
         totals: Sums for each split.
@@ -131,6 +132,7 @@ class Manifest(_Record):
     parts: bool = False
     values: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    chat_template: str | None = None
     splits: Mapping[str, tuple[ShardEntry, ...]]
     totals: Mapping[str, Totals]
 

@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers: trained, loaded, and measured in bytes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from scaletrain.errors import ConfigError, DataError
 
 END_OF_TEXT = "<|endoftext|>"
-_USUAL_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
-_SMALLEST_VOCABULARY = 257  # the 256 bytes and the end of text
+_USUAL_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,36 @@ class Borders:
     bos_id: int | None
 
 
-def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
     """Trains a byte-level BPE with GPT-2's way of cutting text into words.
 
     The same texts in the same order give the same tokenizer.
 
     Args:
         texts: What to learn from.
-        vocab_size: Tokens to make, the 256 bytes and the end of text among them; fewer where the texts are short.
+        vocab_size: Tokens to make, the 256 bytes and the special ones among them; fewer where the texts are short.
+        special_tokens: Names of special tokens besides the end of text.
 
     Returns:
         The tokenizer. Every text is got back exactly by decoding.
 
     Raises:
-        ConfigError: The vocabulary is too small to hold all bytes.
+        ConfigError: The vocabulary is too small to hold all bytes, or a special token has no name of its own.
     """
-    if vocab_size < _SMALLEST_VOCABULARY:
+    special = [END_OF_TEXT, *special_tokens]
+    if len(set(special)) < len(special) or "" in special:
+        raise ConfigError(f"The special tokens are {', '.join(special)}: each needs a name of its own.")
+    if vocab_size < _BYTES + len(special):
         raise ConfigError(
-            f"The vocabulary of the tokenizer is {vocab_size}, but 256 bytes and {END_OF_TEXT} need "
-            f"{_SMALLEST_VOCABULARY}. Raise it."
+            f"The vocabulary of the tokenizer is {vocab_size}, but {_BYTES} bytes and {', '.join(special)} need "
+            f"{_BYTES + len(special)}. Raise it."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -158,6 +162,11 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, borders: Borders) -> list[i
     """
     tokens: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
     return tokens if borders.bos_id is None else [borders.bos_id, *tokens]
+
+
+def added_names(tokenizer: Tokenizer) -> set[str]:
+    """Names of the tokens that a tokenizer knows besides its vocabulary, such as the special ones."""
+    return {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
 
 def vocabulary_rows(tokenizer: Tokenizer) -> int:

@@ -118,6 +118,8 @@ class Engine:
             set_z3_leaf_modules(module, [Block], raise_if_not_found=False)  # not every kind of model has them
         with _told_as_config_error():
             self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
+        if self.stage == 3:
+            _differentiate_from_the_bottom(module)
         if compile_module:
             self.ds.compile()
         self._stepping = Stepping(self.ds, self.stage, seed, n_sources, self.device)
@@ -212,6 +214,18 @@ class Engine:
         dist.broadcast(value, src=0)
         return int(value)
 
+    def all_are(self, is_so: bool) -> bool:
+        """Whether something is true on all ranks; every rank calls it."""
+        value = torch.tensor(is_so, dtype=torch.int32, device="cpu")
+        dist.all_reduce(value, op=dist.ReduceOp.MIN)
+        return bool(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, on all ranks and in their order; every rank calls it."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def collect_texts(self, text: str) -> list[str]:
         """What the ranks have to say, each text once; every rank calls it.
 
@@ -221,9 +235,7 @@ class Engine:
         Returns:
             The same on all ranks, in their order.
         """
-        texts = [""] * self.world_size
-        dist.all_gather_object(texts, text)
-        return list(dict.fromkeys(filter(None, texts)))
+        return list(dict.fromkeys(filter(None, self.gather(text))))
 
     def find_differences(self, state: str) -> tuple[Difference, ...]:
         """Compares what must be equal on all ranks: the replicated numbers, and a state; every rank calls it.
@@ -293,6 +305,22 @@ class Engine:
             raise CheckpointError("; ".join(problems))
         engine_state.finish_loading(self.ds, self.stage, state)
         self._applied_steps = state["applied_steps"]
+
+
+def _differentiate_from_the_bottom(module: nn.Module) -> None:
+    """Has the outputs of frozen embeddings require gradients.
+
+    ZeRO-3 lets go of a block's weights when the gradient of the block's input is there. Where nothing below it is
+    trained there is no such gradient, and it would let go of them before they were used.
+    """
+
+    def require(embedding: nn.Module, inputs: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
+
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and not part.weight.requires_grad:
+            part.register_forward_hook(require)
 
 
 @contextlib.contextmanager

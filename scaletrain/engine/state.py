@@ -18,7 +18,7 @@ from scaletrain.engine.partitions import (
     tied_names,
 )
 from scaletrain.errors import CheckpointError
-from scaletrain.protocols import Fragment, FragmentSource, SavedPart
+from scaletrain.protocols import FROZEN, Fragment, FragmentSource, SavedPart
 
 
 class _Recorder(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
@@ -82,8 +82,13 @@ def collect(engine: Any, stage: int, applied_steps: int, is_writer: bool) -> Sav
     owner = engine._get_zero_ckpt_name(root, tag) if stage else engine._get_ckpt_name(root, tag)
     file: str | None = Path(owner).name
     owned = [Fragment(f.name, f.start, f.numel, f.group, f.offset) for f in live_fragments(engine, stage)]
+    frozen: list[Fragment] = []
     if stage == 0 and not is_writer:
         file, owned = None, []
+    elif stage:
+        frozen = [fragment for fragment in owned if fragment.group == FROZEN and (stage == 3 or is_writer)]
+        owned = [fragment for fragment in owned if fragment.group != FROZEN]
+    frozen_file = Path(engine._get_ckpt_name(root, tag)).name if frozen else None
     state = {
         "zero_stage": stage,
         "world_size": dist.get_world_size(),
@@ -94,7 +99,7 @@ def collect(engine: Any, stage: int, applied_steps: int, is_writer: bool) -> Sav
         "shapes": parameter_shapes(engine.module),
         "tied": tied_names(engine.module),
     }
-    return SavedPart(recorder.contents, file, owned, state)
+    return SavedPart(recorder.contents, file, owned, state, frozen_file, frozen)
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
@@ -126,7 +131,8 @@ def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any],
         if fragment.name not in initial:
             weight = source.read(fragment.name, "weight", *where)
             fragment.master().copy_(_present(weight, fragment.name))
-        if not keys or (state["applied_steps"] == 0 and fragment.owner not in optimizer.state):
+        is_new = state["applied_steps"] == 0 and fragment.owner not in optimizer.state
+        if fragment.group == FROZEN or not keys or is_new:
             continue
         moments = ensure_state(optimizer, fragment.owner, keys, state["applied_steps"])
         for key in keys:

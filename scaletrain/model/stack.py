@@ -168,25 +168,12 @@ class Stack(nn.Module):
         past_len = 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(past_len, past_len + tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
-        see = functools.partial(
-            visible_keys,
-            tokens_BT,
-            documents_BT,
-            past_len,
-            n_heads=self.config.n_heads,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            causal=self.causal,
-            bias_BNTS=self._bias(positions_BT, past_len),
-        )
-        n_layers = len(self.blocks)
-        first_near = self.config.sliding_window_from_layer if self.config.sliding_window else n_layers
-        near = see(window=self.config.sliding_window)
-        far = see() if first_near and self.config.sliding_window else near
+        visibilities = self._visibilities(tokens_BT, documents_BT, positions_BT, past_len)
         rotary = rotary_tables(positions_BT, rotary_of(self.config)) if self.config.positions == "rotary" else None
         memory = (memory_BSD, visible_memory(memory_mask_BS))
         x_BTD = self._embed(tokens_BT, positions_BT, segments_BT, past_len)
         for index, block in enumerate(self.blocks):
-            visibility = near if index >= first_near else far
+            visibility = visibilities[index]
             if self.checkpoint_activations and self.training and cache is None:
                 x_BTD = checkpoint(block, x_BTD, visibility, rotary, None, *memory, use_reentrant=False)
             elif cache is None:
@@ -197,6 +184,27 @@ class Stack(nn.Module):
             return x_BTD
         normed_BTD: Tensor = self.norm(x_BTD)
         return normed_BTD
+
+    def _visibilities(
+        self, tokens_BT: Tensor, documents_BT: Tensor | None, positions_BT: Tensor, past_len: int
+    ) -> list[Visibility]:
+        """What each layer sees."""
+        see = functools.partial(
+            visible_keys,
+            tokens_BT,
+            documents_BT,
+            past_len,
+            n_heads=self.config.n_heads,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            causal=self.causal,
+            bias_BNTS=self._bias(positions_BT, past_len),
+        )
+        n_layers, n_far = len(self.blocks), self.config.sliding_window_from_layer
+        if not self.config.sliding_window:
+            return [see()] * n_layers
+        near = see(window=self.config.sliding_window)
+        far = [see()] * min(n_far, n_layers) if n_far else []
+        return far + [near] * (n_layers - len(far))
 
     def _bias(self, positions_BT: Tensor, past_len: int) -> Tensor | None:
         """What relative positions add to the scores (B, N, T, S)."""

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from scaletrain.config.schema import LossConfig
 from scaletrain.data.rows import Collated, Rows, next_tokens
+from scaletrain.data.tokenizer import Borders, prompt_tokens
+from scaletrain.evaluation.generation import generate
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
-from scaletrain.tasks.task import Task, TaskSetting
+from scaletrain.tasks.task import Sampling, Task, TaskSetting
 
 
 class CausalLMTask(Task):
@@ -16,8 +18,11 @@ class CausalLMTask(Task):
     predicts_text = True
 
     def __init__(self, setting: TaskSetting) -> None:
-        """Keeps the loss's terms."""
+        """Keeps the loss's terms, and how prompts become tokens."""
         self._loss = setting.loss
+        self._tokenizer = setting.tokenizer
+        entry = setting.manifest.tokenizer
+        self._borders = Borders(entry.eos_id, entry.bos_id)
 
     def collate(self, rows: Rows, seed: int) -> Collated:
         """Every token but a document's first is a target; see ``next_tokens``."""
@@ -26,6 +31,23 @@ class CausalLMTask(Task):
     def module(self, model: Any) -> nn.Module:
         """The model with the loss of the next tokens."""
         return CausalLM(model, self._loss)
+
+    def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
+        """Goes on with a document that begins so."""
+        return self._continue(model, prompt_tokens(self._tokenizer, prompt, self._borders), sampling)
+
+    def _continue(self, model: Any, tokens: list[int], sampling: Sampling) -> str:
+        made = generate(
+            model,
+            tokens,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seed=sampling.seed,
+            eos_id=self._borders.eos_id,
+            max_context=sampling.max_context,
+            agree=sampling.agree,
+        )
+        return self._tokenizer.decode(list(made))
 
 
 class CausalLM(nn.Module):

@@ -3,6 +3,7 @@
 Shapes: B rows, S tokens of the sources, T of the targets.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scaletrain.config.batch_plan import FILLING
 from scaletrain.config.schema import LossConfig
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import Collated, Rows
 from scaletrain.errors import ConfigError
+from scaletrain.evaluation.beam_search import Search, search_texts
+from scaletrain.evaluation.text_overlap import summary_metrics, translation_metrics
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
-from scaletrain.tasks.task import Task, TaskSetting
+from scaletrain.tasks.task import Sampling, Task, TaskSetting, Written
 
 _WIDTH_STEP = 16
 """Few different widths, so that few graphs are compiled and kernels meet shapes that suit them."""
@@ -42,6 +46,10 @@ class Seq2SeqTask(Task):
             )
         self._begin_id = setting.manifest.tokenizer.eos_id
         self._loss = setting.loss
+        self._tokenizer = setting.tokenizer
+        self._text_metrics = setting.task.text_metrics
+        self._beams = setting.task.beams
+        self.writes = self._text_metrics != "none"
 
     def collate(self, rows: Rows, seed: int) -> Collated:
         """Parts 0 and 1 of each document, side by side.
@@ -78,6 +86,39 @@ class Seq2SeqTask(Task):
     def module(self, model: Any) -> nn.Module:
         """The model with the loss of the target's tokens."""
         return Seq2Seq(model, self._loss)
+
+    def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
+        """The likeliest text for a source."""
+        source = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids, self._begin_id]
+        device = next(model.parameters()).device
+        tokens = search_texts(model, torch.tensor([source], device=device), None, self._search(sampling.max_new_tokens))
+        return self._tokenizer.decode(tokens[0])
+
+    def write(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        sequences: Sequence[int],
+        max_new_tokens: int,
+        all_are: Callable[[bool], bool],
+    ) -> list[Written]:
+        """The likeliest text for each source."""
+        search = self._search(max_new_tokens)
+        texts = search_texts(model, inputs["source"], inputs["source_mask"], search, all_are)
+        found = []
+        for sequence, text, target in zip(sequences, texts, inputs["targets"].tolist(), strict=True):
+            if sequence != FILLING:
+                reference = [token for token in target if token not in (IGNORED, self._begin_id)]
+                found.append(Written(sequence, self._tokenizer.decode(text), self._tokenizer.decode(reference)))
+        return found
+
+    def text_figures(self, written: Sequence[Written]) -> dict[str, float]:
+        """BLEU and chrF, or ROUGE."""
+        judge = translation_metrics if self._text_metrics == "bleu" else summary_metrics
+        return judge([one.text for one in written], [one.reference for one in written])
+
+    def _search(self, max_new_tokens: int) -> Search:
+        return Search(max_new_tokens, self._begin_id, self._begin_id, self._beams)
 
 
 def _side_by_side(

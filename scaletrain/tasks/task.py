@@ -4,9 +4,9 @@ A task is one file of this package and one line of ``registry.py``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -41,16 +41,51 @@ class TaskSetting:
         return self.readers[0].manifest
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a text is continued as a sample.
+
+    Attributes:
+        max_new_tokens: Tokens at most.
+        temperature: Divisor of the logits; 0 takes the likeliest token always.
+        seed: Of what is drawn.
+        max_context: Tokens that the model was trained to see.
+        agree: Maps this rank's token to the one that all ranks use.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    max_context: int
+    agree: Callable[[int], int]
+
+
+class Written(NamedTuple):
+    """A text that a model wrote for an example.
+
+    Attributes:
+        sequence: Index of the example.
+        text: What the model wrote.
+        reference: What stands in the corpus.
+    """
+
+    sequence: int
+    text: str
+    reference: str
+
+
 class Task(ABC):
     """One kind of training.
 
     Attributes:
         predicts_text: Whether the targets are all tokens of a text, in ``targets`` of the inputs, so that the loss is
             the cost of that text: then perplexity and bits per byte are told.
+        writes: Whether evaluations have it write texts, by which it is judged.
         reads_others: Whether each row comes with another document of its window.
     """
 
     predicts_text = False
+    writes = False
     reads_others = False
 
     @abstractmethod
@@ -100,3 +135,49 @@ class Task(ABC):
             Metrics by name.
         """
         return {}
+
+    def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
+        """Goes on with a text; all ranks make the same calls.
+
+        Args:
+            model: In evaluation.
+            prompt: The text.
+            sampling: How.
+
+        Returns:
+            What follows.
+        """
+        raise NotImplementedError  # a task that does not write is given no prompts
+
+    def write(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        sequences: Sequence[int],
+        max_new_tokens: int,
+        all_are: Callable[[bool], bool],
+    ) -> list[Written]:
+        """Writes a text for each row; all ranks call it equally often.
+
+        Args:
+            model: In evaluation.
+            inputs: Of the module, on its device.
+            sequences: Index of each row in the set; ``FILLING`` for one of filling.
+            max_new_tokens: Tokens of a text at most.
+            all_are: Whether what is true on this rank is so on all.
+
+        Returns:
+            One for each row that is not filling.
+        """
+        raise NotImplementedError  # only a task that ``writes`` is asked
+
+    def text_figures(self, written: Sequence[Written]) -> dict[str, float]:
+        """Judges texts.
+
+        Args:
+            written: Of all ranks, in the order of the examples.
+
+        Returns:
+            Metrics by name.
+        """
+        raise NotImplementedError  # only a task that ``writes`` is asked

@@ -17,7 +17,6 @@ from scaletrain.config.schema import RunConfig
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import Borders
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.deadline import shown
@@ -26,6 +25,7 @@ from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.model.build import build_model
+from scaletrain.model.tuning import prepare
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import format_count, start_banner
 from scaletrain.monitors.throughput import Throughput
@@ -122,9 +122,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
     if state.step >= train.max_steps and checkpointing.saved_at == state.step:
-        beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
-        logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
-        return Ending(Verdict.COMPLETE, "all steps were done before")
+        return _done_before(state.step, train.max_steps)
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
@@ -144,6 +142,12 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             continue
         _conclude(ending, run, evaluating)
         return ending
+
+
+def _done_before(step: int, max_steps: int) -> Ending:
+    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
+    logger.info("the run is complete: it is at step %d of %d%s", step, max_steps, beyond)
+    return Ending(Verdict.COMPLETE, "all steps were done before")
 
 
 def _fit(
@@ -187,7 +191,7 @@ def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
         The setting.
     """
     readers = training_readers(corpora)
-    return TaskSetting(config.task, config.loss, config.model, readers, corpora.tokenizer())
+    return TaskSetting(config.task, config.loss, config.model, readers, corpora.read_tokenizer())
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
@@ -294,13 +298,11 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: 
         assert dataset is not None  # is not asked where there is nothing to evaluate on
         return evaluation_batches(dataset, chosen, size, ranks.rank, ranks.world_size)
 
-    borders = Borders(corpora.first.tokenizer.eos_id, corpora.first.tokenizer.bos_id)
     names = [] if dataset is None else dataset.names
     if not names and ranks.is_main:
         logger.warning("no source has a validation split: the loss on unseen text is not measured")
-    context = config.train.max_seq_len
-    tokenizer = corpora.tokenizer()
-    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, context, names, task)
+    context, tokenizer = config.train.max_seq_len, corpora.read_tokenizer()
+    return Evaluating(engine, config.eval, batches, tokenizer, config.seed, context, names, task)
 
 
 def build_engine(
@@ -320,10 +322,13 @@ def build_engine(
     train, optim = config.train, config.optim
 
     def module() -> torch.nn.Module:
-        return join_loss(build_model(config.model, checkpoint_activations=train.activation_checkpointing))
+        model = build_model(config.model, checkpoint_activations=train.activation_checkpointing)
+        prepare(model, config.lora, config.tune)
+        return join_loss(model)
 
     def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay))
+        groups = parameter_groups(module.named_parameters(), optim.weight_decay, config.tune.layer_decay)
+        return build_optimizer(optim, groups)
 
     ds_config = merge(load_deepspeed_json(config.deepspeed), train, optim, plan.micro_steps, plan.world_size)
     return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)

@@ -53,7 +53,7 @@ class Corpora:
         """The manifest of the first source; all have the same tokenizer."""
         return next(iter(self.manifests.values()))
 
-    def tokenizer(self) -> Tokenizer:
+    def read_tokenizer(self) -> Tokenizer:
         """The tokenizer of all sources."""
         return parse_tokenizer(self.first.read_tokenizer(self.storage), self.first.shown)
 
@@ -195,7 +195,7 @@ def check_corpora(config: RunConfig, corpora: Corpora) -> None:
             task that tells bits per byte is not byte-level, or a shard does not match its index: indexes and edges of
             local shards are looked at.
     """
-    tokenizer = corpora.tokenizer()
+    tokenizer = corpora.read_tokenizer()
     if config.task.name in _TASKS_OF_TEXT:
         token_byte_lengths(tokenizer)
     order_of(training_readers(corpora), dataset_options(config))

@@ -15,8 +15,9 @@ import pytest
 import webdataset
 from tokenizers import Tokenizer, models
 
-from scaletrain.corpus.build import BuildOptions, build_corpus, build_from_files
+from scaletrain.corpus.build import build_corpus, build_from_files
 from scaletrain.corpus.documents import Document, find_corpus
+from scaletrain.corpus.options import BuildOptions
 from scaletrain.corpus.splits import is_validation
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.shards import ShardReader

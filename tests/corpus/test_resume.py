@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scaletrain.corpus import build as build_module
-from scaletrain.corpus.build import BuildOptions, build_from_files
+from scaletrain.corpus import options as options_module
+from scaletrain.corpus.build import build_from_files
 from scaletrain.corpus.documents import Corpus, Document, find_corpus
+from scaletrain.corpus.options import BuildOptions
 from scaletrain.corpus.processes import call_with_stream
 from scaletrain.corpus.rules import CleaningRules, load_rules
 from scaletrain.data.tokenizer import train_byte_level_bpe
@@ -153,7 +154,7 @@ def test_a_finished_build_is_known_again(
         build_from_files(corpus, whole, options(texts, keep_text=True))
     with pytest.raises(ConfigError, match=r"finished corpus in .* had another input: b\.txt is gone"):
         build_from_files(replace(corpus, files={"a.jsonl": corpus.files["a.jsonl"]}), whole, options(texts))
-    monkeypatch.setattr(build_module.sys, "version_info", (3, 99, 0))  # whose letters may be others
+    monkeypatch.setattr(options_module.sys, "version_info", (3, 99, 0))  # whose letters may be others
     with pytest.raises(ConfigError, match=r'had Python = "3\.\d+", now it is "3\.99"'):
         build_from_files(corpus, whole, options(texts))
 

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from scaletrain.corpus.build import BuildOptions, build_from_files
+from scaletrain.corpus.build import build_from_files
 from scaletrain.corpus.documents import find_corpus
+from scaletrain.corpus.options import BuildOptions
 from scaletrain.corpus.rules import load_rules
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.shards import ShardReader

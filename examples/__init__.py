@@ -1,0 +1,1 @@
+# Makes this folder the package of that name, also where another distribution brings one.
