@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from scaletrain.engine.engine import Engine
 from scaletrain.launch.events import read_events
 from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.ranks import from_environment
+from scaletrain.tasks.causal_lm import CausalLM
 from scaletrain.training.build import build_engine
 from scaletrain.training.processes import connect
 from scaletrain.training.saving import Outcome, Saver
@@ -67,7 +69,7 @@ class Rounds:
         config = RunConfig(model=MODEL, train=train, optim=OptimConfig())
         self.folder = folder
         self.beside_s = []
-        self.engine: Engine = build_engine(config, BatchPlan(8, 4, RANKS), 1)
+        self.engine: Engine = build_engine(config, BatchPlan(8, 4, RANKS), 1, partial(CausalLM, loss=config.loss))
         self.steps = 0
         self.savers = {name: Saver(self.engine, name == "background", []) for name in ("background", "foreground")}
         for _ in range(3):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import fire
@@ -30,6 +31,7 @@ from scaletrain.config.schema import ModelConfig, OptimConfig, RunConfig, TrainC
 from scaletrain.planning.parameters import count_parameters
 from scaletrain.protocols import TrainingState
 from scaletrain.ranks import from_environment
+from scaletrain.tasks.causal_lm import CausalLM
 from scaletrain.training.build import build_engine
 from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.loop import TrainingRun
@@ -47,6 +49,7 @@ MODELS = {
 # Runs a script, or a function of ours, and tells the largest memory of this process and the seconds of the call alone.
 MEASURE = """
 import runpy, sys, time
+from functools import partial
 from pathlib import Path
 def told(name):
     return next(int(l.split()[1]) // 1024 for l in Path("/proc/self/status").read_text().splitlines() if name in l)
@@ -84,7 +87,7 @@ def make_checkpoint(rank: int, port: int, name: str, folder: str) -> None:
     train = TrainConfig(max_seq_len=128, global_batch_size=8, micro_batch_size=4, precision="bf16")
     zero3 = Path("configs/ds/zero3.json")
     config = RunConfig(model=MODELS[name], train=train, optim=OptimConfig(), deepspeed=zero3)
-    engine = build_engine(config, BatchPlan(8, 4, RANKS), 1)
+    engine = build_engine(config, BatchPlan(8, 4, RANKS), 1, partial(CausalLM, loss=config.loss))
     batch = [micro_batch(rank, 0)]
     engine.train_step(batch, engine.agree(batch, ()).targets, 0, 1e-4)
     tier = Tier("shared", Path(folder) / "checkpoints", 1, Retention(1))

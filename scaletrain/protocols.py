@@ -115,6 +115,10 @@ class StepResult:
     faults: tuple[Fault, ...] = ()
 
 
+FROZEN = -1
+"""Group of the fragments that are not trained."""
+
+
 @dataclass(frozen=True)
 class Fragment:
     """A range of one parameter in a flat tensor of a checkpoint's file.
@@ -123,7 +127,8 @@ class Fragment:
         name: The parameter's name in the wrapped module.
         start: First element of the range in the flattened parameter.
         numel: Elements in the range.
-        group: Index of the flat tensor in the file.
+        group: Index of the flat tensor in the file; ``FROZEN`` for a tensor that stands there by its name, because no
+            optimizer has it.
         offset: Where the range begins in the flat tensor.
     """
 
@@ -143,12 +148,16 @@ class SavedPart:
         file: Which of them holds this rank's fragments, or None where it has none of its own.
         fragments: What stands in that file.
         state: Counters and shapes as JSON; the same on all ranks.
+        frozen_file: Which of them holds what is not trained, or None where this rank writes nothing of it.
+        frozen: What of it stands there.
     """
 
     contents: Mapping[str, Any]
     file: str | None
     fragments: Sequence[Fragment]
     state: dict[str, Any]
+    frozen_file: str | None = None
+    frozen: Sequence[Fragment] = ()
 
 
 class FragmentSource(Protocol):
@@ -193,6 +202,9 @@ class Run(Protocol):
 
     save_s: float
     """Seconds that the last save took; 0 before the first."""
+
+    complete_because: str
+    """Why the run is complete before its last step; a callback sets it, on all ranks alike. Empty otherwise."""
 
     @property
     def batch_hash(self) -> str:

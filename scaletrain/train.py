@@ -33,11 +33,12 @@ _LEAVE_S = 2.0
 """Time for the main thread to end by itself where a signal comes before the first step."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], needs_init: bool = False) -> int:
     """Runs the command.
 
     Args:
         argv: Arguments without the program's name.
+        needs_init: Whether the run must be told whose weights it begins with.
 
     Returns:
         The exit code of the verdict.
@@ -56,6 +57,11 @@ def main(argv: Sequence[str]) -> int:
             return 0
         config = load_config(command.config, overrides)
         check(config)
+        if needs_init and config.init is None:
+            raise ConfigError(
+                "--init is missing: name the run, the checkpoint or the folder of tools/convert.py from_hf whose "
+                "weights are to be fine-tuned, as --init runs/pretrain"
+            )
         if command.dry_run:
             return _dry_run(config, ranks)
     except ScaletrainError as error:

@@ -86,7 +86,7 @@ def continuation(request: Request) -> Iterator[str]:
     from scaletrain.config.load import load_config
     from scaletrain.data.tokenizer import load_tokenizer, prompt_tokens, read_borders
     from scaletrain.evaluation.generation import generate, stream_text
-    from scaletrain.model.transformer import Transformer
+    from scaletrain.model.build import build_model
 
     if not (request.run_dir / "config.yaml").is_file():
         raise ConfigError(
@@ -95,7 +95,7 @@ def continuation(request: Request) -> Iterator[str]:
     config = load_config(request.run_dir / "config.yaml", {})
     tokenizer = load_tokenizer(request.run_dir / "tokenizer.json")
     borders = read_borders(request.run_dir / "corpus.json")
-    model = Transformer(config.model)
+    model = build_model(config.model)
     model.load_state_dict(load_weights(request.run_dir / "checkpoints", request.step, request.trust_checkpoint))
     model.eval()
     tokens = generate(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scaletrain.errors import CheckpointError
-from scaletrain.protocols import Fragment
+from scaletrain.protocols import FROZEN, Fragment
 
 WEIGHT = "weight"
 
@@ -34,6 +34,8 @@ _STATES = {
     2: ("optimizer_state_dict", "base_optimizer_state", "state"),
     3: ("optimizer_state_dict", "optimizer_state_dict", "state"),
 }
+# What no optimizer has stands by name, in the files of the model's states: whole, or this rank's partition.
+_FROZEN_WEIGHTS = {1: ("module",), 2: ("module",), 3: ("frozen_param_fragments",)}
 # DeepSpeed's own small classes in its files. None is needed here: each is read as an inert placeholder, so
 # that torch.load can run with weights_only and no code of a checkpoint is ever executed.
 _PLACEHOLDERS = (
@@ -52,19 +54,20 @@ class Placeholder:
         return super().__new__(cls)
 
 
-def describe_fragments(rank: int, file: str, fragments: Sequence[Fragment]) -> tuple[str, str]:
-    """One rank's description of its file.
+def describe_fragments(rank: int, file: str, fragments: Sequence[Fragment], of: str = "") -> tuple[str, str]:
+    """One rank's description of a file.
 
     Args:
         rank: The rank that owns the file.
         file: Name of DeepSpeed's file in the folder.
         fragments: What stands in it.
+        of: What is described, where it is not the file with what the rank trains.
 
     Returns:
         Name and content of the file to put beside it.
     """
     content = {"file": file, "fragments": [asdict(fragment) for fragment in fragments]}
-    return f"fragments_{rank:05d}.json", json.dumps(content)
+    return f"fragments_{rank:05d}{of}.json", json.dumps(content)
 
 
 class FragmentReader:
@@ -160,7 +163,9 @@ class FragmentReader:
 
     def _flat(self, file: str, fragment: Fragment, kind: str) -> Tensor | None:
         content = self._open(file)
-        if kind == WEIGHT:
+        if fragment.group == FROZEN and self._stage:
+            tensor = _descend(content, _FROZEN_WEIGHTS[self._stage])[fragment.name] if kind == WEIGHT else None
+        elif kind == WEIGHT:
             masters = _descend(content, _MASTERS[self._stage])
             tensor = masters[fragment.name if self._stage == 0 else fragment.group]
         else:

@@ -169,7 +169,7 @@ def ranks_missing(folder: Path) -> int:
     engine = _engine_of(folder)
     if not engine.get("zero_stage"):
         return 0  # one rank of each node writes the whole
-    return int(engine.get("world_size", 0)) - sum(1 for _ in folder.glob("fragments_*.json"))
+    return int(engine.get("world_size", 0)) - sum(1 for _ in folder.glob("fragments_*[0-9].json"))
 
 
 def _local_place(run_dir: Path) -> Place | None:

@@ -49,5 +49,7 @@ def write_part(folder: Path, rank: int, part: SavedPart, texts: Mapping[str, str
         OSError: A file cannot be written.
     """
     described = {} if part.file is None else dict([describe_fragments(rank, part.file, part.fragments)])
+    if part.frozen_file is not None:
+        described |= [describe_fragments(rank, part.frozen_file, part.frozen, "_frozen")]
     records = {name: write_tensors(folder / name, content) for name, content in part.contents.items()}
     return records | {name: write_text(folder / name, text) for name, text in (described | dict(texts)).items()}

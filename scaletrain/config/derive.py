@@ -10,6 +10,7 @@ from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
 from scaletrain.config.schema import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.task_rules import task_problems
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -73,8 +74,9 @@ def check(config: RunConfig) -> None:
     """
     problems = [
         *model_problems(config.model),
-        *_task_problems(config.model),
+        *task_problems(config.task, config.model, config.data, config.eval.prompts),
         *_length_problems(config.model, config.train),
+        *_checkpointing_problems(config.model, config.train),
         *batch_problems(config.train),
         *data_problems(config.data),
         *_schedule_problems(config.optim, config.train.max_steps),
@@ -166,21 +168,20 @@ def _offload_device(ds: dict[str, Any], part: str) -> str:
     return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
 
 
-def _task_problems(model: ModelConfig) -> Iterator[str]:
-    # What the loss does not reach gets no gradient, and a bidirectional model would see what it is to predict.
-    unread = [key for key in ("pooler", "n_classes", "n_segments") if getattr(model, key)]
-    for key in unread:
-        yield f"model.{key} = {getattr(model, key)} is not read by a training on the next token; leave it out"
-    if not model.causal:
-        yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
-
-
 def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
     # Rotary and sinusoidal positions are computed, not looked up: a longer sequence is a choice there.
-    if model.positions == "learned" and train.max_seq_len > model.max_seq_len:
+    if model.kind == "transformer" and model.positions == "learned" and train.max_seq_len > model.max_seq_len:
         yield (
             f"train.max_seq_len = {train.max_seq_len} is longer than model.max_seq_len = {model.max_seq_len}, the "
             "number of learned positions; lower train.max_seq_len or raise model.max_seq_len"
+        )
+
+
+def _checkpointing_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
+    if model.kind != "transformer" and train.activation_checkpointing:
+        yield (
+            f"train.activation_checkpointing recomputes the layers of a Transformer, and model.kind {model.kind} has "
+            "none; set it to false"
         )
 
 
@@ -195,6 +196,13 @@ def _checkpoint_problems(checkpoint: CheckpointConfig) -> Iterator[str]:
             f"checkpoint.local_dir is {checkpoint.local_dir}, but checkpoint.local_every_steps is 0: nothing would be "
             "saved there; give an interval shorter than checkpoint.every_steps"
         )
+    if checkpoint.keep_last == 0:
+        asked = ("every_steps", "keep_every_steps", "keep_best", "local_every_steps")
+        for key in (key for key in asked if getattr(checkpoint, key)):
+            yield (
+                f"checkpoint.{key} = {getattr(checkpoint, key)} asks for checkpoints, but checkpoint.keep_last = 0 "
+                "saves none; leave one of them out"
+            )
 
 
 def _schedule_problems(optim: OptimConfig, max_steps: int) -> Iterator[str]:
@@ -205,3 +213,5 @@ def _schedule_problems(optim: OptimConfig, max_steps: int) -> Iterator[str]:
             f"optim.warmup_steps = {optim.warmup_steps} is not less than {name} = {end}, where the {optim.schedule} "
             "schedule ends: nothing would be left to decay in; lower warmup_steps or raise the other"
         )
+    if optim.schedule == "range_test" and not optim.min_lr_ratio:
+        yield "optim.min_lr_ratio = 0 is no rate that range_test could grow from; give the first one as a share of lr"

@@ -13,9 +13,11 @@ _HEAD = """\
 Pretrains a Transformer language model with DeepSpeed.
 
   deepspeed scaletrain/train.py [--config FILE] [--dry_run] [--KEY VALUE ...]
+  deepspeed scaletrain/finetune.py --init RUN[@STEP] ...    begins with the weights of another run, or with a start
 
-Values come from the defaults below, then the model preset, then the file, then the command line. A list of items is
-written in YAML's way, also on the command line: --data.sources '[{name: web, manifest: data/web}]'.
+Values come from the defaults below, then the model preset or the model of --init, then the file, then the command
+line. A list of items is written in YAML's way, also on the command line:
+--data.sources '[{name: web, manifest: data/web}]'.
 
   --config FILE     YAML file with the keys below (default configs/demo.yaml)
   --dry_run         do everything but train: check, count, plan, print

@@ -1,6 +1,6 @@
-"""Loads a run's configuration: defaults < model preset < YAML < command line."""
+"""Loads a run's configuration: defaults < model preset, or model of --init < YAML < command line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from scaletrain.config.coercion import coerce
 from scaletrain.config.fields import fields, flatten, item_section, plain, sections, unknown_key
 from scaletrain.config.files import Given, find_file, read_yaml
+from scaletrain.config.init_model import init_model_fields
 from scaletrain.config.items import parse_items, read_items
 from scaletrain.config.problems import place, range_problems
 from scaletrain.config.schema import RunConfig
@@ -34,7 +35,8 @@ def load_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
     """Builds the configuration of a run.
 
     A model preset stands just below the model fields given in the same place: one named in the file is
-    changed by the file and by the command line, one named on the command line replaces the file's model.
+    changed by the file and by the command line, one named on the command line replaces the file's model. Without a
+    preset, the model of ``init`` stands there.
 
     Args:
         path: YAML file, looked up as given and then in the repository; None is ``configs/demo.yaml``.
@@ -48,7 +50,7 @@ def load_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
     """
     source = find_file(path or DEFAULT_CONFIG, "--config")
     layers = [read_yaml(source), {key: Given(text, _COMMAND_LINE) for key, text in overrides.items()}]
-    given: dict[str, Given] = {}
+    given = _below(layers, Path("runs") / source.stem)
     for position, layer in enumerate(layers):
         outranked = any("model.preset" in later for later in layers[position + 1 :])
         if not outranked:
@@ -82,6 +84,14 @@ def raise_all(problems: Iterable[str]) -> None:
         raise ConfigError(found[0])
     if found:
         raise ConfigError(f"{len(found)} problems in the configuration:\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _below(layers: Sequence[Mapping[str, Given]], default_run_dir: Path) -> dict[str, Given]:
+    """What stands below all that is given: the model that the run begins with."""
+    merged = {key: entry for layer in layers for key, entry in layer.items()}
+    named = merged.get("run_dir")
+    run_dir = Path(named.value).expanduser() if named and isinstance(named.value, str) else default_run_dir
+    return init_model_fields(merged, run_dir)
 
 
 def _preset_fields(layer: Mapping[str, Given]) -> dict[str, Given]:

@@ -24,6 +24,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Location = TypeAliasType("Location", str)
 
 
+KernelWidth = Annotated[int, Field(ge=1)]
+
+
 def _like(field: str, description: str = "") -> Any:
     """A default that copies another field of the same section."""
     described = f"{description}; default {field}" if description else f"default {field}"
@@ -39,24 +42,28 @@ def _head_dim(data: dict[str, Any]) -> int:
 
 
 class ModelConfig(Section):
-    """The Transformer, described by data."""
+    """The model, described by data: a Transformer, or one of the kinds that it is compared with."""
 
     preset: str | None = Field(
         None, description="name of a file in configs/model whose values stand below the ones given"
     )
+    kind: Literal["transformer", "lstm", "cnn"] = Field(
+        "transformer", description="lstm and cnn are baselines, which read few of these fields"
+    )
     vocab_size: int = Field(8192, ge=2, description="rows of the embedding; at least the tokenizer's")
     d_model: int = Field(384, ge=1, description="width of the residual stream")
     n_layers: int = Field(6, ge=1)
+    n_encoder_layers: int = Field(0, ge=0, description="more than 0: a source is read by them, and n_layers decode")
     n_heads: int = Field(6, ge=1)
     n_kv_heads: int = _like("n_heads")
     head_dim: int = Field(default_factory=_head_dim, ge=1, description="default d_model / n_heads")
     d_ff: int = Field(
         default_factory=lambda data: 4 * data.get("d_model", 1),
         ge=1,
-        description="width of the feed-forward layer; default 4 d_model",
+        description="width of the feed-forward layer, or feature maps of each width in a cnn; default 4 d_model",
     )
     max_seq_len: int = Field(1024, ge=1, description="positions the model is made for, in tokens")
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    positions: Literal["learned", "sinusoidal", "rotary", "relative", "none"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
     rotary_dim: int = _like("head_dim", "leading dimensions of each head that are rotated")
     rope_scaling: Literal["none", "linear", "llama3"] = Field(
@@ -68,6 +75,8 @@ class ModelConfig(Section):
         4.0, gt=0, description="llama3: wavelengths below length / this are left alone"
     )
     rope_original_max_seq_len: int = _like("max_seq_len", "llama3: the length before the stretching, in tokens")
+    relative_buckets: int = Field(32, ge=4, description="distances that relative positions tell apart, as in T5")
+    relative_max_distance: int = Field(128, ge=2, description="distance from which on they are one, in tokens")
     causal: bool = Field(True, description="a token sees no token after it; false sees all, as BERT")
     sliding_window: int = Field(0, ge=0, description="tokens that a token sees, itself among them; 0 for all")
     sliding_window_from_layer: int = Field(0, ge=0, description="first layer with the window; those before see all")
@@ -78,8 +87,9 @@ class ModelConfig(Section):
     )
     embedding_norm: bool = Field(False, description="a norm behind the embeddings")
     qk_norm: bool = Field(False, description="an RMSNorm over each head of queries and keys, before their rotation")
+    attention_scale: bool = Field(True, description="scores are divided by sqrt(head_dim); not so in T5")
     parallel_residual: bool = Field(False, description="both branches of a layer read its input, as in GPT-NeoX")
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = "gelu_tanh"
     bias: bool = Field(True, description="biases in linear layers and LayerNorm")
     qkv_bias: bool = _bias_of("queries, keys and values")
     attention_out_bias: bool = _bias_of("the projection behind attention")
@@ -89,9 +99,12 @@ class ModelConfig(Section):
         False, description="a linear layer, the activation and a norm before the output layer"
     )
     output_bias: bool = Field(False, description="a bias in the output layer")
-    pooler: bool = Field(False, description="linear layer and tanh on the first token, for the whole sequence")
-    n_classes: int = Field(0, ge=0, description="classes told from the pooler's output; 0 for no such layer")
-    dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and on each residual branch")
+    output_scale: float = Field(1.0, gt=0, description="of what the output layer reads; d_model**-0.5 in T5")
+    pooling: Literal["first", "mean", "last"] = Field("first", description="which token stands for the whole sequence")
+    pooler: bool = Field(False, description="linear layer and tanh on what stands for the whole sequence, as in BERT")
+    n_classes: int = Field(0, ge=0, description="classes, or numbers, told from it; 0 for no such layer")
+    kernel_widths: tuple[KernelWidth, ...] = Field((3, 4, 5), description="cnn: tokens that its filters see at once")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding, on each residual branch, before classes")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights; 3 to 6 times slower on CPU")
     init_std: float = Field(
         0.02, gt=0, description="standard deviation of initial weights; residual outputs get 1/sqrt(2 n_layers) of it"
@@ -170,16 +183,68 @@ class OptimConfig(Section):
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms, biases and positions are left alone")
-    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step", "range_test"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     decay_steps: int | None = Field(None, ge=1, description="step at which the schedule ends; default train.max_steps")
     min_lr_ratio: float = Field(
-        0.1, ge=0, le=1, description="last learning rate as a share of lr (linear, cosine, wsd)"
+        0.1,
+        ge=0,
+        le=1,
+        description="last learning rate as a share of lr (linear, cosine, wsd); the first of range_test",
     )
     cooldown_ratio: float = Field(0.2, gt=0, le=1, description="last share of the steps, in which wsd decays")
     step_every_steps: int = Field(1000, ge=1, description="interval of the step schedule")
     step_factor: float = Field(0.5, gt=0, le=1, description="factor of the step schedule at each interval")
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 leaves it alone")
+
+
+class TaskConfig(Section):
+    """What is learnt of the documents; each task reads the keys that say so."""
+
+    name: Literal["causal_lm", "masked_lm", "seq2seq", "sft", "classification", "regression"] = Field(
+        "causal_lm", description="a file of scaletrain/tasks"
+    )
+    mask_share: float = Field(0.15, gt=0, lt=1, description="masked_lm: share of the tokens that are hidden")
+    whole_words: bool = Field(False, description="masked_lm: hides all tokens of a word or none")
+    next_sentence: bool = Field(False, description="masked_lm: also tells whether two texts follow each other, as BERT")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="classification: balanced weighs each class by the inverse of its share"
+    )
+    huber_delta: float = Field(
+        0.0, ge=0, description="regression: error from which the loss is linear; 0 for the squared error"
+    )
+    text_metrics: Literal["none", "bleu", "rouge"] = Field(
+        "none", description="seq2seq: figures of the texts that evaluations have the model write"
+    )
+    beams: int = Field(4, ge=1, description="seq2seq: texts that are followed at the same time; 1 is greedy")
+
+
+Pattern = Annotated[str, Field(min_length=1)]
+
+
+class TuneConfig(Section):
+    """What is trained of a model that has weights already, and how fast."""
+
+    freeze: tuple[Pattern, ...] = Field(
+        (), description="parameters and modules that stay as they are, by name: embedding, blocks.[0-5], attention"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each layer learns this much slower than the one above it; 1 for all alike"
+    )
+
+
+class LoraConfig(Section):
+    """Adapters of low rank, trained in place of the weights (LoRA)."""
+
+    rank: int = Field(0, ge=0, description="of each adapter; 0 for none")
+    alpha: float = Field(16.0, gt=0, description="what adapters add is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on what adapters read")
+    targets: tuple[Pattern, ...] = Field(
+        ("q", "v"), description="linear layers that get one, by the end of their names: q, feed_forward.up, blocks.0.*"
+    )
+    also_train: tuple[Pattern, ...] = Field(
+        ("pooler", "classifier"), description="parts of the model that are trained beside them, as far as there are any"
+    )
 
 
 class LossConfig(Section):
@@ -220,7 +285,8 @@ class EvalConfig(Section):
     every_steps: int = Field(100, ge=0, description="0 evaluates at the end only")
     max_sequences: int = Field(256, ge=1, description="sequences of the validation set that are used")
     prompts: tuple[Prompt, ...] = Field((), description="continued at each evaluation, as samples")
-    sample_tokens: int = Field(64, ge=1)
+    sample_tokens: int = Field(64, ge=1, description="tokens of a sample, or of a text to be judged by, at most")
+    max_texts: int = Field(64, ge=1, description="texts that the model writes to be judged by, where the task writes")
     temperature: float = Field(0.8, ge=0, description="of the samples; 0 is greedy")
 
 
@@ -231,7 +297,7 @@ class CheckpointConfig(Section):
     background: bool = Field(
         True, description="files are written beside the training, from a copy of the state in host memory"
     )
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=0, description="newest checkpoints that stay; 0 saves nothing at all")
     keep_every_steps: int = Field(0, ge=0, description="checkpoints at multiples of it stay for ever; 0 for none")
     keep_best: bool = Field(False, description="the checkpoint with the lowest validation loss stays")
     local_dir: Path | None = Field(None, description="folder on each node's own disk for saves in between")
@@ -276,6 +342,9 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    task: TaskConfig = TaskConfig()
+    tune: TuneConfig = TuneConfig()
+    lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

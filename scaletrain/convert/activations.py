@@ -4,8 +4,8 @@ from typing import Any
 
 from scaletrain.errors import ConfigError
 
-_OURS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "silu"}
+_OURS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 
 def unify_gelu(value: Any) -> str:
@@ -17,7 +17,12 @@ def unify_gelu(value: Any) -> str:
     Raises:
         ConfigError: The model here does not have it.
     """
-    return THEIRS[read_gelu(value)]
+    return write_gelu(read_gelu(value))
+
+
+def write_gelu(activation: str) -> str:
+    """The name of one of ours; of one with a gate that of another, which whoever reads it again finds to differ."""
+    return _THEIRS.get(activation, "gelu")
 
 
 def read_gelu(value: Any) -> str:

@@ -171,5 +171,9 @@ def _with_effect(model: ModelConfig) -> dict[str, Any]:
         "rope_high_freq_factor": model.rope_scaling != "llama3",
         "rope_original_max_seq_len": model.rope_scaling != "llama3",
         "sliding_window_from_layer": not model.sliding_window,
+        "relative_buckets": model.positions != "relative",
+        "relative_max_distance": model.positions != "relative",
+        "pooling": not (model.pooler or model.n_classes),
+        "kernel_widths": model.kind != "cnn",
     }
     return {key: value for key, value in values.items() if not without.get(key, False)}

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 # What llama.cpp calculates for each architecture, whatever the file says: other values cannot be carried.
 _ALL: dict[str, Any] = {
+    "kind": "transformer",
+    "n_encoder_layers": 0,
+    "attention_scale": True,
+    "output_scale": 1.0,
     "causal": True,
     "norm_position": "pre",
     "embedding_norm": False,

@@ -15,7 +15,7 @@ from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.pairs import Copy, View
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.model.positions import rotary_frequencies
-from scaletrain.model.transformer import rotary_of
+from scaletrain.model.stack import rotary_of
 
 ROPE_FACTORS = "rope_freqs.weight"
 

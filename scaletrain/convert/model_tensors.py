@@ -11,7 +11,9 @@ from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError
-from scaletrain.model.transformer import Transformer
+from scaletrain.model.build import build_model
+
+_INITIALISING = (nn.init.normal_, nn.init.zeros_, nn.init.ones_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -27,13 +29,13 @@ class _Uninitialised(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in (Tensor.normal_, Tensor.zero_, nn.init.normal_, nn.init.zeros_, nn.init.ones_):
+        if func in (Tensor.normal_, Tensor.zero_, Tensor.uniform_, *_INITIALISING):
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 def infos_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, TensorInfo]:
-    """Shapes of all parameters of a Transformer, a tied one once.
+    """Shapes of all parameters of a model, a tied one once.
 
     Args:
         model: The description.
@@ -43,7 +45,7 @@ def infos_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str
         By name, in the order of the model.
     """
     with torch.device("meta"), _Uninitialised():
-        return {name: TensorInfo(tuple(weight.shape), dtype) for name, weight in Transformer(model).named_parameters()}
+        return {name: TensorInfo(tuple(weight.shape), dtype) for name, weight in build_model(model).named_parameters()}
 
 
 def require_tensors(source: CheckpointTensors) -> None:

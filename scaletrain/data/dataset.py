@@ -1,5 +1,6 @@
 """The sequences of a run by their index, as tokens: the order says which pieces, the readers fetch them."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.mixture import Phase
 from scaletrain.data.order import DatasetOptions, order_of
-from scaletrain.data.packing import Row, row_checksum
+from scaletrain.data.packing import Row, row_checksum, value_checksum
 from scaletrain.data.rows import Collate, MicroBatch, Rows, next_tokens
 from scaletrain.data.shards import ShardReader, Wanted
 from scaletrain.data.source_order import Window
@@ -28,6 +29,7 @@ class SequenceDataset:
         phases: Sequence[Phase] | None = None,
         skipped: Sequence[SkippedShard] = (),
         collate: Collate = next_tokens,
+        reads_others: bool = False,
     ) -> None:
         """Computes the order; opens no shard.
 
@@ -37,6 +39,7 @@ class SequenceDataset:
             phases: Weights of the sources over time; equal ones by default.
             skipped: Shards whose tokens are masked from a sequence on.
             collate: Makes tensors of rows.
+            reads_others: Whether each row comes with another one of its window.
 
         Raises:
             DataError: A source has fewer shards than there are lanes, or was not counted for best-fit packing.
@@ -54,7 +57,10 @@ class SequenceDataset:
         self._entered: dict[tuple[int, int], tuple[int, int, Window]] = {}
         self._in_use: dict[tuple[int, int], list[Wanted]] = {}
         self._ahead: dict[tuple[int, int], list[Wanted]] = {}
-        self._collate = collate
+        self._collate, self._reads_others = collate, reads_others
+        self._part_bit = 8 * self._dtype.itemsize - 1 if manifest.parts else 0
+        # Of rows that hold several documents no value is asked for.
+        self._n_values = len(manifest.values) if options.packing == "document" else 0
 
     def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
         """Collates sequences into what one forward pass takes.
@@ -68,15 +74,10 @@ class SequenceDataset:
         Raises:
             BadShardError: A shard or its index is missing or damaged, and not skipped.
         """
-        words = np.full((len(indices), self.options.max_seq_len + 1), self.eos_id, dtype=self._dtype)
-        placed, sources, checksum = [], [], 0
-        for word_row, index in zip(words, indices, strict=True):
-            source, row = (0, _EMPTY) if index == FILLING else self._read(index, word_row)
-            placed.append(row)
-            sources.append(source)
-            if index != FILLING:
-                checksum += row_checksum(index, word_row, row)
-        collated = self._collate(self._rows(words, placed, indices))
+        sources, rows, checksum = self._rows(indices, 0)
+        if self._reads_others:
+            rows = dataclasses.replace(rows, others=self._rows(indices, 1)[1])
+        collated = self._collate(rows)
         return MicroBatch(
             inputs=collated.inputs,
             targets=collated.targets_B,
@@ -85,13 +86,31 @@ class SequenceDataset:
             checksum=checksum % 2**64,
         )
 
-    def _rows(self, words: NDArray[np.unsignedinteger], placed: list[Row], indices: Sequence[int]) -> Rows:
+    def _rows(self, indices: Sequence[int], halves: int) -> tuple[list[int], Rows, int]:
+        """The sources of sequences, their rows, or those that many half windows further on, and their checksum."""
+        words = np.full((len(indices), self.options.max_seq_len + 1), self.eos_id, dtype=self._dtype)
+        values = np.zeros((len(indices), self._n_values))
+        placed, sources, checksum = [], [], 0
+        for number, index in enumerate(indices):
+            source, row = (0, _EMPTY)
+            if index != FILLING:
+                source, row = self._read(index, words[number], values[number], halves)
+                checksum += row_checksum(index, words[number], row) + value_checksum(index, values[number])
+            placed.append(row)
+            sources.append(source)
+        parts = None
+        if self._part_bit:
+            parts = (words >> self._part_bit).astype(np.uint8)
+            words &= (1 << self._part_bit) - 1
         if int(words.max()) >= self.vocab_size:
             self._blame(words, indices)
-        return Rows(words, placed, indices, self.options.document_borders)
+        borders = self.options.document_borders
+        return sources, Rows(words, placed, indices, borders, parts, values if self._n_values else None), checksum
 
-    def _read(self, index: int, out: NDArray[np.unsignedinteger]) -> tuple[int, Row]:
-        """Fills a row with the tokens of a sequence."""
+    def _read(
+        self, index: int, out: NDArray[np.unsignedinteger], values: NDArray[np.float64], halves: int
+    ) -> tuple[int, Row]:
+        """Fills a row with the tokens of a sequence, and with the values of its document."""
         if self.lost_shards(index):
             return self.order.locate(index).source, _EMPTY
         place, lane = divmod(index, self.options.num_lanes)
@@ -103,7 +122,11 @@ class SequenceDataset:
         left_out: Collection[int] = ()
         if self._masked_from:
             left_out = [shard for (of, shard), first in self._masked_from.items() if of == source and first <= index]
-        return source, self.readers[source].read_row(out, window.pieces_of(number - begin), left_out)
+        pieces = window.pieces_of((number - begin + halves * len(window) // 2) % len(window))
+        if self._n_values:
+            shard, document, *_ = pieces[0]
+            values[:] = self.readers[source].values(shard, document)
+        return source, self.readers[source].read_row(out, pieces, left_out)
 
     def _enter(self, source: int, lane: int, number: int) -> tuple[int, int, Window]:
         """Opens the window of a sequence of a lane; fetches all of it at once, and the next one ahead of need."""

@@ -238,11 +238,14 @@ def _check_tokenizer(first: Manifest, reader: ShardReader) -> None:
         "dtype": (reader.manifest.dtype, first.dtype),
         "vocab_size": (here.vocab_size, there.vocab_size),
         "eos_id": (here.eos_id, there.eos_id),
+        "parts": (reader.manifest.parts, first.parts),
+        "values": (reader.manifest.values, first.values),
+        "classes": (reader.manifest.classes, first.classes),
     }
     for name, (found, wanted) in facts.items():
         # All sources fill the same rows: tokens of another width would be read as other tokens.
         if found != wanted:
             raise ConfigError(
                 f"data.sources: the manifest of {reader.name} has {name} {found}, that of the first source {wanted}. "
-                "Make both with the same tokenizer and --eos_token: tools/make_shards.py."
+                "Make both in the same way: tools/make_shards.py."
             )

@@ -97,3 +97,16 @@ def row_checksum(sequence: int, tokens: NDArray[np.unsignedinteger], row: Row) -
     for masked in row.masked:
         places.extend(masked)
     return xxhash.xxh3_64_intdigest(places, xxhash.xxh3_64_intdigest(tokens.data, sequence))
+
+
+def value_checksum(sequence: int, values: NDArray[np.float64]) -> int:
+    """Checksum of the values of a sequence's document; added to the row's.
+
+    Args:
+        sequence: The index.
+        values: The values (M,).
+
+    Returns:
+        A number from 0 to 2**64 - 1; 0 without values.
+    """
+    return xxhash.xxh3_64_intdigest(values.tobytes(), sequence) if len(values) else 0

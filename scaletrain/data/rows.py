@@ -26,6 +26,7 @@ class Rows:
         borders: Whether attention and positions start anew at each document.
         parts: Part of each token, 0 or 1 (B, T + 1), uint8; None where the corpus has none.
         values: Of each row's document (B, M), float64; None where the corpus has none, or rows hold several documents.
+        others: For each row another one, half a window away, where a task reads them.
     """
 
     tokens: NDArray[np.unsignedinteger]
@@ -34,6 +35,7 @@ class Rows:
     borders: bool = True
     parts: NDArray[np.uint8] | None = None
     values: NDArray[np.float64] | None = None
+    others: "Rows | None" = None
 
 
 class Collated(NamedTuple):
@@ -71,7 +73,7 @@ def next_tokens(rows: Rows) -> Collated:
     """Each token is predicted from those before it in its document.
 
     Args:
-        rows: Of documents; in a corpus with parts only tokens of part 1 are targets.
+        rows: Of documents.
 
     Returns:
         ``tokens`` and ``targets`` (B, T) int64, the latter ``IGNORED`` where nothing is predicted; ``documents`` (B, T)
@@ -79,8 +81,6 @@ def next_tokens(rows: Rows) -> Collated:
         borders are not respected: plain causal attention.
     """
     packed = pack(rows.tokens, rows.placed, rows.borders)
-    if rows.parts is not None:
-        packed.targets[rows.parts[:, 1:] == 0] = IGNORED
     targets_BT = torch.from_numpy(packed.targets)
     documents, positions = packed.documents, packed.positions
     inputs = {

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.model.losses import LossTerms
-from scaletrain.model.transformer import Block, Transformer
+from scaletrain.model.stack import Block
 from scaletrain.protocols import FragmentSource, SavedPart, StepResult
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,11 @@ class Engine:
         if self.stage == 3:
             # A block's weights are gathered together, and torch.compile sees a block as one graph: hooks on each of
             # its linear layers would break it into small ones.
-            set_z3_leaf_modules(module, [Block])
+            set_z3_leaf_modules(module, [Block], raise_if_not_found=False)  # not every kind of model has them
         with _told_as_config_error():
             self.ds, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module), config=ds_config)
+        if self.stage == 3:
+            _differentiate_from_the_bottom(module)
         if compile_module:
             self.ds.compile()
         self._stepping = Stepping(self.ds, self.stage, seed, n_sources, self.device)
@@ -201,17 +203,28 @@ class Engine:
         return EvaluationSums(*totals, source_nll, source_targets, outputs.gather(self.world_size))
 
     @contextlib.contextmanager
-    def generating(self) -> Iterator[Transformer]:
+    def generating(self) -> Iterator[Any]:
         """Lends the model for generation; under ZeRO-3 all ranks must then make the same calls."""
         with torch.no_grad(), self._evaluating(), self._autocast():
-            model: Transformer = self.ds.module.model
-            yield model
+            yield self.ds.module.model
 
     def broadcast_number(self, number: int) -> int:
         """Rank 0's number, on all ranks."""
         value = torch.tensor(number, dtype=torch.int64, device="cpu")
         dist.broadcast(value, src=0)
         return int(value)
+
+    def all_are(self, is_so: bool) -> bool:
+        """Whether something is true on all ranks; every rank calls it."""
+        value = torch.tensor(is_so, dtype=torch.int32, device="cpu")
+        dist.all_reduce(value, op=dist.ReduceOp.MIN)
+        return bool(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, on all ranks and in their order; every rank calls it."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def collect_texts(self, text: str) -> list[str]:
         """What the ranks have to say, each text once; every rank calls it.
@@ -222,9 +235,7 @@ class Engine:
         Returns:
             The same on all ranks, in their order.
         """
-        texts = [""] * self.world_size
-        dist.all_gather_object(texts, text)
-        return list(dict.fromkeys(filter(None, texts)))
+        return list(dict.fromkeys(filter(None, self.gather(text))))
 
     def find_differences(self, state: str) -> tuple[Difference, ...]:
         """Compares what must be equal on all ranks: the replicated numbers, and a state; every rank calls it.
@@ -265,12 +276,18 @@ class Engine:
         """
         return engine_state.collect(self.ds, self.stage, self._applied_steps, is_writer)
 
-    def load(self, source: FragmentSource, state: dict[str, Any]) -> None:
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Of all parameters of the wrapped module by name, a tied one once."""
+        return engine_state.parameter_shapes(self.ds.module)
+
+    def load(self, source: FragmentSource, state: dict[str, Any], initial: Collection[str] = ()) -> None:
         """Takes weights, moments and counters from a checkpoint of any stage and number of ranks; every rank calls it.
 
         Args:
             source: Reads the checkpoint's tensors.
             state: The state that ``collect`` gave for it.
+            initial: Names of parameters that keep the values they have: the source has none.
 
         Raises:
             CheckpointError: The checkpoint does not hold what this model needs, as one rank or more found. All ranks
@@ -281,13 +298,29 @@ class Engine:
             base_optimizer(self.ds, self.stage).state.clear()
         problem = ""
         try:
-            engine_state.fill(self.ds, self.stage, source, state)
+            engine_state.fill(self.ds, self.stage, source, state, initial)
         except CheckpointError as error:
             problem = str(error)
         if problems := self.collect_texts(problem):
             raise CheckpointError("; ".join(problems))
         engine_state.finish_loading(self.ds, self.stage, state)
         self._applied_steps = state["applied_steps"]
+
+
+def _differentiate_from_the_bottom(module: nn.Module) -> None:
+    """Has the outputs of frozen embeddings require gradients.
+
+    ZeRO-3 lets go of a block's weights when the gradient of the block's input is there. Where nothing below it is
+    trained there is no such gradient, and it would let go of them before they were used.
+    """
+
+    def require(embedding: nn.Module, inputs: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
+
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and not part.weight.requires_grad:
+            part.register_forward_hook(require)
 
 
 @contextlib.contextmanager

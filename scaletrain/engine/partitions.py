@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaletrain.protocols import FROZEN
+
 
 @dataclass(frozen=True)
 class LiveFragment:
@@ -22,8 +24,9 @@ class LiveFragment:
         name: The parameter's name in the wrapped module.
         start: First element of the range in the flattened parameter.
         numel: Elements in the range.
-        group: Index of ``owner`` in the optimizer's state_dict.
-        owner: The tensor the optimizer updates: the parameter itself, or a flat fp32 partition.
+        group: Index of ``owner`` in the optimizer's state_dict; ``FROZEN`` for what is not trained.
+        owner: The tensor the optimizer updates: the parameter itself, or a flat fp32 partition. Of what is not trained
+            the weights of the forward pass, in their type: there are no others.
         offset: Where the range begins in the flattened owner.
     """
 
@@ -35,7 +38,7 @@ class LiveFragment:
     offset: int
 
     def master(self) -> Tensor:
-        """The fp32 master values of the range, as a flat view."""
+        """The values of the range that are saved, fp32 where it is trained, as a flat view."""
         return self.owner.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
@@ -47,15 +50,30 @@ def live_fragments(engine: Any, stage: int) -> list[LiveFragment]:
         stage: Its ZeRO stage.
 
     Returns:
-        Fragments in the order of the optimizer's groups; together with those of the other ranks
-        (with rank 0 alone for stage 0) they cover every parameter exactly once.
+        Fragments in the order of the optimizer's groups, and behind them what is not trained. Together with those of
+        the other ranks they cover every parameter exactly once; but of stage 0, and of what is not trained in stages 1
+        and 2, every rank has all.
     """
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     if stage == 0:
-        return list(_whole(engine.optimizer.param_groups, names))
-    if stage == 3:
-        return list(_zero3(engine.optimizer, names))
-    return list(_zero12(engine.optimizer, names))
+        trained = _whole(engine.optimizer.param_groups, names)
+    else:
+        trained = (_zero3 if stage == 3 else _zero12)(engine.optimizer, names)
+    return [*trained, *_frozen(engine, stage)]
+
+
+def _frozen(engine: Any, stage: int) -> Iterator[LiveFragment]:
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if stage < 3:
+            yield LiveFragment(name, 0, parameter.numel(), FROZEN, parameter, 0)
+            continue
+        size = parameter.partition_numel()
+        start = torch.distributed.get_rank(group=engine.optimizer.dp_process_group) * size
+        numel = min(size, parameter.ds_numel - start)
+        if numel > 0:
+            yield LiveFragment(name, start, numel, FROZEN, parameter.ds_tensor, 0)
 
 
 def _whole(param_groups: list[dict[str, Any]], names: dict[int, str]) -> Iterator[LiveFragment]:

@@ -1,11 +1,13 @@
 """What a DeepSpeed engine saves into DeepSpeed's own files, and how such files load into any topology."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from torch import nn
 
 from scaletrain.engine.partitions import (
     base_optimizer,
@@ -16,7 +18,7 @@ from scaletrain.engine.partitions import (
     tied_names,
 )
 from scaletrain.errors import CheckpointError
-from scaletrain.protocols import Fragment, FragmentSource, SavedPart
+from scaletrain.protocols import FROZEN, Fragment, FragmentSource, SavedPart
 
 
 class _Recorder(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
@@ -80,8 +82,13 @@ def collect(engine: Any, stage: int, applied_steps: int, is_writer: bool) -> Sav
     owner = engine._get_zero_ckpt_name(root, tag) if stage else engine._get_ckpt_name(root, tag)
     file: str | None = Path(owner).name
     owned = [Fragment(f.name, f.start, f.numel, f.group, f.offset) for f in live_fragments(engine, stage)]
+    frozen: list[Fragment] = []
     if stage == 0 and not is_writer:
         file, owned = None, []
+    elif stage:
+        frozen = [fragment for fragment in owned if fragment.group == FROZEN and (stage == 3 or is_writer)]
+        owned = [fragment for fragment in owned if fragment.group != FROZEN]
+    frozen_file = Path(engine._get_ckpt_name(root, tag)).name if frozen else None
     state = {
         "zero_stage": stage,
         "world_size": dist.get_world_size(),
@@ -89,13 +96,18 @@ def collect(engine: Any, stage: int, applied_steps: int, is_writer: bool) -> Sav
         "global_steps": int(engine.global_steps),
         "moments": list(moment_keys(base_optimizer(engine, stage))),
         "loss_scale": _loss_scale_state(engine, stage),
-        "shapes": {n: list(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters()},
+        "shapes": parameter_shapes(engine.module),
         "tied": tied_names(engine.module),
     }
-    return SavedPart(recorder.contents, file, owned, state)
+    return SavedPart(recorder.contents, file, owned, state, frozen_file, frozen)
 
 
-def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any]) -> None:
+def parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
+    """Shapes of all parameters by name, a tied one once, also where ZeRO-3 has cut them into partitions."""
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
+
+
+def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any], initial: Collection[str] = ()) -> None:
     """Fills the live fragments of this rank from a checkpoint of any stage and number of ranks.
 
     It uses no collective, so that a rank on which it fails keeps no other waiting; ``finish_loading`` follows once all
@@ -106,6 +118,7 @@ def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any])
         stage: Its ZeRO stage.
         source: Reads the checkpoint's tensors.
         state: What ``collect`` gave for it.
+        initial: Names of parameters that keep the values they have.
 
     Raises:
         CheckpointError: Shapes differ, or a range is missing.
@@ -115,9 +128,11 @@ def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any])
     keys = moment_keys(optimizer) if tuple(state["moments"]) == moment_keys(optimizer) else ()
     for fragment in live_fragments(engine, stage):
         where = (fragment.start, fragment.numel)
-        weight = source.read(fragment.name, "weight", *where)
-        fragment.master().copy_(_present(weight, fragment.name))
-        if not keys or (state["applied_steps"] == 0 and fragment.owner not in optimizer.state):
+        if fragment.name not in initial:
+            weight = source.read(fragment.name, "weight", *where)
+            fragment.master().copy_(_present(weight, fragment.name))
+        is_new = state["applied_steps"] == 0 and fragment.owner not in optimizer.state
+        if fragment.group == FROZEN or not keys or is_new:
             continue
         moments = ensure_state(optimizer, fragment.owner, keys, state["applied_steps"])
         for key in keys:
@@ -149,7 +164,7 @@ def _present(value: Any, what: str) -> Any:
 
 
 def _check_shapes(engine: Any, state: dict[str, Any]) -> None:
-    live = {n: list(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters()}
+    live = parameter_shapes(engine.module)
     saved = state["shapes"]
     wrong = [f"{n}: {saved.get(n)} saved, {live.get(n)} here" for n in {**live, **saved} if live.get(n) != saved.get(n)]
     if wrong:

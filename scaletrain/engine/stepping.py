@@ -83,7 +83,7 @@ class Stepping:
     ) -> tuple[bool, float, list[float]]:
         """Whether the step was applied, the gradient's norm, and the sum of the cross-entropy by source."""
         for group in self._ds.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._expect(len(micro_batches))
         self._watch.begin()
         # DeepSpeed averages gradients over ranks; undo it and divide by the targets.

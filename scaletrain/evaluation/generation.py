@@ -1,24 +1,34 @@
-"""Generation of text from a Transformer, token by token.
+"""Generation of text from a language model, token by token.
 
 Shapes: T time, V vocabulary.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from scaletrain.errors import ConfigError
-from scaletrain.model.attention import KVCache
-from scaletrain.model.transformer import Transformer
+from scaletrain.model.build import LanguageModel, Model
 
 _REPLACEMENT = "�"  # what a decoder writes for bytes that are no (or not yet a) character
 
 
+class Mode(Protocol):
+    """A module, as far as its mode goes."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> object:
+        """Switches dropout on or off."""
+
+
 def generate(
-    model: Transformer,
+    model: Model,
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -31,8 +41,8 @@ def generate(
 ) -> Iterator[int]:
     """Continue a prompt.
 
-    Keys and values are cached. When the context is full, its older half is dropped and the rest is read anew, so that
-    a text may be longer than the model's sequences.
+    What was computed for the tokens so far is cached. When the context is full, its older half is dropped and the rest
+    is read anew, so that a text may be longer than the model's sequences.
 
     Under ZeRO-3 a forward pass gathers weights from all ranks, so all ranks must make the same calls: let them use the
     same arguments, and ``agree``, lest ranks whose logits differ in the last bit part ways, and the run hang.
@@ -40,7 +50,7 @@ def generate(
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", for ``top_p``.
 
     Args:
-        model: the model; dropout is off while it is called, and its mode is restored after each token.
+        model: a causal language model; dropout is off while it is called, and its mode is restored after each token.
         prompt_tokens: tokens to continue; at least one.
         max_new_tokens: tokens to make at most.
         temperature: divisor of the logits; 0 takes the likeliest token always.
@@ -56,8 +66,10 @@ def generate(
         The new tokens, one by one.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of its range, or the model is of another kind.
     """
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"a {type(model).__name__} continues no text; use a language model, without an encoder")
     if not model.config.causal:
         raise ConfigError("a bidirectional model (model.causal false) continues no text; use a causal one")
     limit = model.config.max_seq_len
@@ -74,10 +86,10 @@ def generate(
 
 
 def _continue(
-    model: Transformer, prompt_tokens: Sequence[int], context_len: int, choose: Callable[[Tensor], int]
+    model: LanguageModel, prompt_tokens: Sequence[int], context_len: int, choose: Callable[[Tensor], int]
 ) -> Iterator[int]:
     device = next(model.parameters()).device
-    cache = KVCache(model.config.n_layers, context_len)
+    cache = model.new_cache(context_len)
     context = unread = list(prompt_tokens[-context_len:])
     while True:
         if cache.length + len(unread) > context_len:
@@ -145,19 +157,30 @@ def _decode_after(tokenizer: Tokenizer, behind: list[int], tokens: list[int]) ->
     return str(tokenizer.decode(behind + tokens))[len(tokenizer.decode(behind)) :]
 
 
-def _next_logits(model: Transformer, tokens_1T: Tensor, cache: KVCache) -> Tensor:
+@contextmanager
+def undisturbed(model: Mode) -> Iterator[None]:
+    """Calls a model for its words alone: without dropout, gradients and compilation; its mode is restored afterwards.
+
+    Args:
+        model: A module.
+    """
     was_training = model.training
     if was_training:
-        model.eval()
+        model.train(False)
     try:
         # Compiled, the model would be compiled anew for each length of the cache. And no inference_mode: a weight that
         # ZeRO-3 gathers in it could not be trained on later.
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
-            hidden_1TD = model.hidden(tokens_1T, cache=cache)
-            logits_V = model.logits(hidden_1TD[:, -1])[0]
+            yield
     finally:
         if was_training:
             model.train()
+
+
+def _next_logits(model: LanguageModel, tokens_1T: Tensor, cache: Any) -> Tensor:
+    with undisturbed(model):
+        hidden_1TD = model.hidden(tokens_1T, cache=cache)
+        logits_V = model.logits(hidden_1TD[:, -1])[0]
     return logits_V.float().cpu()
 
 

@@ -15,6 +15,7 @@ from scaletrain.errors import ConfigError
 # of a mixture are not among them: they may change for what is not read yet, which only the state of the data can tell.
 _FIXED = (
     "seed",
+    "task.name",
     "data.num_lanes",
     "data.window_shards",
     "data.packing",
@@ -22,12 +23,23 @@ _FIXED = (
     "data.sources.name",
     "train.max_seq_len",
     "optim.name",
+    "tune.freeze",
+    "lora.rank",
+    "lora.alpha",
+    "lora.targets",
+    "lora.also_train",
 )
 # Of the model everything is fixed but these.
 _FREE_OF_MODEL = ("model.preset", "model.dropout", "model.attention_dropout")
 _MODEL_KEYS = tuple(f"model.{key}" for key in ModelConfig.model_fields)
 # What runs were that wrote their identity before these keys existed.
-_BEFORE_THE_KEY = {"data.packing": "concat", "data.sources.name": []}
+_BEFORE_THE_KEY = {
+    "task.name": "causal_lm",
+    "data.packing": "concat",
+    "data.sources.name": [],
+    "tune.freeze": [],
+    "lora.rank": 0,
+}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""Self-attention, its masks, and the cache of keys and values for generation.
+"""Self-attention and cross attention, their masks, and the cache of keys and values for generation.
 
-Shapes: B batch, T time (queries), S time (keys), D d_model, N heads, K key/value heads, H head_dim.
+Shapes: B batch, T time (queries), S time (keys, or tokens of the source), D d_model, N heads, K key/value heads, H
+head_dim.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,8 @@ from scaletrain.model.positions import rotate
 class LayerCache:
     """The keys and values of one layer, in tensors of fixed length that are filled from the left.
 
-    The tensors are made at the first ``append``, which knows their type; under autocast it is not the weights'.
+    The tensors are made at the first ``append``, which knows their type (under autocast it is not the weights') and the
+    number of rows.
 
     Args:
         max_len: tokens that fit in.
@@ -46,8 +49,8 @@ class LayerCache:
         end = self.length + k_BKTH.shape[2]
         if end > self.max_len:
             raise ValueError(f"the cache holds {self.max_len} tokens and cannot take the {end}th; clear() it first")
-        if self._k_BKSH is None or self._v_BKSH is None:
-            B, K, _, H = k_BKTH.shape
+        B, K, _, H = k_BKTH.shape
+        if self._k_BKSH is None or self._v_BKSH is None or (self.length == 0 and len(self._k_BKSH) != B):
             self._k_BKSH = k_BKTH.new_empty(B, K, self.max_len, H)
             self._v_BKSH = v_BKTH.new_empty(B, K, self.max_len, H)
         self._k_BKSH[:, :, self.length : end] = k_BKTH
@@ -55,17 +58,36 @@ class LayerCache:
         self.length = end
         return self._k_BKSH[:, :, :end], self._v_BKSH[:, :, :end]
 
+    def reorder(self, rows_B: Tensor) -> None:
+        """Let row i go on from what was row ``rows_B[i]``."""
+        if self._k_BKSH is not None and self._v_BKSH is not None:
+            self._k_BKSH, self._v_BKSH = self._k_BKSH[rows_B], self._v_BKSH[rows_B]
+
+
+class CrossCache:
+    """The keys and values that one layer has computed from the source."""
+
+    def __init__(self) -> None:
+        self.stored: tuple[Tensor, Tensor] | None = None
+
+    def reorder(self, rows_B: Tensor) -> None:
+        """Let row i go on from what was row ``rows_B[i]``."""
+        if self.stored is not None:
+            k_BKSH, v_BKSH = self.stored
+            self.stored = k_BKSH[rows_B], v_BKSH[rows_B]
+
 
 class KVCache:
     """The keys and values of all layers, for generation token by token.
 
     Args:
-        n_layers: layers of the model.
+        n_layers: layers of the model, or of its decoder.
         max_len: tokens that fit in.
     """
 
     def __init__(self, n_layers: int, max_len: int) -> None:
         self.layers = [LayerCache(max_len) for _ in range(n_layers)]
+        self.cross = [CrossCache() for _ in range(n_layers)]
 
     @property
     def length(self) -> int:
@@ -73,13 +95,26 @@ class KVCache:
         return self.layers[0].length
 
     def clear(self) -> None:
-        """Forget all tokens and keep the memory."""
-        for layer in self.layers:
-            layer.length = 0
+        """Forget all tokens, and keep the memory for the next ones."""
+        for layer, cross in zip(self.layers, self.cross, strict=True):
+            layer.length, cross.stored = 0, None
+
+    def reorder(self, rows_B: Tensor) -> None:
+        """Let row i go on from what was row ``rows_B[i]``, as a search does that follows several texts.
+
+        Args:
+            rows_B: rows to keep, int64; a row may come several times, and their number may change.
+        """
+        for layer, cross in zip(self.layers, self.cross, strict=True):
+            layer.reorder(rows_B)
+            cross.reorder(rows_B)
 
 
 class Visibility(NamedTuple):
-    """Which keys a query sees: by a mask, by documents, by the causal rule alone, or (none of them) all."""
+    """Which keys a query sees: by a mask, by documents, by the causal rule alone, or (none of them) all.
+
+    The mask is true for a key that is seen, or a number that is added to its score.
+    """
 
     mask: Tensor | None
     is_causal: bool
@@ -95,6 +130,7 @@ def visible_keys(
     dropout: float,
     causal: bool = True,
     window: int = 0,
+    bias_BNTS: Tensor | None = None,
 ) -> Visibility:
     """Decide once per forward pass, for all layers that see equally far, which keys each query sees.
 
@@ -107,17 +143,52 @@ def visible_keys(
         dropout: share of attention weights dropped in this pass.
         causal: whether no token sees one after it.
         window: tokens that a token sees, itself and those before it; 0 for all. Only with ``causal``.
+        bias_BNTS: added to the scores, for relative positions.
 
     Returns:
         The documents, where attention within each of them is to be had and pays; a Boolean mask (B, 1, T, T) or
-        (T, S) where else one is needed; or the kernel's own causal rule.
+        (T, S) where else one is needed; or the kernel's own causal rule. With a bias always a mask of numbers.
     """
+    seen = _rule(tokens_BT, documents_BT, past_len, n_heads, dropout, causal, window, bias_BNTS is not None)
+    if bias_BNTS is None:
+        return seen
+    if seen.mask is not None:
+        bias_BNTS = bias_BNTS.masked_fill(~seen.mask, -math.inf)
+    return Visibility(bias_BNTS, is_causal=False)
+
+
+def visible_memory(source_mask_BS: Tensor | None) -> Visibility:
+    """Decide which tokens of the source the decoder sees.
+
+    Args:
+        source_mask_BS: true at real tokens; None where all are.
+
+    Returns:
+        A mask (B, 1, 1, S), or all. A source without any real token is seen as it is, since of no keys there is no
+        mean: nothing is learnt from such a row, which only fills up a batch.
+    """
+    if source_mask_BS is None:
+        return Visibility(None, is_causal=False)
+    seen_BS = source_mask_BS | ~source_mask_BS.any(-1, keepdim=True)
+    return Visibility(seen_BS[:, None, None, :], is_causal=False)
+
+
+def _rule(
+    tokens_BT: Tensor,
+    documents_BT: Tensor | None,
+    past_len: int,
+    n_heads: int,
+    dropout: float,
+    causal: bool,
+    window: int,
+    needs_mask: bool,
+) -> Visibility:
     T = tokens_BT.shape[1]
     end = past_len + T
     window = window if window < end else 0  # a window that holds all tokens hides none
     if documents_BT is not None:
         by_documents = can_attend_within_documents(tokens_BT.device, T, n_heads, dropout)
-        if by_documents and causal and not window:
+        if by_documents and causal and not window and not needs_mask:
             return Visibility(None, is_causal=True, documents=documents_BT)
         mask_BTT = documents_BT.unsqueeze(-1) == documents_BT.unsqueeze(-2)
         if causal:
@@ -125,7 +196,7 @@ def visible_keys(
         return Visibility(mask_BTT.unsqueeze(1), is_causal=False)
     if not causal or (T == 1 and not window):
         return Visibility(None, is_causal=False)
-    if past_len == 0 and not window:
+    if past_len == 0 and not window and not needs_mask:
         return Visibility(None, is_causal=True)
     mask_TS = torch.ones(T, end, dtype=torch.bool, device=tokens_BT.device).tril(diagonal=past_len)
     return Visibility(_near(mask_TS, past_len, window), is_causal=False)
@@ -136,8 +207,8 @@ def _near(mask: Tensor, past_len: int, window: int) -> Tensor:
     return mask.triu(diagonal=past_len - window + 1) if window else mask
 
 
-class Attention(nn.Module):
-    """Self-attention with as many or fewer key/value heads than query heads.
+class _Heads(nn.Module):
+    """The projections of attention, and what is done with them.
 
     The projections are separate modules, so that adapters and conversions find each under its own name.
 
@@ -149,6 +220,7 @@ class Attention(nn.Module):
         bias: whether ``q``, ``k`` and ``v`` have biases.
         out_bias: whether ``out`` has one.
         norm_eps: of an RMSNorm over each head of queries and keys, before their rotation; None for no such norm.
+        is_scaled: whether scores are divided by ``sqrt(head_dim)``.
         dropout: share of attention weights dropped in training.
         init_std: standard deviation of the initial weights of ``q``, ``k`` and ``v``.
         residual_std: the same for ``out``, whose output is added to the residual stream.
@@ -164,12 +236,14 @@ class Attention(nn.Module):
         bias: bool,
         out_bias: bool,
         norm_eps: float | None,
+        is_scaled: bool,
         dropout: float,
         init_std: float,
         residual_std: float,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
+        self.is_scaled = is_scaled
         self.dropout = dropout
         self.is_grouped = n_kv_heads < n_heads
         self.q = Linear(d_model, n_heads * head_dim, bias=bias, init_std=init_std)
@@ -181,29 +255,29 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(head_dim, norm_eps)
             self.k_norm = RMSNorm(head_dim, norm_eps)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        visibility: Visibility,
-        rotary: tuple[Tensor, Tensor] | None,
-        cache: LayerCache | None,
-    ) -> Tensor:
+    def _queries(self, x_BTD: Tensor) -> Tensor:
         q_BNTH = self._heads(self.q(x_BTD))
-        k_BKTH = self._heads(self.k(x_BTD))
-        v_BKTH = self._heads(self.v(x_BTD))
         if self.has_norms:
-            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
-        if rotary is not None:
-            q_BNTH, k_BKTH = rotate(q_BNTH, rotary), rotate(k_BKTH, rotary)
-        k_BKSH, v_BKSH = (k_BKTH, v_BKTH) if cache is None else cache.append(k_BKTH, v_BKTH)
+            q_BNTH = self.q_norm(q_BNTH)
+        # The kernels divide all scores.
+        return q_BNTH if self.is_scaled else q_BNTH * math.sqrt(self.head_dim)
+
+    def _keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        k_BKSH, v_BKSH = self._heads(self.k(x_BSD)), self._heads(self.v(x_BSD))
+        return self.k_norm(k_BKSH) if self.has_norms else k_BKSH, v_BKSH
+
+    def _mix(self, q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
         if visibility.documents is not None:
             mixed_BNTH = attend_within_documents(q_BNTH, k_BKSH, v_BKSH, visibility.documents)
         else:
+            mask = visibility.mask
+            if mask is not None and mask.is_floating_point():
+                mask = mask.to(q_BNTH.dtype)  # the kernels want it so; under autocast it is not
             mixed_BNTH = functional.scaled_dot_product_attention(
                 q_BNTH,
                 k_BKSH,
                 v_BKSH,
-                attn_mask=visibility.mask,
+                attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=visibility.is_causal,
                 enable_gqa=self.is_grouped,
@@ -214,3 +288,34 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         B, T, _ = x.shape
         return x.view(B, T, -1, self.head_dim).transpose(1, 2)
+
+
+class Attention(_Heads):
+    """Self-attention with as many or fewer key/value heads than query heads."""
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        visibility: Visibility,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: LayerCache | None,
+    ) -> Tensor:
+        q_BNTH = self._queries(x_BTD)
+        k_BKTH, v_BKTH = self._keys_values(x_BTD)
+        if rotary is not None:
+            q_BNTH, k_BKTH = rotate(q_BNTH, rotary), rotate(k_BKTH, rotary)
+        k_BKSH, v_BKSH = (k_BKTH, v_BKTH) if cache is None else cache.append(k_BKTH, v_BKTH)
+        return self._mix(q_BNTH, k_BKSH, v_BKSH, visibility)
+
+
+class CrossAttention(_Heads):
+    """Attention of the decoder's tokens to what the encoder made of the source."""
+
+    def forward(self, x_BTD: Tensor, visibility: Visibility, memory_BSD: Tensor, cache: CrossCache | None) -> Tensor:
+        if cache is None or cache.stored is None:
+            keys_values = self._keys_values(memory_BSD)
+            if cache is not None:
+                cache.stored = keys_values
+        else:
+            keys_values = cache.stored
+        return self._mix(self._queries(x_BTD), *keys_values, visibility)

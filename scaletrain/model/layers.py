@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 
 
 class Linear(nn.Linear):
@@ -53,14 +53,16 @@ class Embedding(nn.Embedding):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around an activation, or three with a gate (SwiGLU).
+    """Two linear layers around an activation, or three with a gate (SwiGLU, GEGLU).
 
-    Source: Shazeer 2020, "GLU Variants Improve Transformer", for ``down(silu(gate(x)) * up(x))``.
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", for ``down(silu(gate(x)) * up(x))``, and with GELU in
+    place of ``silu``. As in T5 1.1, which brought it into use, that is the approximation by tanh.
 
     Args:
         d_model: width of the residual stream.
         d_ff: width between the layers.
-        activation: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's approximation) or ``swiglu``.
+        activation: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's approximation), ``relu``, or with a gate ``swiglu`` and
+            ``geglu``.
         bias: whether the linear layers have biases.
         init_std: standard deviation of the initial weights of ``gate`` and ``up``.
         residual_std: the same for ``down``, whose output is added to the residual stream.
@@ -71,24 +73,38 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        if activation == "swiglu":
+        if is_gated(activation):
             self.gate = Linear(d_model, d_ff, bias=bias, init_std=init_std)
         self.up = Linear(d_model, d_ff, bias=bias, init_std=init_std)
         self.down = Linear(d_ff, d_model, bias=bias, init_std=residual_std)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         up_BTF: Tensor = self.up(x_BTD)
-        if self.activation == "swiglu":
-            inner_BTF = functional.silu(self.gate(x_BTD)) * up_BTF
+        if is_gated(self.activation):
+            inner_BTF = activate(self.gate(x_BTD), self.activation) * up_BTF
         else:
-            inner_BTF = gelu(up_BTF, self.activation)
+            inner_BTF = activate(up_BTF, self.activation)
         out_BTD: Tensor = self.down(inner_BTF)
         return out_BTD
 
 
-def gelu(x: Tensor, activation: Activation) -> Tensor:
-    """The exact GELU, or GPT-2's approximation where that is the activation.
+def is_gated(activation: Activation) -> bool:
+    """Whether the feed-forward layer has a gate."""
+    return activation in ("swiglu", "geglu")
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation function itself, which a gate is multiplied with behind it.
 
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units (GELUs)".
     """
-    return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if activation == "relu":
+        return functional.relu(x)
+    if activation == "swiglu":
+        return functional.silu(x)
+    return functional.gelu(x, approximate="none" if activation == "gelu" else "tanh")
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """A product, without a copy where the factor is one."""
+    return x if factor == 1.0 else x * factor

@@ -1,9 +1,9 @@
-"""Position tables: sinusoidal and rotary.
+"""Position tables: sinusoidal and rotary, and the buckets of relative positions.
 
-Both are computed from the positions in every forward pass, in fp32, and are no buffers of the model: a cast of the
-whole model to bf16 (DeepSpeed does one) would round a buffer's angles, and positions above 256 would fall together.
+The tables are computed from the positions in every forward pass, in fp32, and are no buffers of the model: a cast of
+the whole model to bf16 (DeepSpeed does one) would round a buffer's angles, and positions above 256 would fall together.
 
-Shapes: B batch (or 1), T time, D d_model, N heads, H head_dim, R rotary_dim.
+Shapes: B batch (or 1), T time (queries), S time (keys), D d_model, N heads, H head_dim, R rotary_dim.
 """
 
 import math
@@ -120,3 +120,36 @@ def _frequencies(width: int, base: float, device: torch.device) -> Tensor:
     # Not pow(base, -exponents), whose last bit differs: models made elsewhere were trained with this form, and at
     # position 10,000 the bit is an angle of several 1e-4.
     return 1.0 / torch.pow(base, exponents)
+
+
+def distance_buckets(
+    queries_BT: Tensor, keys_BS: Tensor, *, n_buckets: int, max_distance: int, both_sides: bool
+) -> Tensor:
+    """Number the distances between queries and keys: near ones each on its own, far ones together, on a log scale.
+
+    Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
+    section 2.1, and ``_relative_position_bucket`` of its published code, for what the paper leaves open.
+
+    Args:
+        queries_BT: integer positions of the queries.
+        keys_BS: integer positions of the keys.
+        n_buckets: how many numbers there are.
+        max_distance: distance from which on all have the last number.
+        both_sides: whether keys behind a query have half of the numbers; else they count as distance 0.
+
+    Returns:
+        (B, T, S), int64, from 0 to ``n_buckets - 1``.
+    """
+    ahead_BTS = keys_BS.unsqueeze(-2) - queries_BT.unsqueeze(-1)
+    first_BTS = torch.zeros_like(ahead_BTS)
+    if both_sides:
+        n_buckets //= 2
+        first_BTS = (ahead_BTS > 0) * n_buckets
+        distance_BTS = ahead_BTS.abs()
+    else:
+        distance_BTS = (-ahead_BTS).clamp(min=0)
+    n_exact = n_buckets // 2
+    # The clamp keeps distance 0 out of the logarithm; where it matters, the exact number is taken.
+    far_BTS = torch.log(distance_BTS.clamp(min=1).float() / n_exact) / math.log(max_distance / n_exact)
+    far_BTS = n_exact + (far_BTS * (n_buckets - n_exact)).long()
+    return first_BTS + torch.where(distance_BTS < n_exact, distance_BTS, far_BTS.clamp(max=n_buckets - 1))

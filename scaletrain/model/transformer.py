@@ -1,80 +1,22 @@
 """The Transformer language model, described by a ModelConfig and not by subclasses.
 
-Names of its weights: ``embedding  position_embedding  segment_embedding  embedding_norm  blocks.I.attention_norm
-blocks.I.attention.{q,k,v,out,q_norm,k_norm}  blocks.I.feed_forward_norm  blocks.I.feed_forward.{gate,up,down}  norm
-output_transform.{dense,norm}  output  pooler  classifier``, as far as the description asks for them.
+Names of its weights: those of ``stack.py``, ``output_transform.{dense,norm}  output  pooler  classifier``, as far as
+the description asks for them.
 
-Shapes: B batch, T time, D d_model, H head_dim, V vocabulary, C classes.
+Shapes: B batch, T time, D d_model, V vocabulary, C classes.
 """
-
-import functools
-import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from scaletrain.config.model_rules import model_problems
 from scaletrain.config.schema import ModelConfig
 from scaletrain.errors import ConfigError
-from scaletrain.model.attention import Attention, KVCache, LayerCache, Visibility, visible_keys
-from scaletrain.model.layers import Activation, Embedding, FeedForward, Linear, gelu
+from scaletrain.model.attention import KVCache
+from scaletrain.model.layers import Activation, Linear, activate, scaled
 from scaletrain.model.norms import build_norm
-from scaletrain.model.positions import Rotary, rotary_tables, sinusoidal_encoding
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each added to the residual stream, which is normalised before or behind.
-
-    Args:
-        config: the model's description.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        # 2 n_layers branches add up in the residual stream; this keeps the variance of their sum independent of depth.
-        residual_std = config.init_std / math.sqrt(2 * config.n_layers)
-        self.attention_norm = build_norm(config.norm, config.d_model, eps=config.norm_eps, bias=config.bias)
-        self.attention = Attention(
-            config.d_model,
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            bias=config.qkv_bias,
-            out_bias=config.attention_out_bias,
-            norm_eps=config.norm_eps if config.qk_norm else None,
-            dropout=config.attention_dropout,
-            init_std=config.init_std,
-            residual_std=residual_std,
-        )
-        self.feed_forward_norm = build_norm(config.norm, config.d_model, eps=config.norm_eps, bias=config.bias)
-        self.feed_forward = FeedForward(
-            config.d_model,
-            config.d_ff,
-            activation=config.activation,
-            bias=config.bias,
-            init_std=config.init_std,
-            residual_std=residual_std,
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.is_parallel = config.parallel_residual
-        self.norms_sums = config.norm_position == "post"
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        visibility: Visibility,
-        rotary: tuple[Tensor, Tensor] | None,
-        cache: LayerCache | None,
-    ) -> Tensor:
-        if self.norms_sums:
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, visibility, rotary, cache)))
-            normed_BTD: Tensor = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
-            return normed_BTD
-        attended_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), visibility, rotary, cache))
-        read_BTD = x_BTD if self.is_parallel else attended_BTD
-        sum_BTD: Tensor = attended_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(read_BTD)))
-        return sum_BTD
+from scaletrain.model.pooling import pool
+from scaletrain.model.stack import Stack
 
 
 class OutputTransform(nn.Module):
@@ -91,15 +33,12 @@ class OutputTransform(nn.Module):
         self.norm = build_norm(config.norm, config.d_model, eps=config.norm_eps, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        transformed_BTD: Tensor = self.norm(gelu(self.dense(x_BTD), self.activation))
+        transformed_BTD: Tensor = self.norm(activate(self.dense(x_BTD), self.activation))
         return transformed_BTD
 
 
-class Transformer(nn.Module):
+class Transformer(Stack):
     """A language model: causal, or bidirectional as BERT.
-
-    Initialisation is GPT-2's: weights normal with ``init_std``, divided by ``sqrt(2 n_layers)`` where their output is
-    added to the residual stream, biases zero, norms one (Radford et al. 2019, section 2.3).
 
     Args:
         config: the model's description.
@@ -111,22 +50,15 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, *, checkpoint_activations: bool = False) -> None:
-        super().__init__()
         if problems := list(model_problems(config)):
             raise ConfigError("; ".join(problems))
-        self.config = config
-        self.checkpoint_activations = checkpoint_activations
-        self.embedding = Embedding(config.vocab_size, config.d_model, init_std=config.init_std)
-        if config.positions == "learned":
-            self.position_embedding = Embedding(config.max_seq_len, config.d_model, init_std=config.init_std)
-        if config.n_segments:
-            self.segment_embedding = Embedding(config.n_segments, config.d_model, init_std=config.init_std)
-        if config.embedding_norm:
-            self.embedding_norm = build_norm(config.norm, config.d_model, eps=config.norm_eps, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        if config.norm_position == "pre":
-            self.norm = build_norm(config.norm, config.d_model, eps=config.norm_eps, bias=config.bias)
+        super().__init__(
+            config,
+            n_layers=config.n_layers,
+            causal=config.causal,
+            crosses=False,
+            checkpoint_activations=checkpoint_activations,
+        )
         if config.output_transform:
             self.output_transform = OutputTransform(config)
         self.output = Linear(config.d_model, config.vocab_size, bias=config.output_bias, init_std=config.init_std)
@@ -190,35 +122,7 @@ class Transformer(nn.Module):
             ConfigError: see ``forward``.
             ValueError: see ``forward``.
         """
-        if cache is not None and (documents_BT is not None or not self.config.causal):
-            raise ValueError("a cache continues one document per row of a causal model; leave the cache out")
-        past_len = 0 if cache is None else cache.length
-        if positions_BT is None:
-            positions_BT = torch.arange(past_len, past_len + tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
-        see = functools.partial(
-            visible_keys,
-            tokens_BT,
-            documents_BT,
-            past_len,
-            n_heads=self.config.n_heads,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            causal=self.config.causal,
-        )
-        first_near = self.config.sliding_window_from_layer if self.config.sliding_window else self.config.n_layers
-        near = see(window=self.config.sliding_window)
-        far = see() if first_near else near
-        rotary = rotary_tables(positions_BT, rotary_of(self.config)) if self.config.positions == "rotary" else None
-        x_BTD = self._embed(tokens_BT, positions_BT, segments_BT, past_len)
-        for index, block in enumerate(self.blocks):
-            visibility = near if index >= first_near else far
-            if self.checkpoint_activations and self.training and cache is None:
-                x_BTD = checkpoint(block, x_BTD, visibility, rotary, None, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, visibility, rotary, None if cache is None else cache.layers[index])
-        if self.config.norm_position == "post":
-            return x_BTD
-        normed_BTD: Tensor = self.norm(x_BTD)
-        return normed_BTD
+        return self.run(tokens_BT, positions_BT, documents_BT, cache, segments_BT)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Compute logits from what ``hidden`` returned, or from a part of it.
@@ -231,62 +135,35 @@ class Transformer(nn.Module):
         """
         if self.config.output_transform:
             hidden_BTD = self.output_transform(hidden_BTD)
-        logits_BTV: Tensor = self.output(hidden_BTD)
+        logits_BTV: Tensor = self.output(scaled(hidden_BTD, self.config.output_scale))
         return logits_BTV
 
-    def pooled(self, hidden_BTD: Tensor) -> Tensor:
-        """Compute what stands for each whole sequence, of a model with a ``pooler``.
+    def pooled(self, hidden_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """Compute what stands for each whole sequence: see ``pool``, and what the ``pooler`` makes of it.
 
         Args:
             hidden_BTD: what ``hidden`` returned.
+            mask_BT: true at real tokens; None where all are.
 
         Returns:
-            (B, D), from the first token of each row.
+            (B, D).
         """
-        return torch.tanh(self.pooler(hidden_BTD[:, 0]))
+        pooled_BD = pool(hidden_BTD, mask_BT, self.config.pooling)
+        return torch.tanh(self.pooler(pooled_BD)) if self.config.pooler else pooled_BD
 
-    def class_logits(self, hidden_BTD: Tensor) -> Tensor:
+    def class_logits(self, hidden_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Compute the logits of each sequence's classes, of a model with ``n_classes``.
 
         Args:
             hidden_BTD: what ``hidden`` returned.
+            mask_BT: true at real tokens; None where all are.
 
         Returns:
             (B, C).
         """
-        logits_BC: Tensor = self.classifier(self.pooled(hidden_BTD))
+        logits_BC: Tensor = self.classifier(self.dropout(self.pooled(hidden_BTD, mask_BT)))
         return logits_BC
 
-    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor, segments_BT: Tensor | None, past_len: int) -> Tensor:
-        x_BTD: Tensor = self.embedding(tokens_BT)
-        if self.config.n_segments:
-            x_BTD = x_BTD + self.segment_embedding(torch.zeros_like(tokens_BT) if segments_BT is None else segments_BT)
-        if self.config.positions == "learned":
-            if past_len + tokens_BT.shape[1] > self.config.max_seq_len:
-                raise ConfigError(
-                    f"a sequence of {past_len + tokens_BT.shape[1]} tokens does not fit model.max_seq_len = "
-                    f"{self.config.max_seq_len} learned positions; shorten it, or train with a larger model.max_seq_len"
-                )
-            x_BTD = x_BTD + self.position_embedding(positions_BT)
-        elif self.config.positions == "sinusoidal":
-            # Encodings have unit amplitude, embeddings init_std: without the factor, which the paper has too
-            # (Vaswani et al. 2017, section 3.4), the tokens would drown in their positions.
-            encoding_BTD = sinusoidal_encoding(positions_BT, self.config.d_model)
-            x_BTD = x_BTD * math.sqrt(self.config.d_model) + encoding_BTD.to(x_BTD.dtype)
-        if self.config.embedding_norm:
-            x_BTD = self.embedding_norm(x_BTD)
-        embedded_BTD: Tensor = self.dropout(x_BTD)
-        return embedded_BTD
-
-
-def rotary_of(config: ModelConfig) -> Rotary:
-    """How a model rotates its queries and keys."""
-    return Rotary(
-        dim=config.rotary_dim,
-        theta=config.rope_theta,
-        scaling=config.rope_scaling,
-        factor=config.rope_factor,
-        low_freq_factor=config.rope_low_freq_factor,
-        high_freq_factor=config.rope_high_freq_factor,
-        original_len=config.rope_original_max_seq_len,
-    )
+    def new_cache(self, max_len: int) -> KVCache:
+        """An empty cache for texts of so many tokens."""
+        return KVCache(self.config.n_layers, max_len)

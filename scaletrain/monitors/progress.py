@@ -1,7 +1,7 @@
 """What a person reads while a run goes on: a banner at the start, a line per interval, numbers in human units."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -52,20 +52,23 @@ def progress_line(progress: Progress) -> str:
     return "  ".join(fields)
 
 
-def evaluation_line(step: int, loss: float, perplexity: float, bits_per_byte: float | None) -> str:
+def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
     """Writes the line that reports an evaluation.
 
     Args:
         step: Global batches consumed.
-        loss: Validation loss per token, in nats.
-        perplexity: Its exponential.
-        bits_per_byte: Bits per byte of the text; None where the tokenizer's bytes are not known.
+        metrics: By name; those of single sources are left out.
 
     Returns:
         The line, without its end.
     """
-    line = f"step {step}  validation loss {loss:.4f}  perplexity {perplexity:.2f}"
-    return line if bits_per_byte is None else f"{line}  {bits_per_byte:.4f} bits per byte"
+    told = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.count("/") == 1}
+    parts = [f"step {step}", f"validation loss {told.pop('loss'):.4f}"]
+    if "perplexity" in told:
+        parts.append(f"perplexity {told.pop('perplexity'):.2f}")
+    if "bits_per_byte" in told:
+        parts.append(f"{told.pop('bits_per_byte'):.4f} bits per byte")
+    return "  ".join([*parts, *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items())])
 
 
 def start_banner(title: str, rows: Sequence[tuple[str, str]]) -> str:

@@ -267,6 +267,7 @@ def _checkpoint(observed: Observed, training: Training | None, goes_on: bool) ->
     last: Record = saves[-1] if saves else {}
     every = whole(observed.setting("checkpoint.every_steps"))
     next_step = next_in_s = None
+    goes_on = goes_on and whole(observed.setting("checkpoint.keep_last")) != 0
     if goes_on and training is not None and training.max_steps is not None and every is not None:
         after = (training.step // every + 1) * every if every else training.max_steps
         next_step = min(after, training.max_steps)

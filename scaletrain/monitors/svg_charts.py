@@ -124,6 +124,21 @@ def curves(
     return _svg(HEIGHT, drawn, what)
 
 
+def standalone(element: str, style_sheet: str) -> str:
+    """Makes a file of a chart.
+
+    Args:
+        element: The SVG element of one of the functions here.
+        style_sheet: Rules for the classes in it.
+
+    Returns:
+        Text of an SVG file; the element itself where there was nothing to draw.
+    """
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" '
+    begin, _, rest = element.removeprefix("<svg ").partition(">")
+    return f"{opening}{begin}><style>{style_sheet}</style>{rest}\n" if element.startswith("<svg ") else element
+
+
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Chooses round values between two bounds.
 

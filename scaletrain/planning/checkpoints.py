@@ -142,6 +142,8 @@ def checkpoint_lines(size: int, kept: Kept, room: Room | None, is_local: bool = 
     """
     needed = (kept.total + 1) * size
     label, place = ("on each node", "checkpoint.local_dir here") if is_local else ("checkpoint", "the run directory")
+    if not kept.total:
+        return [f"{label:<14} none is saved: checkpoint.keep_last is 0"]
     first = f"{label:<14} {format_bytes(size)} each; {kept} kept and one being written: {format_bytes(needed)}"
     if room is None:
         return [first]
@@ -164,4 +166,7 @@ def _remedy(kept: Kept, is_local: bool) -> str:
 
 def _most_tensors(model: ModelConfig) -> int:
     """At least the number of tensors: layers with three matrices in the feed-forward layer, and all biases."""
-    return 18 * model.n_layers + 6
+    if model.kind == "cnn":
+        return 2 * len(model.kernel_widths) + 3
+    per_layer = 30 if model.n_encoder_layers else 18
+    return per_layer * model.n_layers + 18 * model.n_encoder_layers + 6

@@ -15,6 +15,9 @@ def flops_per_token(model: ModelConfig, max_seq_len: int) -> float:
     paper's convention, by which utilisations (MFU) are published. Recomputed activations count nothing, for the same
     reason.
 
+    Of a model with an encoder, a sequence is source and text, and each is taken to be half of it: a token costs the
+    mean of both. What is computed once a sequence, such as the logits of classes, counts nothing.
+
     Source: Chowdhery et al. 2022, "PaLM", appendix B.
 
     Args:
@@ -24,14 +27,37 @@ def flops_per_token(model: ModelConfig, max_seq_len: int) -> float:
     Returns:
         Floating-point operations per token.
     """
-    heads = model.n_heads + model.n_kv_heads
-    attention = 2 * model.d_model * model.head_dim * heads
-    feed_forward = (3 if model.activation == "swiglu" else 2) * model.d_model * model.d_ff
-    weights = model.n_layers * (attention + feed_forward) + model.vocab_size * model.d_model
+    if model.kind == "cnn":
+        return 6.0 * sum(model.kernel_widths) * model.d_model * model.d_ff
+    if model.kind == "lstm":
+        return _lstm(model, max_seq_len)
+    key_value = 2 * model.d_model * model.head_dim * model.n_kv_heads
+    query_out = 2 * model.d_model * model.head_dim * model.n_heads
+    feed_forward = (3 if model.activation in ("swiglu", "geglu") else 2) * model.d_model * model.d_ff
+    layer = key_value + query_out + feed_forward
+    outer = model.vocab_size * model.d_model
     if model.output_transform:
-        weights += model.d_model**2
-    scores = 12 * model.n_layers * model.n_heads * model.head_dim * max_seq_len
-    return float(6 * weights + scores)
+        outer += model.d_model**2
+    scores_per_key = 12 * model.n_heads * model.head_dim
+    if not model.n_encoder_layers:
+        return float(6 * (model.n_layers * layer + outer) + model.n_layers * scores_per_key * max_seq_len)
+    half = max_seq_len / 2
+    of_source = 6.0 * (model.n_encoder_layers * layer + model.n_layers * key_value)
+    of_source += model.n_encoder_layers * scores_per_key * half
+    of_text = 6 * (model.n_layers * (layer + query_out) + outer) + 2 * model.n_layers * scores_per_key * half
+    return (of_source + of_text) / 2
+
+
+def _lstm(model: ModelConfig, max_seq_len: int) -> float:
+    width, outer = model.d_model, model.vocab_size * model.d_model
+    # Four gates read input and state; in both directions each has half of the width.
+    one_direction, both_directions = 8 * width**2, 6 * width**2
+    if not model.n_encoder_layers:
+        return 6.0 * (model.n_layers * (one_direction if model.causal else both_directions) + outer)
+    of_source = 6 * model.n_encoder_layers * both_directions
+    query_and_combine = 3 * width**2
+    of_text = 6 * (model.n_layers * one_direction + query_and_combine + outer) + 12 * width * max_seq_len / 2
+    return (of_source + of_text) / 2
 
 
 def training_time_s(flops: float, peak_flops_per_s: float, mfu: float) -> float:

@@ -90,7 +90,7 @@ def plan_memory(
 
 
 def layer_activation_bytes_per_token(model: ModelConfig, number_bytes: int) -> int:
-    """Count what one layer keeps of a token for the backward pass.
+    """Count what one layer of a Transformer keeps of a token for the backward pass, cross attention left out.
 
     Kept are the inputs of the norms, of the projections, of the activation function and of the last feed-forward layer,
     queries, keys, values, and one byte per dropout decision. The attention weights are not: fused kernels recompute
@@ -108,22 +108,54 @@ def layer_activation_bytes_per_token(model: ModelConfig, number_bytes: int) -> i
     """
     query_width, key_value_width = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
     attention = 2 * model.d_model + 2 * query_width + 2 * key_value_width
-    # GELU keeps its input and output; SwiGLU keeps both branches, the activated gate and the product.
-    feed_forward = 2 * model.d_model + (4 if model.activation == "swiglu" else 2) * model.d_ff
+    # GELU keeps its input and output, ReLU its output; SwiGLU keeps both branches, the activated gate and the product.
+    inner = {"relu": 1, "swiglu": 4, "geglu": 4}.get(model.activation, 2)
+    feed_forward = 2 * model.d_model + inner * model.d_ff
     dropout_masks = 2 * model.d_model if model.dropout else 0
     return number_bytes * (attention + feed_forward) + dropout_masks + 4 * model.n_heads
 
 
 def _activation_bytes(model: ModelConfig, train: TrainConfig, number_bytes: int) -> int:
     tokens = train.micro_batch_size * train.max_seq_len
+    if model.kind != "transformer":
+        return tokens * number_bytes * _baseline_numbers_per_token(model)
+    # A sequence is source and text where there is an encoder: planned for is that all of it goes where more is kept.
     per_layer = layer_activation_bytes_per_token(model, number_bytes)
+    n_layers = max(model.n_layers, model.n_encoder_layers)
+    if model.n_encoder_layers:
+        crossing = model.n_layers * _crossing_bytes_per_token(model, number_bytes)
+        per_layer = max(model.n_encoder_layers * per_layer, model.n_layers * per_layer + crossing) // n_layers
+    mask = train.micro_batch_size * train.max_seq_len**2
+    if model.positions == "relative":
+        # Kernels that never hold the attention weights give no gradient to what is added to the scores.
+        per_layer += number_bytes * model.n_heads * train.max_seq_len
+        mask += train.micro_batch_size * number_bytes * model.n_heads * train.max_seq_len**2
     if train.activation_checkpointing:
-        kept = model.n_layers * number_bytes * model.d_model + per_layer
+        kept = n_layers * number_bytes * model.d_model + per_layer
     else:
-        kept = model.n_layers * per_layer
-    document_mask = train.micro_batch_size * train.max_seq_len**2
+        kept = n_layers * per_layer
     final_norm_and_output = 2 * number_bytes * model.d_model
-    return tokens * (kept + final_norm_and_output) + document_mask
+    return tokens * (kept + final_norm_and_output) + mask
+
+
+def _crossing_bytes_per_token(model: ModelConfig, number_bytes: int) -> int:
+    """What the cross attention of one layer keeps of a token of the text and one of the source."""
+    query_width, key_value_width = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    dropout_mask = model.d_model if model.dropout else 0
+    return number_bytes * (2 * model.d_model + 2 * query_width + 2 * key_value_width) + dropout_mask + 4 * model.n_heads
+
+
+def _baseline_numbers_per_token(model: ModelConfig) -> int:
+    """What a CNN keeps of a token: input and answers; an LSTM: what torch's kernels were seen to keep on a CPU.
+
+    Those are 17 d_model in each layer, 24 where it reads in both directions: more than input, gates, state and output.
+    """
+    if model.kind == "cnn":
+        return 2 * model.d_model + 2 * len(model.kernel_widths) * model.d_ff
+    if not model.n_encoder_layers:
+        return (model.n_layers * (17 if model.causal else 24) + 2) * model.d_model
+    attention = 6 * model.d_model
+    return max(24 * model.n_encoder_layers * model.d_model, 17 * model.n_layers * model.d_model + attention)
 
 
 def _share(size: int, world_size: int, is_spread: bool) -> int:

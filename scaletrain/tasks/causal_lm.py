@@ -1,24 +1,63 @@
 """Causal language modelling: each token is predicted from those before it in its document."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from scaletrain.config.schema import LossConfig
+from scaletrain.data.rows import Collated, Rows, next_tokens
+from scaletrain.data.tokenizer import Borders, prompt_tokens
+from scaletrain.evaluation.generation import generate
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
-from scaletrain.model.transformer import Transformer
+from scaletrain.tasks.task import Sampling, Task, TaskSetting
+
+
+class CausalLMTask(Task):
+    """Pretraining as of GPT."""
+
+    predicts_text = True
+
+    def __init__(self, setting: TaskSetting) -> None:
+        """Keeps the loss's terms, and how prompts become tokens."""
+        self._loss = setting.loss
+        self._tokenizer = setting.tokenizer
+        entry = setting.manifest.tokenizer
+        self._borders = Borders(entry.eos_id, entry.bos_id)
+
+    def collate(self, rows: Rows, seed: int) -> Collated:
+        """Every token but a document's first is a target; see ``next_tokens``."""
+        return next_tokens(rows)
+
+    def module(self, model: Any) -> nn.Module:
+        """The model with the loss of the next tokens."""
+        return CausalLM(model, self._loss)
+
+    def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
+        """Goes on with a document that begins so."""
+        return self._continue(model, prompt_tokens(self._tokenizer, prompt, self._borders), sampling)
+
+    def _continue(self, model: Any, tokens: list[int], sampling: Sampling) -> str:
+        made = generate(
+            model,
+            tokens,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seed=sampling.seed,
+            eos_id=self._borders.eos_id,
+            max_context=sampling.max_context,
+            agree=sampling.agree,
+        )
+        return self._tokenizer.decode(list(made))
 
 
 class CausalLM(nn.Module):
-    """A Transformer together with its loss: the module that DeepSpeed wraps.
+    """A causal model together with its loss."""
 
-    The loss is computed inside the wrapped module, so that ``torch.compile`` fuses it and ZeRO-3 gathers
-    the output embedding for it.
-    """
-
-    def __init__(self, model: Transformer, loss: LossConfig) -> None:
+    def __init__(self, model: nn.Module, loss: LossConfig) -> None:
         """Wraps a model.
 
         Args:
-            model: The Transformer.
+            model: Turns tokens, positions and documents into logits.
             loss: Terms added to the cross-entropy while training; evaluation is without them.
         """
         super().__init__()

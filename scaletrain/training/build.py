@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,6 @@ from scaletrain.config.schema import RunConfig
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.deadline import shown
@@ -24,7 +24,8 @@ from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict
-from scaletrain.model.transformer import Transformer
+from scaletrain.model.build import build_model
+from scaletrain.model.tuning import prepare
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import format_count, start_banner
 from scaletrain.monitors.throughput import Throughput
@@ -33,11 +34,12 @@ from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
 from scaletrain.planning.flops import flops_per_token
 from scaletrain.planning.parameters import count_parameters
-from scaletrain.protocols import Run, SequenceRange, TrainingState
+from scaletrain.protocols import Run, SequenceRange, SkippedShard, TrainingState
 from scaletrain.ranks import Ranks
-from scaletrain.tasks.causal_lm import CausalLM
+from scaletrain.tasks.registry import build_task
+from scaletrain.tasks.task import Task, TaskSetting
 from scaletrain.training.checkpointing import Checkpointing
-from scaletrain.training.corpus import Corpora, phases_of
+from scaletrain.training.corpus import Corpora, phases_of, training_readers
 from scaletrain.training.datasets import training_dataset, validation_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
@@ -47,6 +49,7 @@ from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.processes import find_peak, limit_collectives
+from scaletrain.training.range_test import RangeTest
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import begin_with, newest_intact, resume
 from scaletrain.training.rollback import (
@@ -95,10 +98,11 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     """
     train, attempt, verify = config.train, start.attempt, config.checkpoint.verify
     first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
-    engine = build_engine(config, first_plan, len(corpora.manifests))
+    task = build_task(setting_of(config, corpora))
+    engine = build_engine(config, first_plan, len(corpora.manifests), task.module)
     limit_collectives(train.collective_timeout_s)
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
-    evaluating = build_evaluating(config, corpora, engine, ranks)
+    evaluating = build_evaluating(config, corpora, engine, task, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
     tiers = open_tiers(config.checkpoint, folder, ranks)
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
@@ -107,19 +111,18 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     stability = build_stability(config, engine, dataset, checkpointing, tiers, folder.path, ranks)
     identity = f"{config.seed} {corpora.fingerprint}"
     health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
-    stateful = (mixing, health, stability, evaluating, checkpointing)
+    range_test = [RangeTest(train.max_steps)] if config.optim.schedule == "range_test" else []
+    stateful = (mixing, *range_test, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
-    find = partial(choose_sources, config, corpora.first.tokenizer.sha256, "off" if verify == "off" else "sizes")
+    find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
     resumed = begin_with(engine, find, resumed, verify, ranks, start.trust_checkpoint)
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
     if state.step >= train.max_steps and checkpointing.saved_at == state.step:
-        beyond = " (it was trained with a larger train.max_steps)" if state.step > train.max_steps else ""
-        logger.info("the run is complete: it is at step %d of %d%s", state.step, train.max_steps, beyond)
-        return Ending(Verdict.COMPLETE, "all steps were done before")
+        return _done_before(state.step, train.max_steps)
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
@@ -128,7 +131,8 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
         run.state, run.callbacks = state, (mixing, reporting, *stateful[1:])
         try:
-            ending = _fit(config, corpora, run, engine, share_of(config, ranks, state), timing, stop)
+            open_dataset = partial(training_dataset, config, corpora, task=task)
+            ending = _fit(config, open_dataset, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
             checkpointing.settle(run)
             resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint, back.newest_step)
@@ -140,9 +144,15 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
         return ending
 
 
+def _done_before(step: int, max_steps: int) -> Ending:
+    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
+    logger.info("the run is complete: it is at step %d of %d%s", step, max_steps, beyond)
+    return Ending(Verdict.COMPLETE, "all steps were done before")
+
+
 def _fit(
     config: RunConfig,
-    corpora: Corpora,
+    open_dataset: Callable[[Sequence[SkippedShard]], SequenceDataset],
     run: TrainingRun,
     engine: Engine,
     share: Share,
@@ -156,9 +166,9 @@ def _fit(
     def open_stream(dataset: SequenceDataset, state: TrainingState) -> StepStream:
         return iterate_steps(dataset, share, state.step, state.sequences, data.num_workers, data.prefetch)
 
-    feed = Feed(partial(training_dataset, config, corpora), open_stream, engine, data.on_bad_shard == "skip")
+    feed = Feed(open_dataset, open_stream, engine, data.on_bad_shard == "skip")
     feed.start(run.state)
-    told_apart = tuple(corpora.manifests) if len(corpora.manifests) > 1 else ()
+    told_apart = tuple(source.name for source in data.sources) if len(data.sources) > 1 else ()
     try:
         return fit(run, engine, feed, rates, timing, stop, train.max_seq_len, told_apart)
     finally:
@@ -168,6 +178,20 @@ def _fit(
 def _shared_documents(engine: Engine, dataset: SequenceDataset, sequences: SequenceRange) -> list[str]:
     own = documents_of(dataset, sequences) if engine.rank == 0 else []
     return engine.collect_texts(", ".join(own))
+
+
+def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
+    """What the task of a run is made of.
+
+    Args:
+        config: The run's configuration.
+        corpora: What it reads.
+
+    Returns:
+        The setting.
+    """
+    readers = training_readers(corpora)
+    return TaskSetting(config.task, config.loss, config.model, readers, corpora.read_tokenizer())
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
@@ -253,19 +277,20 @@ def build_reporting(
     )
 
 
-def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks: Ranks) -> Evaluating:
+def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: Task, ranks: Ranks) -> Evaluating:
     """The evaluation on one fixed set: neither seed, lanes nor the number of ranks choose what a run is judged by.
 
     Args:
         config: The run's configuration.
         corpora: What it reads.
         engine: The model on all ranks.
+        task: What the run learns.
         ranks: The place of this process.
 
     Returns:
         The callback.
     """
-    dataset = validation_dataset(config, corpora)
+    dataset = validation_dataset(config, corpora, task)
     size = config.train.micro_batch_size
     chosen = [] if dataset is None else evaluation_sequences(dataset, config.eval.max_sequences)
 
@@ -273,34 +298,37 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, ranks:
         assert dataset is not None  # is not asked where there is nothing to evaluate on
         return evaluation_batches(dataset, chosen, size, ranks.rank, ranks.world_size)
 
-    manifest = corpora.first
-    tokenizer = parse_tokenizer(manifest.read_tokenizer(corpora.storage), manifest.shown)
-    borders = Borders(manifest.tokenizer.eos_id, manifest.tokenizer.bos_id)
     names = [] if dataset is None else dataset.names
     if not names and ranks.is_main:
         logger.warning("no source has a validation split: the loss on unseen text is not measured")
-    return Evaluating(engine, config.eval, batches, tokenizer, borders, config.seed, config.train.max_seq_len, names)
+    context, tokenizer = config.train.max_seq_len, corpora.read_tokenizer()
+    return Evaluating(engine, config.eval, batches, tokenizer, config.seed, context, names, task)
 
 
-def build_engine(config: RunConfig, plan: BatchPlan, n_sources: int) -> Engine:
+def build_engine(
+    config: RunConfig, plan: BatchPlan, n_sources: int, join_loss: Callable[[Any], torch.nn.Module]
+) -> Engine:
     """Builds the model and hands it to DeepSpeed; every rank calls it.
 
     Args:
         config: The run's configuration.
         plan: How a step is cut.
         n_sources: Sources whose losses are told one by one.
+        join_loss: Joins a model and the loss of its task.
 
     Returns:
         The engine, with initial weights.
     """
     train, optim = config.train, config.optim
 
-    def module() -> CausalLM:
-        model = Transformer(config.model, checkpoint_activations=train.activation_checkpointing)
-        return CausalLM(model, config.loss)
+    def module() -> torch.nn.Module:
+        model = build_model(config.model, checkpoint_activations=train.activation_checkpointing)
+        prepare(model, config.lora, config.tune)
+        return join_loss(model)
 
     def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay))
+        groups = parameter_groups(module.named_parameters(), optim.weight_decay, config.tune.layer_decay)
+        return build_optimizer(optim, groups)
 
     ds_config = merge(load_deepspeed_json(config.deepspeed), train, optim, plan.micro_steps, plan.world_size)
     return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)
@@ -353,4 +381,6 @@ def _conclude(ending: Ending, run: TrainingRun, evaluating: Evaluating) -> None:
         return
     for prompt, text in evaluating.samples:
         logger.info("sample, from %r:\n%s%s", prompt, prompt, text)
-    logger.info("the run is complete: %d steps; watch it: tensorboard --logdir %s", run.state.step, run.folder.parent)
+    told = f": {run.complete_because}" if run.complete_because else ""
+    where = run.folder.parent
+    logger.info("the run is complete: %d steps%s; watch it: tensorboard --logdir %s", run.state.step, told, where)

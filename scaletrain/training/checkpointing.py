@@ -27,7 +27,7 @@ _LONGEST_PAUSE_STEPS = 100
 
 
 class Checkpointing(Callback):
-    """Saves every so many steps to each place, when a user asks for it, and at the end."""
+    """Saves every so many steps to each place, when a user asks for it, and at the end; never where none is to stay."""
 
     def __init__(self, saver: Saver, tiers: Sequence[Tier], resolved_config: str) -> None:
         """Holds what a save needs.
@@ -81,7 +81,9 @@ class Checkpointing(Callback):
         self._last_step_applied = math.isfinite(metrics[names.TRAIN_GRAD_NORM])
         self._conclude(run, self._saver.advance())
         due = [tier for tier in self._tiers if self._is_due(tier, run.state.step)]
-        if run.save_requested:
+        if run.save_requested and self._saves_none:
+            logger.warning("asked to save, but checkpoint.keep_last = 0 saves nothing")
+        elif run.save_requested:
             due.insert(0, self._tiers[0])
         run.save_requested = False
         if due:
@@ -96,6 +98,8 @@ class Checkpointing(Callback):
         Raises:
             StorageError: There was no way to.
         """
+        if self._saves_none:
+            return
         self.settle(run)
         pauses = iter(_LAST_PAUSES_S if run.state.step >= run.max_steps else ())
         while self._saved_at != run.state.step:
@@ -112,6 +116,10 @@ class Checkpointing(Callback):
     def settle(self, run: Run) -> None:
         """Waits for a save that is on its way; every rank calls it."""
         self._conclude(run, self._saver.advance(waits=True))
+
+    @property
+    def _saves_none(self) -> bool:
+        return self._tiers[0].retention.keep_last == 0
 
     def _is_due(self, tier: Tier, step: int) -> bool:
         return self._retry_at.get(tier.name) == step or (tier.every_steps > 0 and step % tier.every_steps == 0)

@@ -7,8 +7,11 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from scaletrain.config.schema import DataConfig, RunConfig
 from scaletrain.data.manifest import Manifest
@@ -23,13 +26,14 @@ from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.storage.fetch import FetchPolicy
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote
-from scaletrain.training.init_source import choose_sources
+from scaletrain.training.init_source import CorpusTokenizer, choose_sources
 
 logger = logging.getLogger(__name__)
 
 ONLY_SOURCE = "corpus"
 """Name of the source of a run that has one manifest."""
 _GIB = 2**30
+_TASKS_OF_TEXT = ("causal_lm", "sft", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,15 @@ class Corpora:
     def first(self) -> Manifest:
         """The manifest of the first source; all have the same tokenizer."""
         return next(iter(self.manifests.values()))
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer of all sources."""
+        return parse_tokenizer(self.first.read_tokenizer(self.storage), self.first.shown)
+
+    @property
+    def tokenizer(self) -> CorpusTokenizer:
+        """The tokenizer of all sources."""
+        return CorpusTokenizer(self.first.tokenizer.sha256, partial(self.first.read_tokenizer, self.storage))
 
     @property
     def fingerprint(self) -> str:
@@ -134,6 +147,7 @@ def open_corpora(config: RunConfig, report: EventReport | None = None, local_wor
     for manifest in manifests.values():
         manifest.split("train")
         _check_vocabulary(manifest, config.model.vocab_size)
+        _check_task(manifest, config.task.name, config.train.max_seq_len)
     return Corpora(manifests, storage)
 
 
@@ -146,6 +160,28 @@ def _check_vocabulary(manifest: Manifest, vocab_size: int) -> None:
         )
 
 
+def _check_task(manifest: Manifest, task: str, max_seq_len: int) -> None:
+    """Refuses a corpus whose documents do not have what a task reads."""
+    lacks, remedy = "", ""
+    if task in ("sft", "seq2seq") and not manifest.parts:
+        lacks, remedy = "parts, such as question and answer", "--format chat or --format pairs"
+    elif task == "classification" and not manifest.classes:
+        lacks, remedy = "classes", "--format classes"
+    elif task == "regression" and (not manifest.values or manifest.classes):
+        lacks, remedy = "numbers", "--format numbers"
+    if lacks:
+        raise ConfigError(
+            f"task {task} reads documents with {lacks}, which those of {manifest.shown} do not have. Build the corpus "
+            f"with tools/make_shards.py build {remedy}."
+        )
+    if task == "seq2seq" and manifest.longest is not None and manifest.longest > max_seq_len + 1:
+        raise ConfigError(
+            f"train.max_seq_len is {max_seq_len}, but the longest pair of {manifest.shown} has {manifest.longest} "
+            f"tokens, whose target would be cut. Set it to {manifest.longest - 1} or more, or build the corpus with "
+            "--max_source_tokens and --max_target_tokens."
+        )
+
+
 def check_corpora(config: RunConfig, corpora: Corpora) -> None:
     """Finds now what would otherwise be found when the engine is built, or in a worker hours later.
 
@@ -155,10 +191,13 @@ def check_corpora(config: RunConfig, corpora: Corpora) -> None:
 
     Raises:
         ConfigError: The sources have different tokenizers.
-        DataError: There are more lanes than shards, a source was not counted for best-fit packing, the tokenizer is not
-            byte-level, or a shard does not match its index: indexes and edges of local shards are looked at.
+        DataError: There are more lanes than shards, a source was not counted for best-fit packing, the tokenizer of a
+            task that tells bits per byte is not byte-level, or a shard does not match its index: indexes and edges of
+            local shards are looked at.
     """
-    token_byte_lengths(parse_tokenizer(corpora.first.read_tokenizer(corpora.storage), corpora.first.shown))
+    tokenizer = corpora.read_tokenizer()
+    if config.task.name in _TASKS_OF_TEXT:
+        token_byte_lengths(tokenizer)
     order_of(training_readers(corpora), dataset_options(config))
     for name, manifest in corpora.manifests.items():
         for split, shards in manifest.splits.items():
@@ -225,7 +264,7 @@ def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> li
     check_corpora(config, corpora)
     tokenizer = corpora.first.tokenizer
     if not folder.has_trained():
-        choose_sources(config, tokenizer.sha256, "off")
+        choose_sources(config, corpora.tokenizer, "off")
     found = folder.bind(identity_of(config, tokenizer.sha256, corpora.fingerprint))
     described = {
         "sources": {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()},

@@ -18,7 +18,7 @@ from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST, Kept, Room, checkpo
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, format_bytes, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
-from scaletrain.training.init_source import choose_sources
+from scaletrain.training.init_source import CorpusTokenizer, choose_sources
 from scaletrain.training.skipped import recorded_ranges
 
 _GIB = 2**30
@@ -82,7 +82,7 @@ def _corpus_lines(config: RunConfig) -> list[str]:
     corpora = open_corpora(config)
     check_corpora(config, corpora)
     identity = identity_of(config, corpora.first.tokenizer.sha256, corpora.fingerprint)
-    lines = _beginning(config, corpora.first.tokenizer.sha256) + [
+    lines = _beginning(config, corpora.tokenizer) + [
         f"{'changed':<14} {change.key}: {change.old} -> {change.new}"
         for change in RunDirectory(config.run_dir).compare(identity)
     ]
@@ -101,10 +101,10 @@ def _corpus_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def _beginning(config: RunConfig, tokenizer_hash: str | None) -> list[str]:
+def _beginning(config: RunConfig, tokenizer: CorpusTokenizer | None) -> list[str]:
     if RunDirectory(config.run_dir).has_trained():
         return []  # it goes on from its own checkpoint, whatever stands there
-    sources = choose_sources(config, tokenizer_hash, "sizes")
+    sources = choose_sources(config, tokenizer, "sizes")
     return [f"{'begins with':<14} the weights of {source.folder}" for source in sources[:1]]
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from scaletrain.config.schema import EvalConfig
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import Borders, prompt_tokens, token_byte_lengths
+from scaletrain.data.tokenizer import token_byte_lengths
+from scaletrain.engine.batches import to_device
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError
-from scaletrain.evaluation.generation import generate
 from scaletrain.evaluation.perplexity import perplexity_of
 from scaletrain.monitors import names
 from scaletrain.monitors.progress import evaluation_line
 from scaletrain.protocols import Callback, Run
+from scaletrain.tasks.task import Sampling, Task, Written
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +34,10 @@ class Evaluating(Callback):
         config: EvalConfig,
         batches: Callable[[], Iterator[MicroBatch]],
         tokenizer: Tokenizer,
-        borders: Borders,
         seed: int,
         max_context: int,
         source_names: Sequence[str],
+        task: Task,
     ) -> None:
         """Holds what an evaluation needs.
 
@@ -43,21 +45,21 @@ class Evaluating(Callback):
             engine: The model on all ranks.
             config: How often, and the prompts of samples.
             batches: Makes this rank's part of the validation set anew.
-            tokenizer: Gives the bytes of tokens, and the text of samples.
-            borders: Tokens that mark where a document begins and ends.
+            tokenizer: Gives the bytes of tokens.
             seed: Of the samples.
             max_context: Tokens that the model was trained to see.
             source_names: Of the sources of the set; without any there are only samples.
+            task: Says by what a model is judged.
         """
         self._engine = engine
         self._config = config
         self._batches = batches
-        self._tokenizer = tokenizer
         self._seed = seed
         self._max_context = max_context
         self._source_names = source_names
-        self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer))
-        self._borders = borders
+        self._task = task
+        # Only the cost of a text is told per byte of it.
+        self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer)) if task.predicts_text else None
         self._evaluated_at: int | None = None
         self._samples: list[tuple[str, str]] = []
         self._fetched: list[MicroBatch] | None = None
@@ -108,34 +110,51 @@ class Evaluating(Callback):
     def _judge(self, run: Run) -> dict[str, float]:
         sums = self._engine.evaluate(iter(self._fetch()), self._bytes_of)
         figures = perplexity_of(sums.nll, sums.targets, sums.weight)
-        metrics = {names.EVAL_LOSS: figures.loss, names.EVAL_PERPLEXITY: figures.perplexity}
+        metrics = {names.EVAL_LOSS: figures.loss}
+        if self._task.predicts_text:
+            metrics[names.EVAL_PERPLEXITY] = figures.perplexity
         if figures.bits_per_byte is not None:
             metrics[names.EVAL_BITS_PER_BYTE] = figures.bits_per_byte
+        metrics |= self._task.figures(figures.loss, sums.outputs)
+        if self._task.writes:
+            metrics |= self._judge_texts()
         if len(self._source_names) > 1:
             for name, nll, targets in zip(self._source_names, sums.source_nll, sums.source_targets, strict=False):
                 metrics[names.of_source(names.EVAL_LOSS, name)] = nll / targets if targets else math.nan
         if run.is_main:
-            logger.info(evaluation_line(run.state.step, figures.loss, figures.perplexity, figures.bits_per_byte))
+            logger.info(evaluation_line(run.state.step, metrics))
         return metrics
 
     def _bytes_of(self, micro: MicroBatch) -> Tensor:
-        targets_BT = micro["inputs"]["targets"]
-        assert targets_BT is not None
+        targets_BT = micro["inputs"].get("targets")
+        if self._byte_lengths is None or targets_BT is None:
+            return torch.zeros(())
         return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()
 
     def _continue(self, prompt: str, index: int) -> tuple[str, str]:
+        sampling = Sampling(
+            self._config.sample_tokens,
+            self._config.temperature,
+            self._seed + index,
+            self._max_context,
+            self._engine.broadcast_number,
+        )
         with self._engine.generating() as model:
-            tokens = generate(
-                model,
-                prompt_tokens(self._tokenizer, prompt, self._borders),
-                max_new_tokens=self._config.sample_tokens,
-                temperature=self._config.temperature,
-                seed=self._seed + index,
-                eos_id=self._borders.eos_id,
-                max_context=self._max_context,
-                agree=self._engine.broadcast_number,
-            )
-            return prompt, self._tokenizer.decode(list(tokens))
+            return prompt, self._task.sample(model, prompt, sampling)
+
+    def _judge_texts(self) -> dict[str, float]:
+        """Has the model write texts for the first examples of the set."""
+        own: list[Written] = []
+        # The ranks hold equally many micro batches, of equally many rows.
+        batches = self._fetch()
+        size = len(batches[0]["targets"]) * self._engine.world_size
+        with self._engine.generating() as model:
+            for micro in batches[: -(-self._config.max_texts // size)]:
+                inputs = to_device(micro, self._engine.device)
+                sequences, limit = micro["sequences"].tolist(), self._config.sample_tokens
+                own += self._task.write(model, inputs, sequences, limit, self._engine.all_are)
+        written = sorted(chain.from_iterable(self._engine.gather(own)))
+        return self._task.text_figures(written[: self._config.max_texts])
 
 
 def format_samples(samples: Sequence[tuple[str, str]]) -> str:

@@ -36,6 +36,7 @@ class TrainingRun:
     last_step: StepResult | None = None
     save_requested: bool = False
     save_s: float = 0.0
+    complete_because: str = ""
     _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def step_done(self, result: StepResult) -> None:
@@ -98,7 +99,7 @@ def fit(
     unreadable: DataError | None = None
     try:
         run.notify("on_start")
-        while run.state.step < run.max_steps:
+        while run.state.step < run.max_steps and not run.complete_because:
             timing.start_step()
             batch, problem = feed.fetch()
             timing.data_ready()
@@ -166,6 +167,8 @@ def _end(run: TrainingRun, ending: Ending, has_reason: bool) -> Ending:
         logger.error("the last save failed, and the run goes on from the one before: %s", error)
         run.notify("on_exception", error)
         return Ending(ending.verdict, f"{ending.reason}; the last save failed: {error}")
+    if ending.verdict is Verdict.COMPLETE and run.complete_because:
+        return Ending(ending.verdict, run.complete_because)
     return ending
 
 

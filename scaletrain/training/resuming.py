@@ -17,6 +17,7 @@ from scaletrain.errors import CheckpointError, ConfigError, StorageError
 from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.training.init_source import InitSource
+from scaletrain.training.init_weights import FittedWeights, fit_weights
 from scaletrain.training.lineage import Lineage
 from scaletrain.training.tiers import Tier
 
@@ -32,12 +33,14 @@ class Resumed:
         folder: The checkpoint that was loaded.
         refused: Newer ones that were not, each with the reason.
         source: Another run's checkpoint whose weights it begins with.
+        fit: What of these weights is not as it was there, in words.
     """
 
     state: TrainingState
     folder: Path | None
     refused: tuple[tuple[Path, str], ...]
     source: InitSource | None = None
+    fit: tuple[str, ...] = ()
 
     def record(self, run: Run, **fields: Any) -> None:
         """Writes into the run's diary that it starts or goes on, and from what.
@@ -49,7 +52,8 @@ class Resumed:
         if self.folder is None:
             run.record_event("start", **fields)
             if self.source is not None:
-                run.record_event("init", folder=str(self.source.folder), source_step=self.source.step)
+                told = {"fit": list(self.fit)} if self.fit else {}
+                run.record_event("init", folder=str(self.source.folder), source_step=self.source.step, **told)
         else:
             run.record_event("resume", folder=str(self.folder), **fields)
         self.record_refused(run)
@@ -157,11 +161,11 @@ def begin_with(
         raise ConfigError(problem)
     refused: list[tuple[Path, str]] = []
     for source in sources:
-        damage = _load_weights(engine, source.folder, verify, ranks, trusted)
+        damage, fit = _load_weights(engine, source.folder, verify, ranks, trusted)
         if not damage:
             if ranks.is_main:
-                logger.info("begins with the weights of %s", source.folder)
-            return replace(resumed, source=source, refused=(*resumed.refused, *refused))
+                logger.info("begins with the weights of %s%s", source.folder, "".join(f"; {line}" for line in fit))
+            return replace(resumed, source=source, refused=(*resumed.refused, *refused), fit=fit)
         refused.append((source.folder, damage))
         if ranks.is_main:
             logger.warning("init: refused checkpoint %s: %s", source.folder, damage)
@@ -171,24 +175,29 @@ def begin_with(
     return resumed
 
 
-def _load_weights(engine: Engine, folder: Path, verify: Level, ranks: Ranks, trusted: bool) -> str:
-    """Loads the weights of a checkpoint, or says why not; the same on all ranks."""
+def _load_weights(
+    engine: Engine, folder: Path, verify: Level, ranks: Ranks, trusted: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Loads the weights of a checkpoint, or says why not, and what does not come from it; the same on all ranks."""
     damage = find_damage(folder, verify, ranks.rank, ranks.world_size)
     state: dict[str, Any] = {}
+    live = engine.shapes
     if damage is None:
         try:
             state = json.loads((folder / STATE).read_text())["engine"]
+            fit = fit_weights(state, live)
             reader = FragmentReader(folder, state["zero_stage"], trusted)
         except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
             damage = str(error)
     if problems := engine.collect_texts(damage or ""):
-        return "; ".join(problems)
+        return "; ".join(problems), ()
+    # Of an optimizer that has not stepped there are no moments, and its counters begin at zero.
+    begun = {"moments": [], "applied_steps": 0, "global_steps": 0, "loss_scale": {}, "shapes": live}
     try:
-        # Of an optimizer that has not stepped there are no moments, and its counters begin at zero.
-        engine.load(reader, state | {"moments": [], "applied_steps": 0, "global_steps": 0, "loss_scale": {}})
+        engine.load(FittedWeights(reader, fit, live), state | begun, initial=fit.initial)
     except CheckpointError as error:  # on all ranks
-        return str(error)
-    return ""
+        return str(error), ()
+    return "", tuple(fit.lines())
 
 
 def _refuse_to_start_anew(shared: Tier, refused: Sequence[tuple[Path, str]], ranks: Ranks, lineage: Lineage) -> None:

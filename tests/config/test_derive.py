@@ -69,6 +69,17 @@ def test_the_schedule_has_steps_to_decay_in() -> None:
     assert effective_decay_steps(load_config(None, {"optim.decay_steps": "60"}).optim, 70) == 60
 
 
+def test_a_range_test_grows_from_a_rate() -> None:
+    assert "optim.min_lr_ratio = 0" in told(optim__schedule="range_test", optim__min_lr_ratio="0")
+    accepted(optim__schedule="range_test", optim__min_lr_ratio="1e-8", optim__warmup_steps="0")
+
+
+def test_none_or_some_checkpoints() -> None:
+    text = told(checkpoint__keep_last="0", checkpoint__keep_best="true", checkpoint__every_steps="70")
+    assert "checkpoint.every_steps = 70 asks" in text and "checkpoint.keep_best = True asks" in text
+    accepted(checkpoint__keep_last="0", checkpoint__every_steps="0")
+
+
 def test_all_is_told_at_once() -> None:
     text = told(data__corpus="none", train__micro_batch_size="99", deepspeed="no.json", optim__warmup_steps="1000")
     assert text.startswith("4 problems") and "'no.json' does not exist" in text

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import xxhash
 
-Packing = Literal["concat", "best_fit"]
+Packing = Literal["concat", "best_fit", "document"]
 
 WORD = 2**64
 EOS = 0
@@ -165,7 +165,10 @@ def walk_source(recipe: Recipe, source: int, lane: int) -> Iterator[tuple[int, t
                     for document, length in enumerate(shards[shard])
                 ]
                 shuffled_documents = [documents[thing] for thing in permutation(len(documents), *names)]
-                rows = concat(shuffled_documents, recipe.max_seq_len)
+                if recipe.packing == "concat":
+                    rows = concat(shuffled_documents, recipe.max_seq_len)
+                else:
+                    rows = [((*name, 0, min(n, recipe.max_seq_len + 1)),) for *name, n in shuffled_documents]
             for row in rows:
                 yield epoch, windows[window], row
 

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -182,6 +183,9 @@ def mixed_order(packing: Packing = "concat", seed: int = 1337) -> Order:
     """Two sources over two lanes, in three phases."""
     web, code = [[5, 9, 13], [8, 8], [20], [3, 30]], [[7, 7], [12, 2, 4], [40]]
     sources = [source_of(web, "web", 8), source_of(code, "code", 8)]
+    if packing == "document":
+        counted = zip(sources, (web, code), strict=True)
+        sources = [dataclasses.replace(source, packed=[len(shard) for shard in shards]) for source, shards in counted]
     phases = [Phase(7, (1.0, 0.0)), Phase(300, (3.0, 1.0)), Phase(None, (0.2, 0.8))]
     return Order(sources, 8, 2, 1, seed, packing, phases)
 
@@ -204,7 +208,7 @@ def test_the_order_of_a_mixture_is_the_same_for_ever() -> None:
     assert [[tuple(piece) for piece in packed.pieces(sequence)] for sequence in chosen] == BEST_FIT
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "document"])
 def test_the_occurrences_of_a_document_are_those_that_a_search_finds(packing: Packing) -> None:
     order = mixed_order(packing)
     held: dict[tuple[int, int, int], list[tuple[int, Piece]]] = {}

@@ -13,11 +13,12 @@ from torch import Tensor
 from scaletrain.checkpoint.fragments import FragmentReader
 from scaletrain.checkpoint.writing import write_part
 from scaletrain.config.batch_plan import FILLING, BatchPlan
-from scaletrain.config.schema import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from scaletrain.config.schema import LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, TuneConfig
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Agreement, Engine, EvaluationSums
 from scaletrain.model.transformer import Transformer
+from scaletrain.model.tuning import prepare
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
 from scaletrain.protocols import StepResult
@@ -42,6 +43,8 @@ class Case:
     offload: Literal["", "optimizer", "all"] = ""
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
     save: str | None = None
     load: str | None = None
     generate_after: int | None = None
@@ -107,9 +110,20 @@ def build_engine(case: Case, plan: BatchPlan) -> Engine:
         zero["offload_optimizer"] = {"device": "cpu"}
     if case.offload == "all":
         zero["offload_param"] = {"device": "cpu"}
+    tune = TuneConfig(**case.tune)
+
+    def module() -> CausalLM:
+        transformer = Transformer(model, checkpoint_activations=case.checkpointing)
+        prepare(transformer, LoraConfig(**case.lora), tune)
+        return CausalLM(transformer, LossConfig())
+
+    def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(module.named_parameters(), optim.weight_decay, tune.layer_decay)
+        return build_optimizer(optim, groups)
+
     return Engine(
-        lambda: CausalLM(Transformer(model, checkpoint_activations=case.checkpointing), LossConfig()),
-        lambda module: build_optimizer(optim, parameter_groups(module.named_parameters(), optim.weight_decay)),
+        module,
+        optimizer,
         merge({"zero_optimization": zero}, train, optim, plan.micro_steps, plan.world_size),
         seed=5,
         compile_module=case.compiled,

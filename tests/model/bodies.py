@@ -25,8 +25,8 @@ def train_packed(threads: int, checkpointing: bool) -> list[float]:
             )  # the same in each step, so that it can be learnt
             documents, _ = (torch.rand(size, MIN_SEQ_LEN, generator=generator) < 0.05).int().cumsum(1).sort(1)
             tokens = torch.randint(VOCAB, (size, MIN_SEQ_LEN + 1), generator=generator)
-            micro = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "documents": documents, "positions": None}
-            micro |= {"sources": torch.zeros(size, dtype=torch.int64), "checksum": 0}
+            inputs = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "documents": documents, "positions": None}
+            micro = {"inputs": inputs, "sources": torch.zeros(size, dtype=torch.int64)}
             losses.append(engine.train_step([micro], GLOBAL_BATCH * MIN_SEQ_LEN, step, 1e-2).loss)
         return losses
     finally:

@@ -83,9 +83,10 @@ def test_lines_of_a_run_are_aligned() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     line = progress_line(Progress(1, 10, 9.0, 1e-3, 100.0, mfu=None, time_left_s=None))
     assert "MFU" not in line and "left" not in line
-    assert "byte" not in evaluation_line(5, 1.0, 2.718, None)
-    assert evaluation_line(5, 1.0, 2.71828, 1.23456) == (
-        "step 5  validation loss 1.0000  perplexity 2.72  1.2346 bits per byte"
+    assert evaluation_line(5, {"eval/loss": 1.0}) == "step 5  validation loss 1.0000"
+    told = {"eval/loss": 1.0, "eval/loss/web": 2.0, "eval/perplexity": 2.71828, "eval/bits_per_byte": 1.23456}
+    assert evaluation_line(5, told | {"eval/macro_f1": 0.25}) == (
+        "step 5  validation loss 1.0000  perplexity 2.72  1.2346 bits per byte  macro f1 0.25"
     )
 
 

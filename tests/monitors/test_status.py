@@ -88,6 +88,12 @@ def test_the_facts_of_a_run_that_is_well() -> None:
         assert text in screen
 
 
+def test_a_run_that_saves_nothing_waits_for_no_checkpoint() -> None:
+    config = CONFIG | {"checkpoint": {"every_steps": 0, "keep_last": 0}}
+    status = status_of(a_run(saves=(), config=config))
+    assert status.checkpoint.next_step is None and status.warnings == ()
+
+
 def test_a_run_that_was_not_started_and_one_without_a_step() -> None:
     empty = Observed("new", T0, RunRecords((), ()), config=CONFIG)
     assert status_of(empty).state == "not started yet" and warnings(empty) == []

@@ -9,7 +9,7 @@ from torch import nn
 
 from scaletrain.config.schema import ModelConfig, OptimConfig
 from scaletrain.model.transformer import Transformer
-from scaletrain.optim.optimizers import build_optimizer, parameter_groups
+from scaletrain.optim.optimizers import build_optimizer, lr_scales, parameter_groups
 
 LR, DECAY, EPS, BETAS = 0.01, 0.1, 1e-6, (0.9, 0.99)
 
@@ -84,3 +84,30 @@ def test_two_steps_of_sgd() -> None:
 def test_the_kinds_of_adam_differ_by_how_they_decay() -> None:
     ends = {name: stepped(name, 2)[0][-1] for name in ("adamw", "adam", "sgd")}
     assert not torch.allclose(ends["adamw"], ends["adam"]) and math.isfinite(float(ends["sgd"].sum()))
+
+
+def test_layers_learn_slower_the_lower_they_are() -> None:
+    shape = {"vocab_size": 50, "d_model": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 8, "n_segments": 2}
+    heads = {"pooler": True, "n_classes": 4, "embedding_norm": True, "tie_embeddings": False, "causal": False}
+    model = Transformer(ModelConfig(**shape, **heads))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: group["lr_scale"]
+        for group in parameter_groups(model.named_parameters(), DECAY, layer_decay=0.5)
+        for parameter in group["params"]
+    }
+    # By hand: what stands at the top of each row learns twice as fast as the row below.
+    table = {
+        1.0: ("norm.", "output.", "pooler.", "classifier."),
+        0.5: ("blocks.2.",),
+        0.25: ("blocks.1.",),
+        0.125: ("blocks.0.",),
+        0.0625: ("embedding.", "position_embedding.", "segment_embedding.", "embedding_norm."),
+    }
+    expected = {name: scale for name in names.values() for scale, tops in table.items() if name.startswith(tops)}
+    assert found == expected and len(found) == len(names)
+
+
+def test_each_stack_counts_from_its_own_top() -> None:
+    names = ["encoder.blocks.0.a", "encoder.blocks.1.a", "decoder.blocks.0.a", "decoder.blocks.2.a", "output.weight"]
+    assert list(lr_scales(names, 0.5).values()) == [0.25, 0.5, 0.125, 0.5, 1.0]

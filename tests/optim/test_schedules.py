@@ -1,6 +1,7 @@
 """The learning rate is the formula of its schedule, at every step."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -63,6 +64,14 @@ def test_inverse_square_root_is_that_of_the_transformer_paper() -> None:
 def test_step() -> None:
     found = rates("step", range(5, 35), warmup_steps=5, step_every_steps=10, step_factor=0.5)
     assert found == pytest.approx([LR] * 10 + [LR / 2] * 10 + [LR / 4] * 10)
+
+
+def test_range_test_grows_by_equal_factors_from_the_lowest_rate_to_the_highest() -> None:
+    found = rates("range_test", range(101), warmup_steps=0, min_lr_ratio=1e-4)
+    assert found[0] == pytest.approx(1e-4 * LR) and found[100] == LR
+    factors = [later / earlier for earlier, later in pairwise(found)]
+    assert factors == pytest.approx([1e4 ** (1 / 100)] * 100)
+    assert rates("range_test", range(100, 110), warmup_steps=0, min_lr_ratio=1e-4) == [LR] * 10
 
 
 @given(

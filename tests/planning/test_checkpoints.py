@@ -44,6 +44,11 @@ def test_it_is_what_is_written(
     shutil.rmtree(folder)
 
 
+def test_where_none_is_kept_no_room_is_needed() -> None:
+    kept = Kept.of(CheckpointConfig(every_steps=0, keep_last=0), max_steps=100)
+    assert checkpoint_lines(1 << 40, kept, Room(0, 0)) == ["checkpoint     none is saved: checkpoint.keep_last is 0"]
+
+
 def test_what_is_kept_needs_one_more_while_it_is_written() -> None:
     gib = 2**30
     (line,) = checkpoint_lines(10 * gib, Kept(2), None)

@@ -1,11 +1,14 @@
 """Operations counted from a description are those that torch counts while it runs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaletrain.config.schema import ModelConfig
+from scaletrain.model.build import build_model
 from scaletrain.model.transformer import Transformer
 from scaletrain.planning.flops import flops_per_token, training_time_s
 
@@ -25,6 +28,41 @@ def test_the_count_is_what_torch_counts(shape: dict[str, object]) -> None:
     # Of all kernels for attention only the plain products are counted, and these in full, as the convention has it.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(tokens).sum().backward()
+    assert counter.get_total_flops() == flops_per_token(config, 16) * tokens.numel()
+
+
+SEQ2SEQ = {"n_encoder_layers": 2, "positions": "sinusoidal", "n_kv_heads": 2, "head_dim": 12, "activation": "relu"}
+
+
+@pytest.mark.parametrize("shape", [SEQ2SEQ, {"kind": "lstm", "n_encoder_layers": 2}], ids=["transformer", "lstm"])
+def test_the_count_of_a_source_and_a_text_is_what_torch_counts(shape: dict[str, Any]) -> None:
+    config = ModelConfig(**{"vocab_size": 50, "d_model": 32, "n_layers": 3, "n_heads": 4, **shape})
+    model = build_model(config)
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens, tokens).sum().backward()
+    counted = counter.get_total_flops()
+    if config.kind == "lstm":
+        # torch counts no LSTM; what joins the two counts once a sequence. A layer has four gates of input and state.
+        counted += 6 * tokens.numel() * (2 * 6 + 3 * 8) * 32**2 - 6 * len(tokens) * 3 * 32**2
+    # A sequence is both: so it has twice as many tokens as its source.
+    assert counted == flops_per_token(config, 32) * 2 * tokens.numel()
+
+
+def test_the_count_of_an_lstm_is_that_of_its_products() -> None:
+    config = ModelConfig(kind="lstm", vocab_size=50, d_model=32, n_layers=3)
+    gates = 4 * (32 + 32) * 32
+    assert flops_per_token(config, 16) == 6 * (3 * gates + 50 * 32)
+    both = config.model_copy(update={"causal": False})
+    assert flops_per_token(both, 16) == 6 * (3 * 2 * 4 * (32 + 16) * 16 + 50 * 32)
+
+
+def test_the_count_of_a_cnn_is_what_torch_counts() -> None:
+    config = ModelConfig(kind="cnn", vocab_size=50, d_model=32, d_ff=20, n_classes=2)
+    model = build_model(config)
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model.hidden(tokens).sum().backward()
     assert counter.get_total_flops() == flops_per_token(config, 16) * tokens.numel()
 
 

@@ -53,6 +53,7 @@ class Job:
         signal_at: (rank, step, number): that rank gets the signal in that step.
         bad_data_at: (rank, step): that rank cannot read its data for that step.
         raise_at: Step after which a callback of rank 0 raises.
+        complete_at: Step after which a callback of all ranks finds the run complete.
         end_raises: What a callback raises at the end, on all ranks.
         save_at: Step in which somebody puts a file ``save`` into the run directory.
         ends_in_s: When the job ends, in seconds from the start.
@@ -68,6 +69,7 @@ class Job:
     signal_at: tuple[int, int, int] | None = None
     bad_data_at: tuple[int, int] | None = None
     raise_at: int | None = None
+    complete_at: int | None = None
     nan_from: int | None = None
     end_raises: type[Exception] | None = None
     save_at: int | None = None
@@ -82,11 +84,13 @@ class Recorder(Callback):
         name: str,
         notes: list[str],
         raise_at: int | None = None,
+        complete_at: int | None = None,
         end_raises: type[Exception] | None = None,
     ) -> None:
         self._name = name
         self._notes = notes
         self._raise_at = raise_at
+        self._complete_at = complete_at
         self._end_raises = end_raises
         self.seen_steps = 0
         self.losses: list[float] = []
@@ -104,6 +108,8 @@ class Recorder(Callback):
             assert "first/steps" in metrics
         if run.state.step == self._raise_at:
             raise ValueError("a callback that fails")
+        if run.state.step == self._complete_at:
+            run.complete_because = "there is nothing left to learn"
 
     def on_save(self, run: Run, folder: Path) -> None:
         assert (folder / "COMPLETE").exists()
@@ -173,7 +179,7 @@ def start(job: Job) -> dict[str, Any]:
     plan = BatchPlan(GLOBAL_BATCH, job.case.micro, dist.get_world_size())
     engine = engine_bodies.build_engine(job.case, plan)
     notes: list[str] = []
-    first = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None)
+    first = Recorder("first", notes, job.raise_at if dist.get_rank() == 0 else None, job.complete_at)
     second = Recorder("second", notes, end_raises=job.end_raises)
     folder = Path(job.folder)
     tier = Tier("shared", folder / "checkpoints", job.every_steps, Retention(job.keep_last))

@@ -42,7 +42,7 @@ def evaluate_source(case: Case, folder: str) -> float:
     plan = BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size())
     engine = bodies.build_engine(case, plan)
     bodies.load(engine, Path(folder))
-    sums = engine.evaluate(iter(bodies.micro_batches(plan, dist.get_rank(), 0)), lambda targets: targets.sum())
+    sums = engine.evaluate(iter(bodies.micro_batches(plan, dist.get_rank(), 0)), lambda micro: micro["targets"].sum())
     return sums.nll / sums.targets
 
 
@@ -62,3 +62,14 @@ def begin(case: Case, source: str, scratch: str) -> Beginning:
         agreed = engine.agree(batch, ())
         losses.append(engine.train_step(batch, agreed.targets, step, learning_rate(optim, step, 20)).loss)
     return Beginning(read_weights(Path(scratch)), live, applied_steps, losses)
+
+
+def begin_with_other_heads(case: Case, source: str, scratch: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights that a model is made with, and those that it begins with, as the run would save them."""
+    engine = bodies.build_engine(case, BatchPlan(GLOBAL_BATCH, case.micro, dist.get_world_size()))
+    bodies.save(engine, Path(scratch) / "made")
+    fresh = Resumed(TrainingState(), None, ())
+    begun = begin_with(engine, lambda: [InitSource(Path(source), 5)], fresh, "off", this_place())
+    assert [line.split(" ", 1)[0].rstrip(",") for line in begun.fit] == ["output.bias", "embedding.weight"]
+    bodies.save(engine, Path(scratch) / "begun")
+    return read_weights(Path(scratch) / "made"), read_weights(Path(scratch) / "begun")

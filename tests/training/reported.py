@@ -11,18 +11,21 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
 from scaletrain.config.batch_plan import BatchPlan
-from scaletrain.config.schema import EvalConfig, ModelConfig
+from scaletrain.config.schema import EvalConfig, LossConfig, ModelConfig, TaskConfig
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import find_borders, train_byte_level_bpe
+from scaletrain.data.tokenizer import train_byte_level_bpe
 from scaletrain.model.transformer import Transformer
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import TrainingState
+from scaletrain.tasks.causal_lm import CausalLMTask
+from scaletrain.tasks.task import TaskSetting
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.loop import TrainingRun, fit
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.signals import StopRequests
 from tests.engine import bodies as engine_bodies
 from tests.engine.bodies import GLOBAL_BATCH, MAX_SEQ_LEN, Case
+from tests.tasks.made_rows import OneReader
 from tests.training.bodies import Job, batches, feed_of, keep_signal_handlers, live_weights
 
 EVALUATED = range(900, 906)
@@ -66,7 +69,8 @@ def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dic
     engine = engine_bodies.build_engine(Case(stage=1, model={"dropout": 0.1}), plan)
     config = EvalConfig(every_steps=every_steps, prompts=("a", "b"), sample_tokens=3, temperature=0.0)
     words = tokenizer()
-    evaluating = Evaluating(engine, config, evaluated_batches, words, find_borders(words), 1, MAX_SEQ_LEN, ["corpus"])
+    task = CausalLMTask(TaskSetting(TaskConfig(), LossConfig(), ModelConfig(), (OneReader(),), words))
+    evaluating = Evaluating(engine, config, evaluated_batches, words, 1, MAX_SEQ_LEN, ["corpus"], task)
     is_main = dist.get_rank() == 0
     often, seldom = Notebook(), Notebook()
     timing = Throughput(1.0, 1e9, dist.get_world_size())
@@ -101,8 +105,8 @@ def _figures(weights: dict[str, torch.Tensor], words: Tokenizer) -> dict[str, fl
     rows = [engine_bodies.sequence(index) for index in EVALUATED]
     batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     with torch.no_grad():
-        logits = model.eval()(batch["inputs"]["tokens"], batch["inputs"]["positions"], batch["inputs"]["documents"])
-    targets = batch["inputs"]["targets"].flatten()
+        logits = model.eval()(batch["tokens"], batch["positions"], batch["documents"])
+    targets = batch["targets"].flatten()
     nll = float(cross_entropy(logits.flatten(0, 1), targets, ignore_index=-100, reduction="sum"))
     kept = targets[targets >= 0].tolist()
     # Each of the tokens in use stands for one byte.

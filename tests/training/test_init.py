@@ -16,7 +16,7 @@ from tests.distributed import run_on_ranks
 from tests.engine import bodies
 from tests.engine.bodies import Case
 from tests.training.data_runs import DataRun
-from tests.training.init_bodies import begin, evaluate_source
+from tests.training.init_bodies import begin, begin_with_other_heads, evaluate_source
 from tests.training.mishaps import Mishap
 
 LEARNS = {"train.max_steps": 3, "checkpoint.every_steps": 1, "optim.lr": 1e-2, "train.batch_schedule": "[]"}
@@ -62,6 +62,26 @@ def test_the_weights_are_the_same_bits_and_all_else_begins_anew(
         assert begun.losses[0] == pytest.approx(evaluated, abs=tolerance)
         # With the moments of the source the third loss would be another: 2e-2 off.
         assert begun.losses == pytest.approx(first_losses, abs=tolerance)
+
+
+@pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (2, 1), (2, 2), (2, 3)])
+def test_heads_begin_anew_and_new_tokens_at_the_mean(
+    checkpoint: Path, tmp_path: Path, world_size: int, stage: int
+) -> None:
+    other = {"vocab_size": 106, "tie_embeddings": False, "output_bias": True, "pooler": True}
+    case = Case(stage=stage, model=other)
+    there = read_weights(checkpoint)
+    for made, begun in run_on_ranks(world_size, begin_with_other_heads, case, str(checkpoint), str(tmp_path)):
+        for name in ("output.bias", "pooler.weight", "pooler.bias"):
+            assert begun[name].equal(made[name])
+        for name in ("embedding.weight", "output.weight"):  # which were one tensor
+            assert begun[name].shape == (106, 30)
+            assert begun[name][:101].equal(there["embedding.weight"])
+            mean = there["embedding.weight"].double().mean(0).float()
+            assert all(row.allclose(mean, rtol=1e-6, atol=0) for row in begun[name][101:])
+            assert all(row.equal(begun["embedding.weight"][101]) for row in begun[name][101:])
+        same = begun.keys() - {"output.bias", "pooler.weight", "pooler.bias", "embedding.weight", "output.weight"}
+        assert same and all(begun[name].equal(there[name]) for name in same)
 
 
 @pytest.fixture(scope="module")
@@ -147,5 +167,5 @@ def test_what_does_not_fit_is_refused_in_the_plan_and_by_the_run(
 
 def test_the_plan_of_an_unprepared_corpus_looks_at_the_source_too(source: DataRun, tmp_path: Path) -> None:
     given = {"run_dir": str(tmp_path / "run"), "init": str(source.run_dir)}
-    with pytest.raises(ConfigError, match=r"do not fit this run:\n  model\.vocab_size: 320 there"):
+    with pytest.raises(ConfigError, match=r"do not fit this run:\n  model\.d_model: 16 there"):
         print_plan(load_config(Path("configs/demo.yaml"), given), 1)

@@ -78,6 +78,23 @@ def test_a_callback_that_fails_is_not_swallowed(tmp_path: Path) -> None:
     assert result["notes"][-2:] == ["second exception ValueError 2", "first exception ValueError 2"]
 
 
+def test_a_callback_can_find_the_run_complete(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), max_steps=1000, every_steps=0, complete_at=3)
+    for result in run_on_ranks(2, bodies.start, job):
+        assert (result["verdict"], result["reason"]) == ("complete", "there is nothing left to learn")
+        assert result["notes"][-4:] == ["first save 3", "second save 3", "second end 3", "first end 3"]
+    assert events_of(tmp_path) == [("save", 3)]
+
+
+def test_a_run_that_keeps_no_checkpoint_writes_none(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), max_steps=5, every_steps=0, keep_last=0, save_at=2)
+    for result in run_on_ranks(2, bodies.start, job):
+        assert (result["verdict"], result["state"]["step"]) == ("complete", 5)
+        assert result["notes"][-2:] == ["second end 5", "first end 5"]
+    assert events_of(tmp_path) == [("save_request", 2)]
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
 def test_a_file_has_the_run_saved_and_go_on(tmp_path: Path) -> None:
     results = run_on_ranks(2, bodies.start, Job(str(tmp_path), max_steps=5, every_steps=0, save_at=2))
     assert [result["verdict"] for result in results] == ["complete", "complete"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaletrain.config.schema import ModelConfig
-from scaletrain.convert.activations import THEIRS, read_gelu, unify_gelu
+from scaletrain.convert.activations import read_gelu, unify_gelu, write_gelu
 from scaletrain.convert.family import Family
 from scaletrain.convert.rows import same
 
@@ -53,7 +53,7 @@ def _write(model: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": model.max_seq_len,
         "type_vocab_size": model.n_segments,
         "layer_norm_eps": model.norm_eps,
-        "hidden_act": THEIRS[model.activation] if model.activation != "swiglu" else "gelu",
+        "hidden_act": write_gelu(model.activation),
         "tie_word_embeddings": model.tie_embeddings,
         "position_embedding_type": "absolute",
         "is_decoder": False,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaletrain.config.schema import ModelConfig
-from scaletrain.convert.activations import THEIRS, read_gelu, unify_gelu
+from scaletrain.convert.activations import read_gelu, unify_gelu, write_gelu
 from scaletrain.convert.family import Family
 from scaletrain.convert.rows import joined, joined_transposed, same, transposed
 
@@ -36,7 +36,7 @@ def _write(model: ModelConfig) -> dict[str, Any]:
         "n_inner": model.d_ff,
         "n_positions": model.max_seq_len,
         "layer_norm_epsilon": model.norm_eps,
-        "activation_function": THEIRS[model.activation] if model.activation != "swiglu" else "gelu_new",
+        "activation_function": write_gelu(model.activation),
         "tie_word_embeddings": model.tie_embeddings,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,

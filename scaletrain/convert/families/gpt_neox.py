@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaletrain.config.schema import ModelConfig
-from scaletrain.convert.activations import THEIRS, read_gelu, unify_gelu
+from scaletrain.convert.activations import read_gelu, unify_gelu, write_gelu
 from scaletrain.convert.family import Family
 from scaletrain.convert.rope import read_rope, unify_rope, write_rope
 from scaletrain.convert.rows import joined_by_head, same
@@ -43,7 +43,7 @@ def _write(model: ModelConfig) -> dict[str, Any]:
         "intermediate_size": model.d_ff,
         "max_position_embeddings": model.max_seq_len,
         "layer_norm_eps": model.norm_eps,
-        "hidden_act": THEIRS[model.activation] if model.activation != "swiglu" else "gelu",
+        "hidden_act": write_gelu(model.activation),
         "use_parallel_residual": model.parallel_residual,
         "attention_bias": model.qkv_bias,
         "tie_word_embeddings": model.tie_embeddings,

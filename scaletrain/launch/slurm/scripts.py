@@ -17,6 +17,26 @@ def supervises(text: str) -> bool:
     return re.search(r"^\s*supervise\b", text, re.MULTILINE) is not None
 
 
+def sweep_lines(file: Path) -> list[str]:
+    """Reads the arguments of each run.
+
+    Args:
+        file: Blank lines and those that begin with # do not count.
+
+    Returns:
+        The lines that do.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no text"
+        raise ConfigError(f"{file}: {reason}; name a file with the arguments of one run in each line") from None
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
 def training_arguments(script: str, arguments: Sequence[str], task: int | None) -> tuple[str, ...]:
     """The arguments that reach the training.
 
@@ -44,11 +64,7 @@ def _of_sweep(arguments: Sequence[str], task: int | None) -> tuple[str, ...]:
     if not arguments:
         raise ConfigError("no file: name a file with the arguments of one run in each line")
     file = Path(arguments[0])
-    try:
-        lines = file.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; name a file with the arguments of one run in each line") from None
-    own = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    own = sweep_lines(file)
     if task >= len(own):
         raise ConfigError(f"task {task} counts from 0, and {file} has {len(own)} lines; give --array=0-{len(own) - 1}")
     return (*arguments[1:], *shlex.split(own[task]), "--run_dir", f"runs/{file.stem}/{task}")

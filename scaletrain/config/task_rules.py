@@ -1,0 +1,62 @@
+"""What a task asks of the model and of the data."""
+
+from collections.abc import Iterator, Sequence
+
+from scaletrain.config.schema import DataConfig, ModelConfig, TaskConfig
+
+_LABELLED = ("classification", "regression")
+_CAUSAL = ("causal_lm", "sft")
+_WRITING = (*_CAUSAL, "seq2seq")
+_ONE_DOCUMENT = ("seq2seq", *_LABELLED)
+
+
+def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()) -> Iterator[str]:
+    """Finds what a task cannot be done with.
+
+    Args:
+        task: The task.
+        model: The model's description.
+        data: How documents are laid out.
+        prompts: What evaluations are asked to continue.
+
+    Yields:
+        A text for each rule that is broken, with the values and a remedy.
+    """
+    # What the loss does not reach gets no gradient.
+    has_pairs = task.name == "masked_lm" and task.next_sentence
+    reads_head = task.name in _LABELLED or has_pairs
+    for key in ("pooler", "n_classes"):
+        if getattr(model, key) and not reads_head:
+            yield f"model.{key} = {getattr(model, key)} is not read by task {task.name}; leave it out"
+    if reads_head and not model.n_classes:
+        yield f"task {task.name} is told by a head, but model.n_classes is 0; set it to the number of classes or values"
+    if has_pairs and model.n_classes not in (0, 2):
+        yield f"model.n_classes = {model.n_classes}, but task.next_sentence tells two classes; set it to 2"
+    if model.n_segments and not reads_head:
+        yield f"model.n_segments = {model.n_segments} is not read by task {task.name}; leave it out"
+    if task.name in _CAUSAL and not model.causal:
+        yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
+    if task.name == "masked_lm" and model.causal:
+        yield "task masked_lm tells hidden tokens from both sides, but model.causal is true; set it to false"
+    if (task.name in _ONE_DOCUMENT or has_pairs) and data.packing != "document":
+        option = "with task.next_sentence " if has_pairs else ""
+        yield (
+            f"task {task.name} {option}reads one document a row, but data.packing is {data.packing}; set it to document"
+        )
+    if prompts and task.name not in _WRITING:
+        yield f"eval.prompts = {list(prompts)} are texts to go on with, which task {task.name} does not; set it to []"
+    yield from _unread_keys(task)
+
+
+def _unread_keys(task: TaskConfig) -> Iterator[str]:
+    read = {
+        "masked_lm": ("mask_share", "whole_words", "next_sentence"),
+        "classification": ("class_weights",),
+        "regression": ("huber_delta",),
+        "seq2seq": ("text_metrics", "beams"),
+    }
+    for name, keys in read.items():
+        for key in keys:
+            if name != task.name and getattr(task, key) != TaskConfig.model_fields[key].default:
+                found = getattr(task, key)
+                yield f"task.{key} = {found} is read by task {name}, but task.name is {task.name}; leave it out"

@@ -1,0 +1,62 @@
+"""Documents of two parts: answers that are learnt in their context, and targets beside their sources."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaletrain.config.batch_plan import FILLING
+from scaletrain.data.packing import IGNORED
+from scaletrain.data.rows import next_tokens
+from scaletrain.tasks.seq2seq import Seq2SeqTask
+from scaletrain.tasks.sft import SFTTask
+from tests.tasks.made_rows import EOS, rows, setting
+
+
+def pairs_of(lengths: list[tuple[int, int]], width: int, sequences: list[int] | None = None):
+    """Rows of one pair each, with lengths of both parts; each ends with EOS, as a build writes them."""
+    made = rows([[source + target] for source, target in lengths], width, sequences)
+    parts = np.zeros(made.tokens.shape, dtype=np.uint8)
+    for row, (source, target) in enumerate(lengths):
+        parts[row, source : source + target] = 1
+        if source:
+            made.tokens[row, source - 1] = EOS
+    return type(made)(**{**made.__dict__, "parts": parts})
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=5), st.randoms())
+def test_sources_and_targets_stand_side_by_side(lengths: list[tuple[int, int]], order) -> None:
+    task = Seq2SeqTask(setting({"name": "seq2seq"}, {"n_encoder_layers": 1}, parts=True))
+    numbers = list(range(len(lengths)))
+    order.shuffle(numbers)
+    made = pairs_of([*[lengths[n] for n in numbers], (1, 0)], 40, [*numbers, FILLING])
+    collated = task.collate(made, 0)
+    source, mask, tokens, targets = (collated.inputs[key] for key in ("source", "source_mask", "tokens", "targets"))
+    assert source.shape[1] % 16 == tokens.shape[1] % 16 == 0
+    for row, number in enumerate(numbers):
+        n_source, n_target = lengths[number]
+        stored = made.tokens[row].astype(np.int64).tolist()
+        assert source[row, :n_source].tolist() == stored[:n_source] and mask[row].sum() == n_source
+        assert mask[row, :n_source].all()
+        target = stored[n_source : n_source + n_target]
+        assert tokens[row, :n_target].tolist() == [EOS, *target[:-1]]
+        assert targets[row].tolist() == target + [IGNORED] * (targets.shape[1] - n_target)
+        assert collated.targets_B[row] == n_target
+    assert collated.targets_B[-1] == 0 and (targets[-1] == IGNORED).all() and mask[-1].sum() == 1
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 99))
+def test_answers_are_learnt_and_nothing_else(pieces: list[list[int]], seed: int) -> None:
+    made = rows(pieces, 36)
+    parts = np.random.default_rng(seed).integers(0, 2, made.tokens.shape).astype(np.uint8)
+    made = type(made)(**{**made.__dict__, "parts": parts})
+    task = SFTTask(setting({"name": "sft"}, {}, parts=True))
+    collated, plain = task.collate(made, 0), next_tokens(made)
+    for row in range(len(pieces)):
+        for place in range(36):
+            expected = plain.inputs["targets"][row, place] if parts[row, place + 1] else IGNORED
+            assert collated.inputs["targets"][row, place] == expected
+    assert collated.targets_B.tolist() == (collated.inputs["targets"] != IGNORED).sum(1).tolist()
+    for key in ("tokens", "documents", "positions"):
+        found, wanted = collated.inputs[key], plain.inputs[key]
+        assert (found is None and wanted is None) or torch.equal(found, wanted)
