@@ -59,12 +59,18 @@ def translation(language: str) -> Callable[[Package], Iterator[Record]]:
         if translated is None or len(translated.paragraphs) != len(package.english.paragraphs):
             return
         for source, target in zip(package.english.paragraphs, translated.paragraphs, strict=True):
-            lengths = len(source.split()), len(target.split())
+            pair = {"source": source, "target": target}
+            shorter = min(len(source.split()), len(target.split()))
             # A paragraph that is the same in both was left as it was.
-            if source != target and min(lengths) >= MIN_PARAGRAPH_WORDS and max(lengths) <= MAX_PARAGRAPH_WORDS:
-                yield {"source": source, "target": target}
+            if source != target and shorter >= MIN_PARAGRAPH_WORDS and longer_side(pair) <= MAX_PARAGRAPH_WORDS:
+                yield pair
 
     return records
+
+
+def longer_side(pair: Record) -> int:
+    """Words of a source or of its target, whichever is longer."""
+    return max(len(pair["source"].split()), len(pair["target"].split()))
 
 
 # Of each file: its records, and the field that a model reads.

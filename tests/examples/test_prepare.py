@@ -77,11 +77,24 @@ def test_a_trial_takes_the_first_records(tmp_path: Path, lists: Path) -> None:
         assert few == read_records(tmp_path / f"all/{name}.jsonl")[:50]
 
 
+def test_paragraphs_to_translate_may_be_short(tmp_path: Path, lists: Path) -> None:
+    for words in ("80", "9"):
+        prepare("debian.prepare", "--out", tmp_path / words, "--lists", lists, "--max_paragraph_words", words)
+    long, short = (read_records(tmp_path / f"{words}/translation_it.jsonl") for words in ("80", "9"))
+    assert 0 < len(short) < len(long)
+    assert short == [pair for pair in long if max(len(pair[side].split()) for side in ("source", "target")) <= 9]
+    names = ("topics", "summarisation")
+    assert all(
+        read_records(tmp_path / f"80/{name}.jsonl") == read_records(tmp_path / f"9/{name}.jsonl") for name in names
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--lists", "nowhere"), "nowhere holds no file"),
         (("--max_records", "none"), "--max_records is 'none'"),
+        (("--max_paragraph_words", "81"), "--max_paragraph_words is 81; give at most 80"),
         (("--lists",), "--lists needs a value"),
     ],
 )
