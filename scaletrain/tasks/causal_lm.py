@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from scaletrain.config.schema import LossConfig
 from scaletrain.data.rows import Collated, Rows, next_tokens
-from scaletrain.data.tokenizer import Borders, prompt_tokens
+from scaletrain.data.tokenizer import prompt_tokens
 from scaletrain.evaluation.generation import generate
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
 from scaletrain.tasks.task import Sampling, Task, TaskSetting
@@ -21,8 +21,7 @@ class CausalLMTask(Task):
         """Keeps the loss's terms, and how prompts become tokens."""
         self._loss = setting.loss
         self._tokenizer = setting.tokenizer
-        entry = setting.manifest.tokenizer
-        self._borders = Borders(entry.eos_id, entry.bos_id)
+        self._borders = setting.corpus.borders
 
     def collate(self, rows: Rows, seed: int) -> Collated:
         """Every token but a document's first is a target; see ``next_tokens``."""

@@ -28,13 +28,13 @@ class ClassificationTask(LabelledTask):
         Raises:
             ConfigError: The model has another number of classes.
         """
-        manifest, n_classes = setting.manifest, setting.model.n_classes
-        if n_classes != len(manifest.classes):
+        corpus, n_classes = setting.corpus, setting.model.n_classes
+        if n_classes != len(corpus.classes):
             raise ConfigError(
-                f"model.n_classes is {n_classes}, but {manifest.shown} has {len(manifest.classes)} classes. "
-                f"Set --model.n_classes {len(manifest.classes)}."
+                f"model.n_classes is {n_classes}, but {corpus.shown} has {len(corpus.classes)} classes. "
+                f"Set --model.n_classes {len(corpus.classes)}."
             )
-        self._is_single = manifest.values == ("label",)
+        self._is_single = corpus.values == ("label",)
         self._n_classes = n_classes
         self._label_smoothing = setting.loss.label_smoothing
         self._weights_C = _balanced(setting, n_classes) if setting.task.class_weights == "balanced" else None
@@ -60,12 +60,12 @@ def _balanced(setting: TaskSetting, n_classes: int) -> Tensor:
     for reader in setting.readers:
         for shard, entry in enumerate(reader.shards):
             values = np.stack([reader.values(shard, document) for document in range(entry.documents)])
-            if setting.manifest.values == ("label",):
+            if setting.corpus.values == ("label",):
                 counts += np.bincount(values[:, 0].astype(np.int64), minlength=n_classes)
             else:
                 counts += values.sum(0)
     if not counts.all():
-        absent = [setting.manifest.classes[number] for number in np.flatnonzero(counts == 0)]
+        absent = [setting.corpus.classes[number] for number in np.flatnonzero(counts == 0)]
         raise ConfigError(
             f"task.class_weights is balanced, but no document of the training split is of class {', '.join(absent)}. "
             "Set it to none, or add such documents."

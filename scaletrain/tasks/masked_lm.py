@@ -45,24 +45,24 @@ class MaskedLMTask(Task):
         Raises:
             ConfigError: The model has no room for a mask.
         """
-        tokenizer, entry = setting.tokenizer, setting.manifest.tokenizer
+        tokenizer, corpus = setting.tokenizer, setting.corpus
         named = [tokenizer.token_to_id(name) for name in _MASK_NAMES]
         # A corpus made for other models has none: the first row behind its vocabulary is free for it.
-        self._mask_id = next((token for token in named if token is not None), entry.vocab_size)
+        self._mask_id = next((token for token in named if token is not None), corpus.vocab_size)
         if self._mask_id >= setting.model.vocab_size:
             raise ConfigError(
-                f"model.vocab_size is {setting.model.vocab_size}, and the tokenizer of {setting.manifest.shown} has as "
+                f"model.vocab_size is {setting.model.vocab_size}, and the tokenizer of {corpus.shown} has as "
                 f"many tokens, none of them {' or '.join(_MASK_NAMES)}: there is no row for the mask. Set "
-                f"--model.vocab_size {-(-(entry.vocab_size + 1) // 64) * 64}."
+                f"--model.vocab_size {-(-(corpus.vocab_size + 1) // 64) * 64}."
             )
         self._loss = setting.loss
         self._share = setting.task.mask_share
         self.reads_others = setting.task.next_sentence
-        special = {entry.eos_id, self._mask_id, *tokenizer.get_added_tokens_decoder()}
-        special |= set() if entry.bos_id is None else {entry.bos_id}
-        self._is_ordinary = np.ones(max(entry.vocab_size, self._mask_id + 1), dtype=bool)
+        special = {corpus.borders.eos_id, self._mask_id, *tokenizer.get_added_tokens_decoder()}
+        special |= set() if corpus.borders.bos_id is None else {corpus.borders.bos_id}
+        self._is_ordinary = np.ones(max(corpus.vocab_size, self._mask_id + 1), dtype=bool)
         self._is_ordinary[[token for token in special if token < len(self._is_ordinary)]] = False
-        self._ordinary = np.flatnonzero(self._is_ordinary[: entry.vocab_size])
+        self._ordinary = np.flatnonzero(self._is_ordinary[: corpus.vocab_size])
         self._goes_on = None
         if setting.task.whole_words:
             self._goes_on = np.zeros(len(self._is_ordinary), dtype=bool)

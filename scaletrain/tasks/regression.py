@@ -26,11 +26,11 @@ class RegressionTask(LabelledTask):
         Raises:
             ConfigError: The model has another number of outputs.
         """
-        manifest, n_outputs = setting.manifest, setting.model.n_classes
-        if n_outputs != len(manifest.values):
+        corpus, n_outputs = setting.corpus, setting.model.n_classes
+        if n_outputs != len(corpus.values):
             raise ConfigError(
-                f"model.n_classes, the outputs of the head, is {n_outputs}, but {manifest.shown} has "
-                f"{len(manifest.values)} values. Set --model.n_classes {len(manifest.values)}."
+                f"model.n_classes, the outputs of the head, is {n_outputs}, but {corpus.shown} has "
+                f"{len(corpus.values)} values. Set --model.n_classes {len(corpus.values)}."
             )
         self._n_outputs = n_outputs
         self._huber_delta = setting.task.huber_delta

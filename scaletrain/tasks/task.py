@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from scaletrain.config.schema import LossConfig, ModelConfig, TaskConfig
-from scaletrain.data.manifest import Manifest
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.rows import Collated, Rows
 from scaletrain.data.shards import ShardReader
 
@@ -25,20 +25,17 @@ class TaskSetting:
         task: Its own settings.
         loss: Terms of the training's loss.
         model: The model's description.
-        readers: Of the training split of each source; all with one tokenizer.
+        corpus: What is known of the first source, whose tokenizer and classes are those of all.
         tokenizer: Of the corpora.
+        readers: Of the training split of each source; none where nothing is trained.
     """
 
     task: TaskConfig
     loss: LossConfig
     model: ModelConfig
-    readers: Sequence[ShardReader]
+    corpus: CorpusFacts
     tokenizer: Tokenizer
-
-    @property
-    def manifest(self) -> Manifest:
-        """The first source's, whose tokenizer and classes are those of all."""
-        return self.readers[0].manifest
+    readers: Sequence[ShardReader] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.rows import MicroBatch
@@ -186,8 +187,8 @@ def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
     Returns:
         The setting.
     """
-    readers = training_readers(corpora)
-    return TaskSetting(config.task, config.loss, config.model, readers, corpora.read_tokenizer())
+    readers, facts = training_readers(corpora), CorpusFacts.of(corpora.first)
+    return TaskSetting(config.task, config.loss, config.model, facts, corpora.read_tokenizer(), readers)
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
