@@ -77,11 +77,13 @@ class Task(ABC):
     Attributes:
         predicts_text: Whether the targets are all tokens of a text, in ``targets`` of the inputs, so that the loss is
             the cost of that text: then perplexity and bits per byte are told.
+        continues: Whether what it samples goes on with the prompt itself, so that both make one text.
         writes: Whether evaluations have it write texts, by which it is judged.
         reads_others: Whether each row comes with another document of its window.
     """
 
     predicts_text = False
+    continues = False
     writes = False
     reads_others = False
 
@@ -134,7 +136,7 @@ class Task(ABC):
         return {}
 
     def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
-        """Goes on with a text; all ranks make the same calls.
+        """Writes what a prompt asks for; all ranks make the same calls.
 
         Args:
             model: In evaluation.
@@ -142,7 +144,7 @@ class Task(ABC):
             sampling: How.
 
         Returns:
-            What follows.
+            What was written.
         """
         raise NotImplementedError  # a task that does not write is given no prompts
 

@@ -117,7 +117,8 @@ class Evaluating(Callback):
             self._engine.broadcast_number,
         )
         with self._engine.generating() as model:
-            return prompt, self._task.sample(model, prompt, sampling)
+            text = self._task.sample(model, prompt, sampling)
+        return prompt, text if self._task.continues else "\n" + text
 
     def _judge_texts(self) -> dict[str, float]:
         """Has the model write texts for the first examples of the set."""
