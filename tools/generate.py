@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import fire
-from fire_tool import run_tool
+from fire_tool import is_given, run_tool, step_of
 
 from scaletrain.errors import ConfigError, DataError
 
@@ -69,8 +69,6 @@ def parse(
         step: Checkpoint to use; the newest intact one by default.
         trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
     """
-    if trust_checkpoint.lower() not in ("true", "false"):
-        raise ConfigError(f"--trust_checkpoint {trust_checkpoint}: expected true or false, or nothing at all")
     if (prompt is None) == (chat is None):
         raise ConfigError("give one of --prompt, with a text to go on with, and --chat, for a conversation")
     return Request(
@@ -82,8 +80,8 @@ def parse(
         top_k=None if top_k is None else number("top_k", top_k, int),
         top_p=None if top_p is None else number("top_p", top_p, float),
         seed=None if seed is None else number("seed", seed, int),
-        step=None if step is None else number("step", step, int),
-        trust_checkpoint=trust_checkpoint.lower() == "true",
+        step=step_of(step),
+        trust_checkpoint=is_given("trust_checkpoint", trust_checkpoint),
     )
 
 

@@ -1,6 +1,6 @@
 """Classification of documents: one class of several, or any number of them.
 
-Shapes: B rows, M values of a document, C classes.
+Shapes: B rows, M values of a document, C classes, N documents.
 """
 
 from typing import Any
@@ -36,6 +36,7 @@ class ClassificationTask(LabelledTask):
             )
         self._is_single = corpus.values == ("label",)
         self._n_classes = n_classes
+        self._classes = corpus.classes
         self._label_smoothing = setting.loss.label_smoothing
         self._weights_C = _balanced(setting, n_classes) if setting.task.class_weights == "balanced" else None
 
@@ -52,6 +53,17 @@ class ClassificationTask(LabelledTask):
         if self._is_single:
             return single_label_metrics(logits_NC, values_NM[:, 0])
         return multi_label_metrics(logits_NC, values_NM)
+
+    def tell(self, outputs_NC: Tensor) -> list[dict[str, Any]]:
+        """The likeliest class, or all that are likelier than not, and the probability of each."""
+        told = []
+        for row_C in (outputs_NC.softmax(1) if self._is_single else outputs_NC.sigmoid()).tolist():
+            probabilities = dict(zip(self._classes, row_C, strict=True))
+            likely: str | list[str] = [name for name, probability in probabilities.items() if probability >= 0.5]
+            if self._is_single:
+                likely = max(probabilities, key=lambda name: probabilities[name])
+            told.append({"label": likely, "probabilities": probabilities})
+        return told
 
 
 def _balanced(setting: TaskSetting, n_classes: int) -> Tensor:

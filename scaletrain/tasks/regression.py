@@ -1,6 +1,6 @@
 """Regression: numbers told of a whole document.
 
-Shapes: B rows, M values of a document.
+Shapes: B rows, M values of a document, N documents, C = M outputs of the head.
 """
 
 from typing import Any
@@ -44,6 +44,10 @@ class RegressionTask(LabelledTask):
         assert outputs is not None  # the module tells them
         told, values = outputs[:, : self._n_outputs], outputs[:, self._n_outputs :]
         return regression_metrics(told, values)
+
+    def tell(self, outputs_NC: Tensor) -> list[dict[str, Any]]:
+        """The number, or a list where documents have several, in the corpus's order."""
+        return [{"value": row_C[0] if self._n_outputs == 1 else row_C} for row_C in outputs_NC.tolist()]
 
 
 class Regression(LabelledModel):

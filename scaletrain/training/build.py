@@ -41,7 +41,7 @@ from scaletrain.tasks.registry import build_task
 from scaletrain.tasks.task import Task, TaskSetting
 from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.corpus import Corpora, phases_of, training_readers
-from scaletrain.training.datasets import training_dataset, validation_dataset
+from scaletrain.training.datasets import evaluation_dataset, training_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
@@ -302,7 +302,7 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: 
     Returns:
         The callback.
     """
-    dataset = validation_dataset(config, corpora, task)
+    dataset = evaluation_dataset(config, corpora, task)
     size = config.train.micro_batch_size
     chosen = [] if dataset is None else evaluation_sequences(dataset, config.eval.max_sequences)
 

@@ -1,7 +1,7 @@
 """By which figures a model is judged on a fixed set, during a run and afterwards."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -65,7 +65,7 @@ def figures_of(sums: EvaluationSums, task: Task, source_names: Sequence[str]) ->
 def write_texts(
     task: Task,
     model: Any,
-    micro_batches: Sequence[MicroBatch],
+    micro_batches: Iterable[MicroBatch],
     max_new_tokens: int,
     device: torch.device,
     all_are: Callable[[bool], bool] = bool,
