@@ -1,5 +1,7 @@
 """Documents with classes or numbers: rows without padding in sight, and losses as torch has them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scaletrain.config.batch_plan import FILLING
-from scaletrain.config.schema import LossConfig
 from scaletrain.errors import ConfigError
 from scaletrain.model.build import build_model
 from scaletrain.tasks.classification import ClassificationTask, MultiLabel, SingleLabel
@@ -149,9 +150,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
     made = setting({"name": "classification", "class_weights": "balanced"}, HEAD, values=("label",), classes=CLASSES)
-    made = type(made)(
-        made.task, LossConfig(), made.model, (CountedReader(values=("label",), classes=CLASSES),), made.tokenizer
-    )
+    made = replace(made, readers=(CountedReader(values=("label",), classes=CLASSES),))
     module = ClassificationTask(made).module(Told(torch.zeros(1, 3)))
     expected = compute_class_weight("balanced", classes=np.arange(3), y=np.array(LABELS))
     np.testing.assert_allclose(module.weights, expected, rtol=1e-6)
