@@ -88,7 +88,7 @@ def test_the_library_in_miniature(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     code = "def f{0}(a):\n    return a + {0}\n\n\nclass C{0}:\n    pass\n"
-    write_records(data / "code.jsonl", [{"text": code.format(number) * 9} for number in range(60)])
+    write_records(data / "code.jsonl", [{"text": code.format(number)} for number in range(300)])
     ask = "Write `f{0}` of Python's module `m`.\n\n```python\ndef f{0}(a):\n```\n\nAdd."
     answer = "```python\ndef f{0}(a):\n    return a + {0}\n```"
 
