@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.load import load_config
 from scaletrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +25,7 @@ START = "start"
 _ACCURACY, _ERROR = ("accuracy", "macro_f1"), ("mse", "r2", "spearman")
 _OVERLAP, _COST = ("bleu", "chrf", "rouge1", "rouge2", "rougeL"), ("perplexity", "bits_per_byte", "masked_accuracy")
 _SHOWN = (*_ACCURACY, *_ERROR, *_OVERLAP, *_COST)
-_EFFORT = ("steps", "tokens", "training", "time of a core")
+_EFFORT = ("steps", "epochs", "training", "time of a core")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Outcome:
         figures: On the split that it is judged by, without the prefix of the metrics' names.
         documents_split: That split.
         steps: Global batches of the training.
-        tokens: Places of all its batches.
+        epochs: Passes over the training split.
         train_s: Seconds of the training, from the command's start to its end.
         train_cpu_s: Seconds of processor time in them, over all cores: what a busy machine does not change much.
         evaluate_s: Seconds of the evaluation.
@@ -94,7 +93,7 @@ class Outcome:
     figures: dict[str, float]
     documents_split: str
     steps: int
-    tokens: int
+    epochs: float
     train_s: float
     train_cpu_s: float
     evaluate_s: float
@@ -364,11 +363,10 @@ def _children_cpu_s() -> float:
     return spent.ru_utime + spent.ru_stime
 
 
-def _size(run_dir: Path) -> dict[str, int]:
-    config = load_config(run_dir / "config.yaml", {})
+def _size(run_dir: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = max(line["step"] for line in lines)
-    return {"steps": steps, "tokens": steps * config.train.global_batch_size * config.train.max_seq_len}
+    last = max((line for line in lines if "data/epoch" in line), key=lambda line: line["step"])
+    return {"steps": last["step"], "epochs": last["data/epoch"]}
 
 
 def table(outcomes: Sequence[Outcome], baselines: Sequence[Mapping[str, Any]]) -> str:
@@ -399,5 +397,4 @@ def table(outcomes: Sequence[Outcome], baselines: Sequence[Mapping[str, Any]]) -
 
 
 def _effort(outcome: Outcome) -> list[str]:
-    tokens = f"{outcome.tokens / 1e6:.2f} M"
-    return [f"{outcome.steps:,}", tokens, f"{outcome.train_s:.0f} s", f"{outcome.train_cpu_s:.0f} s"]
+    return [f"{outcome.steps:,}", f"{outcome.epochs:.2g}", f"{outcome.train_s:.0f} s", f"{outcome.train_cpu_s:.0f} s"]

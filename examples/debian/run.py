@@ -35,7 +35,8 @@ def corpora() -> dict[str, Corpus]:
     pairs = ("--format", "pairs", "--shard_tokens", "500000")
     cut = ("--max_source_tokens", "64", "--max_target_tokens", "24")
     found.append(Corpus("summarisation", "summarisation", (*pairs, *cut), "text"))
-    found.append(Corpus("translation_it", "translation_it", ("--train_tokenizer", "4096", *pairs)))
+    cut = ("--max_source_tokens", "60", "--max_target_tokens", "60")  # a few that hold a long address or a drawing
+    found.append(Corpus("translation_it", "translation_it", ("--train_tokenizer", "4096", *pairs, *cut)))
     return {corpus.name: corpus for corpus in found}
 
 
