@@ -170,7 +170,7 @@ def _numbers(value: Any, place: str) -> list[float]:
     numbers = value if isinstance(value, list) else [value]
     try:
         if numbers and all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            return numbers
+            return [float(number) for number in numbers]
     except OverflowError:  # a whole number beyond what a float holds
         pass
     raise DataError(f"{place} must be a finite number, or a list of them. {_REMEDY}")

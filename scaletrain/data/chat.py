@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ class ChatTemplate:
         Args:
             messages: The conversation.
             names: Further variables of the template, such as ``bos_token`` and ``eos_token``.
-            add_generation_prompt: Whether to add what stands before an answer that is wanted; no spans are told then.
+            add_generation_prompt: Whether to add what stands before an answer that is wanted.
 
         Returns:
             The text, and in it what the assistant says.
@@ -128,7 +129,7 @@ class ChatTemplate:
             DataError: The template refuses the conversation, or what the assistant says cannot be found.
         """
         text = self._rendered(messages, names, add_generation_prompt)
-        if self.has_blocks or add_generation_prompt:
+        if self.has_blocks:
             return _take_marks(text, self.name)
         spans = list(self._answers(messages, names, text))
         return Rendered(text, spans)
@@ -157,7 +158,7 @@ class ChatTemplate:
                 **names,
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise DataError(f"{self.name} refuses the conversation: {error}.") from None
+            raise DataError(f"{self.name} refuses the conversation: {str(error).rstrip('.')}.") from None
 
 
 def check_names(template: ChatTemplate, names: set[str]) -> None:
@@ -211,7 +212,7 @@ class ChatEncoder:
         special.sort(key=lambda item: -len(item[1].content))
         self._ids = [token for token, _ in special]
         self._ends = tuple(token.content for _, token in special)
-        self._in_text = re.compile("|".join(f"({_pattern(token)})" for _, token in special) or "(?!)")
+        self._in_text = re.compile("|".join(_pattern(token) for _, token in special) or "(?!)")
         self._in_messages = re.compile("|".join(map(re.escape, self._ends)) or "(?!)")
 
     def encode(self, messages: Messages) -> ChatTokens:
@@ -227,11 +228,8 @@ class ChatEncoder:
         Raises:
             DataError: The template refuses the conversation, or it has nothing that the assistant says.
         """
-        rendered = self._template.render(self._hidden(messages), self._names)
-        spans = rendered.spans
-        if not self._template.has_blocks:
-            spans = [self._without_blanks_behind_end(rendered.text, span) for span in spans]
-        tokens, parts = self._encode(rendered.text, spans)
+        rendered = self._render(messages)
+        tokens, parts = self._encode(*rendered)
         if 1 not in parts:
             raise DataError(f"{self._template.name} marks nothing of the conversation as what the assistant says.")
         if tokens[-1] != self._borders.eos_id:
@@ -251,7 +249,13 @@ class ChatEncoder:
         Raises:
             DataError: The template refuses the conversation.
         """
-        return self._encode(self._template.render(self._hidden(messages), self._names, True).text, [])[0]
+        return self._encode(*self._render(messages, add_generation_prompt=True))[0]
+
+    def _render(self, messages: Messages, add_generation_prompt: bool = False) -> Rendered:
+        text, spans = self._template.render(self._hidden(messages), self._names, add_generation_prompt)
+        if not self._template.has_blocks:
+            spans = [self._without_blanks_behind_end(text, span) for span in spans]
+        return Rendered(text, spans)
 
     def _hidden(self, value: Any) -> Any:
         """The same messages, in which no name of a special token is whole."""
@@ -271,30 +275,32 @@ class ChatEncoder:
         return (span[0], span[0] + len(said)) if said.endswith(self._ends) else span
 
     def _encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """Tokens of a rendered text: special ones where the template names them, and of what lies between."""
+        """Tokens of a rendered text and their parts: special ones where the template names them, and what lies between.
+
+        No token reaches into an answer or out of it: the tokens of the prompt that a model is asked with are those that
+        it learnt to answer to.
+        """
         tokens: list[int] = []
-        covered: list[tuple[int, int]] = []  # characters of each token
+        parts: list[int] = []
+        edges = [edge for span in spans for edge in span]
         done = 0
         for found in [*self._in_text.finditer(text), None]:
-            begin = found.start() if found else len(text)
-            self._append(text[done:begin], done, tokens, covered)
+            stop = found.start() if found else len(text)
+            for begin, end in pairwise([done, *(edge for edge in edges if done < edge < stop), stop]):
+                piece = text[begin:end].replace(_HIDDEN, "")
+                ids = self._tokenizer.encode(piece, add_special_tokens=False).ids
+                tokens += ids
+                parts += [_part_of(begin, spans)] * len(ids)
             if found:
                 assert found.lastindex is not None  # each token is a group
                 tokens.append(self._ids[found.lastindex - 1])
-                covered.append(found.span())
+                parts.append(_part_of(found.start(found.lastindex), spans))
                 done = found.end()
-        return tokens, [int(any(first < end and last > begin for begin, end in spans)) for first, last in covered]
+        return tokens, parts
 
-    def _append(self, piece: str, place: int, tokens: list[int], covered: list[tuple[int, int]]) -> None:
-        encoding = self._tokenizer.encode(piece.replace(_HIDDEN, ""), add_special_tokens=False)
-        # Places in the piece of the characters that are encoded, and of its end.
-        places = [place + number for number, character in enumerate(piece) if character != _HIDDEN]
-        places.append(place + len(piece))
-        # Some tokenizers leave blanks out of what they say a token covers.
-        ends = [0, *(end for _, end in encoding.offsets)]
-        begins = [min(begin, end) for (begin, _), end in zip(encoding.offsets, ends, strict=False)]
-        tokens += encoding.ids
-        covered += [(places[begin], places[end]) for begin, end in zip(begins, ends[1:], strict=True)]
+
+def _part_of(place: int, spans: Sequence[tuple[int, int]]) -> int:
+    return int(any(begin <= place < end for begin, end in spans))
 
 
 def _name_of(tokenizer: Tokenizer, token: int) -> str:
@@ -305,8 +311,8 @@ def _name_of(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _pattern(token: AddedToken) -> str:
-    """Where a special token stands in a text, with the blanks around it that it takes."""
-    return (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+    """Where a special token stands in a text, a group, and around it the blanks that it takes."""
+    return (r"\s*" if token.lstrip else "") + f"({re.escape(token.content)})" + (r"\s*" if token.rstrip else "")
 
 
 def _take_marks(text: str, name: str) -> Rendered:
