@@ -16,6 +16,7 @@ from scaletrain.data.index_check import check_index
 from scaletrain.data.lru import LastUsed, LastUsedArrays
 from scaletrain.data.manifest import NATIVE_FIELD, Manifest, ShardEntry, check_size
 from scaletrain.data.packing import Row
+from scaletrain.data.parts import split_parts
 from scaletrain.data.shard_index import ShardIndex, edge_checksum
 from scaletrain.data.tokenizer import Borders, parse_tokenizer
 from scaletrain.errors import BadShardError, CacheError, DataError, UnreachableError
@@ -142,7 +143,7 @@ class ShardReader:
             stop: First token after it.
 
         Returns:
-            Array (stop - start,) of the stored type.
+            Array (stop - start,) of the stored type, without the parts of a corpus that has some.
 
         Raises:
             BadShardError: The shard or its index is missing or damaged, or one is not the other's.
@@ -153,7 +154,7 @@ class ShardReader:
             raise IndexError(f"document {document} of {self._shard(shard).path} has no tokens {start} to {stop}")
         found = np.empty(stop - start, dtype=self.dtype)
         self.read_row(found, [(shard, document, start, stop)])
-        return found
+        return split_parts(found)[0] if self.manifest.parts else found
 
     def values(self, shard: int, document: int) -> NDArray[np.float64]:
         """The numbers of a document: see ``Manifest.values``.
@@ -178,7 +179,7 @@ class ShardReader:
         """Reads pieces of documents into a row, one behind the other.
 
         Args:
-            out: The row, contiguous, of the stored type.
+            out: The row, contiguous, of the stored type; tokens with their parts where the corpus has some.
             pieces: Each as shard, document, start and stop, within what the shards' indexes hold.
             left_out: Shards that are not read; the places of their pieces stay as they are.
 

@@ -78,7 +78,9 @@ def documents(manifest: Manifest) -> Iterator[tuple[str, str, np.ndarray, list[f
         for shard, entry in enumerate(reader.shards):
             counts = reader.token_counts(shard).tolist()
             for document in range(entry.documents):
-                words = reader.tokens(shard, document, 0, counts[document])
+                words = np.empty(counts[document], dtype=reader.dtype)
+                reader.read_row(words, [(shard, document, 0, len(words))])
+                assert reader.tokens(shard, document, 0, len(words)).max() < manifest.tokenizer.vocab_size
                 yield split, reader.keys(shard)[document], words, reader.values(shard, document).tolist()
 
 

@@ -40,6 +40,19 @@ def test_special_tokens_stand_for_no_bytes() -> None:
     assert (np.sort(lengths)[1:] > 0).all()
 
 
+def test_special_tokens_of_ones_own_come_behind_the_end_of_text() -> None:
+    tokenizer = train_byte_level_bpe(TEXTS, 320, ["<mask>", "<cls>"])
+    assert [tokenizer.id_to_token(token) for token in range(3)] == [END_OF_TEXT, "<mask>", "<cls>"]
+    assert token_byte_lengths(tokenizer)[:3].tolist() == [0, 0, 0]
+    text = "a <mask> is text"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text and 1 not in tokenizer.encode(text).ids
+    for names in (["<mask>", "<mask>"], [END_OF_TEXT], [""]):
+        with pytest.raises(ConfigError, match="each needs a name of its own"):
+            train_byte_level_bpe(TEXTS, 320, names)
+    with pytest.raises(ConfigError, match="<cls> need 259"):
+        train_byte_level_bpe(TEXTS, 258, ["<mask>", "<cls>"])
+
+
 def test_training_is_repeatable_in_another_process(tmp_path: Path) -> None:
     program = (
         "import hashlib, sys; from scaletrain.data.tokenizer import train_byte_level_bpe\n"
