@@ -92,6 +92,22 @@ def within_budget(records: Sequence[Record], percent: int) -> Iterator[Record]:
             yield record
 
 
+def apart(name: str, records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Texts to pretrain on in a file of their own, so that what is held out of a task cannot be read by mistake.
+
+    Args:
+        name: Of the file for training.
+        records: With a `split`.
+
+    Returns:
+        The records of each of two files by its name.
+    """
+    files: dict[str, list[Record]] = {name: [], f"{name}_held_out": []}
+    for record in records:
+        files[name if record["split"] == "train" else f"{name}_held_out"].append(record)
+    return files
+
+
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Writes JSON lines."""
     with path.open("w", encoding="utf-8") as file:

@@ -98,6 +98,11 @@ RUN_ELSEWHERE = {
         "tests/convert/test_lora.py",
         "merge_lora",
     ),
+    "deepspeed tools/lr_find.py --config mine.yaml --out runs/lr_find": (
+        "tests/integration/test_lr_find.py",
+        "lr_find.py",
+    ),
+    "python tools/sweep.py --file rates.txt --config mine.yaml": ("tests/integration/test_sweep.py", "sweep.py"),
     "tensorboard --logdir runs": ("tests/integration/test_tensorboard.py", "--logdir"),
     "touch runs/mine/save": ("tests/integration/test_stopping.py", "save"),
     "touch runs/mine/stop": ("tests/integration/test_train_command.py", "stop"),

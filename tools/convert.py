@@ -172,24 +172,67 @@ def universal(
 
 
 @strings
-def merge_lora(*, source: str, adapter: str, out: str, dtype: str | None = None, processes: str = "1") -> Request:
-    """Adds a LoRA adapter of PEFT to the model that it was trained on.
+def merge_lora(
+    *,
+    source: str,
+    out: str,
+    adapter: str | None = None,
+    step: str | None = None,
+    dtype: str | None = None,
+    processes: str = "1",
+) -> Request:
+    """Adds a LoRA adapter to the model that it was trained on: one of PEFT, or those of a run.
 
     Args:
-        source: Hugging Face folder of the model.
-        adapter: Folder of the adapter: adapter_config.json and adapter_model.safetensors.
-        out: The new Hugging Face folder.
+        source: Hugging Face folder of the model; or a run that trained adapters, which becomes a start for --init.
+        out: The new folder.
+        adapter: PEFT folder of the adapter: adapter_config.json and adapter_model.safetensors; none for a run.
+        step: Which checkpoint of a run; the newest intact one by default.
         dtype: fp32, bf16 or fp16; as in the source by default.
         processes: Processes that share the work.
     """
 
     def run() -> None:
-        from scaletrain.convert.lora import merge_lora as merge
+        if adapter is not None:
+            from scaletrain.convert.lora import merge_lora as merge
 
-        merge(Path(source), Path(adapter), Path(out), dtype, count)
+            merge(Path(source), Path(adapter), Path(out), dtype, count)
+        else:
+            from scaletrain.convert.checkpoint_tensors import CheckpointTensors, find_checkpoint
+            from scaletrain.convert.merging import merge_run
+            from scaletrain.convert.tensors import parse_dtype
+
+            checkpoint = CheckpointTensors(find_checkpoint(Path(source), found_step))
+            merge_run(checkpoint, Path(out), parse_dtype(dtype), count)
         print(f"wrote {out}")
 
-    count = whole("processes", processes)
+    count, found_step = whole("processes", processes), step_number(step)
+    return Request(run)
+
+
+@strings
+def export_lora(
+    *, source: str, out: str, step: str | None = None, base: str = "", family: str | None = None
+) -> Request:
+    """Writes the adapters of a run as a PEFT folder: what was trained, and nothing else.
+
+    Args:
+        source: A run directory, a folder of checkpoints, or one checkpoint.
+        out: The new folder.
+        step: Which checkpoint; the newest intact one by default.
+        base: Name or folder of the model that PEFT is to load them on.
+        family: Such as llama or gpt2, whose names are used; the first that has all of the model's features by default.
+    """
+
+    def run() -> None:
+        from scaletrain.convert.adapter_export import export_adapter
+        from scaletrain.convert.checkpoint_tensors import CheckpointTensors, find_checkpoint
+
+        checkpoint = CheckpointTensors(find_checkpoint(Path(source), found_step))
+        adapted = export_adapter(checkpoint, Path(out), base, family)
+        print(f"wrote {out}, adapters of {len(adapted)} modules: PeftModel.from_pretrained(base, {out!r})")
+
+    found_step = step_number(step)
     return Request(run)
 
 
@@ -345,7 +388,7 @@ def truth(name: str, text: str) -> bool:
     return text.lower() == "true"
 
 
-VERBS = (to_hf, from_hf, consolidate, universal, merge_lora, to_gguf, inspect, diff, average)
+VERBS = (to_hf, from_hf, consolidate, universal, merge_lora, export_lora, to_gguf, inspect, diff, average)
 
 if __name__ == "__main__":
     sys.exit(run_tool("convert.py", {verb.__name__: verb for verb in VERBS}, lambda request: request.run()))

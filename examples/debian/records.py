@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from examples.debian.packages import LANGUAGES, Package
-from examples.splits import Record, arrange, split_of
+from examples.splits import Record, arrange, identity, split_of
 
 # Sections that say what a package is about; most others say how it is built, or in which language.
 TOPICS = ("admin", "fonts", "games", "graphics", "mail", "net", "science", "sound", "text", "x11")
@@ -59,12 +59,18 @@ def translation(language: str) -> Callable[[Package], Iterator[Record]]:
         if translated is None or len(translated.paragraphs) != len(package.english.paragraphs):
             return
         for source, target in zip(package.english.paragraphs, translated.paragraphs, strict=True):
-            lengths = len(source.split()), len(target.split())
+            pair = {"source": source, "target": target}
+            shorter = min(len(source.split()), len(target.split()))
             # A paragraph that is the same in both was left as it was.
-            if source != target and min(lengths) >= MIN_PARAGRAPH_WORDS and max(lengths) <= MAX_PARAGRAPH_WORDS:
-                yield {"source": source, "target": target}
+            if source != target and shorter >= MIN_PARAGRAPH_WORDS and longer_side(pair) <= MAX_PARAGRAPH_WORDS:
+                yield pair
 
     return records
+
+
+def longer_side(pair: Record) -> int:
+    """Words of a source or of its target, whichever is longer."""
+    return max(len(pair["source"].split()), len(pair["target"].split()))
 
 
 # Of each file: its records, and the field that a model reads.
@@ -88,19 +94,37 @@ def splits_of(packages: Iterable[Package]) -> dict[str, str]:
     return {family: "train" if size > MAX_HELD_OUT_FAMILY else split_of(family) for family, size in sizes.items()}
 
 
-def make(name: str, packages: Sequence[Package]) -> tuple[list[Record], int]:
+def deal_packages(packages: Sequence[Package]) -> list[tuple[Package, str]]:
+    """Pairs packages with their splits, the same for all tasks.
+
+    Args:
+        packages: Those of the archive.
+
+    Returns:
+        Packages and splits, without what would be held out of one task and read in training for another one: packages
+        whose text is that of a package for training.
+    """
+    splits = splits_of(packages)
+    trained = {identity(text_of(package)) for package in packages if splits[package.family] == "train"}
+    return [
+        (package, splits[package.family])
+        for package in packages
+        if splits[package.family] == "train" or identity(text_of(package)) not in trained
+    ]
+
+
+def make(name: str, dealt: Sequence[tuple[Package, str]]) -> tuple[list[Record], int]:
     """Makes the records of a file.
 
     Args:
         name: One of FILES.
-        packages: Those of the archive.
+        dealt: Packages and their splits.
 
     Returns:
         The records in a shuffled order, each with its split, and how many copies were left out.
     """
     records_of, key = FILES[name]
-    splits = splits_of(packages)
-    made = ({**record, "split": splits[package.family]} for package in packages for record in records_of(package))
+    made = ({**record, "split": split} for package, split in dealt for record in records_of(package))
     records, copies = arrange(made, itemgetter(key))
     if name == "classification":
         sizes = Counter(record["label"] for record in records)

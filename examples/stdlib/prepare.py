@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fire
 
-from examples.splits import Record, arrange, table, write_records
+from examples.splits import Record, apart, arrange, table, write_records
 from examples.stdlib.functions import conversations, functions_of, read_modules, splits_of
 from scaletrain.errors import ConfigError, DataError
 from tools.fire_tool import run_tool
@@ -69,8 +69,9 @@ def run(request: Request) -> None:
     for name, records in (("chat", chat), ("code", code)):
         kept, copies = arrange(records, text_of[name])
         kept = kept[: request.max_records]
-        write_records(request.out / f"{name}.jsonl", kept)
-        counts[name] = Counter(record["split"] for record in kept)
+        for file, written in (apart(name, kept) if name == "code" else {name: kept}).items():
+            write_records(request.out / f"{file}.jsonl", written)
+            counts[file] = Counter(record["split"] for record in written)
         print(f"{name}: {copies:,} copies left out")
     print(f"\n{table(counts)}")
 

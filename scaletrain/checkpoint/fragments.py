@@ -106,6 +106,13 @@ class FragmentReader:
         """Names of all parameters."""
         return list(self._places)
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the parameters that were not trained."""
+        return frozenset(
+            name for name, places in self._places.items() if all(fragment.group == FROZEN for fragment, _ in places)
+        )
+
     def dtype_of(self, name: str) -> torch.dtype:
         """Type in which the weights of a parameter are stored.
 

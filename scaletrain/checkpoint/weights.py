@@ -7,8 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
-from scaletrain.checkpoint.layout import STATE
+from scaletrain.checkpoint.layout import CONFIG, STATE
 from scaletrain.checkpoint.verify import require_checkpoint
+from scaletrain.config.load import load_config
+
+_A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = False) -> dict[str, Tensor]:
@@ -20,16 +23,25 @@ def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = Fal
         trusted: Whether objects of any class may be unpickled, which runs what the files say.
 
     Returns:
-        fp32 tensors by their names in ``Transformer.state_dict()``; tied names share one tensor.
+        fp32 tensors by their names in ``Transformer.state_dict()``; tied names share one tensor. What adapters add is
+        added.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    return read_weights(require_checkpoint(checkpoints, step, "sizes"), trusted)
+    folder = require_checkpoint(checkpoints, step, "sizes")
+    weights = read_weights(folder, trusted)
+    layers = [name.removesuffix(_B) for name in weights if name.endswith(_B)]
+    if layers:
+        lora = load_config(folder / CONFIG, {}).lora
+        for layer in layers:
+            a_RI, b_OR = weights.pop(f"{layer}{_A}"), weights.pop(f"{layer}{_B}")
+            weights[f"{layer}.weight"].addmm_(b_OR, a_RI, alpha=lora.alpha / lora.rank)
+    return weights
 
 
 def read_weights(folder: Path, trusted: bool = False) -> dict[str, Tensor]:
-    """Reads the weights of one checkpoint folder; see ``load_weights``."""
+    """Reads the weights of one checkpoint folder, adapters by themselves; see ``load_weights``."""
     state = json.loads((folder / STATE).read_text())["engine"]
     reader = FragmentReader(folder, state["zero_stage"], trusted)
     weights: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
-from scaletrain.config.schema import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.schema import CheckpointConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.config.task_rules import task_problems
 from scaletrain.errors import ConfigError
 
@@ -81,6 +81,7 @@ def check(config: RunConfig) -> None:
         *data_problems(config.data),
         *_schedule_problems(config.optim, config.train.max_steps),
         *_checkpoint_problems(config.checkpoint),
+        *_patience_problems(config.eval, config.checkpoint),
     ]
     try:
         load_deepspeed_json(config.deepspeed)
@@ -203,6 +204,19 @@ def _checkpoint_problems(checkpoint: CheckpointConfig) -> Iterator[str]:
                 f"checkpoint.{key} = {getattr(checkpoint, key)} asks for checkpoints, but checkpoint.keep_last = 0 "
                 "saves none; leave one of them out"
             )
+
+
+def _patience_problems(evaluation: EvalConfig, checkpoint: CheckpointConfig) -> Iterator[str]:
+    if evaluation.patience and checkpoint.keep_last == 0:
+        yield (
+            f"eval.patience = {evaluation.patience} keeps the best checkpoint, but checkpoint.keep_last = 0 saves "
+            "none; leave one of them out"
+        )
+    if evaluation.patience and not evaluation.every_steps:
+        yield (
+            f"eval.patience = {evaluation.patience} counts evaluations, but eval.every_steps = 0 makes one at the end "
+            "only; give an interval"
+        )
 
 
 def _schedule_problems(optim: OptimConfig, max_steps: int) -> Iterator[str]:

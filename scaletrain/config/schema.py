@@ -183,6 +183,12 @@ class OptimConfig(Section):
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms, biases and positions are left alone")
+    l1: float = Field(
+        0.0, ge=0, description="on matrices: after each update they move by lr * l1 towards zero, and stop there"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the moving average of the weights, which evaluation then uses; 0 for none"
+    )
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step", "range_test"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     decay_steps: int | None = Field(None, ge=1, description="step at which the schedule ends; default train.max_steps")
@@ -283,6 +289,9 @@ class EvalConfig(Section):
     """Evaluation on the fixed validation set."""
 
     every_steps: int = Field(100, ge=0, description="0 evaluates at the end only")
+    patience: int = Field(
+        0, ge=0, description="evaluations in a row without a lower loss after which the run is complete; 0 for no end"
+    )
     max_sequences: int = Field(256, ge=1, description="sequences of the validation set that are used")
     prompts: tuple[Prompt, ...] = Field((), description="continued at each evaluation, as samples")
     sample_tokens: int = Field(64, ge=1, description="tokens of a sample, or of a text to be judged by, at most")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
+from scaletrain.convert.merging import start_like
 from scaletrain.convert.pairs import Copy, whole
-from scaletrain.convert.start import KEPT_FOLDER, Start, keep_files, write_start
+from scaletrain.convert.start import write_start
 from scaletrain.convert.tensors import TensorInfo
-from scaletrain.data.tokenizer import read_borders
 from scaletrain.errors import CheckpointError, ConfigError
 
 # Of a model these play a part in training alone: runs that differ in them may be averaged.
@@ -77,16 +77,8 @@ def average(folders: Sequence[Path], out: Path, weights: Sequence[float] | None 
     for other in sources[1:]:
         _refuse_another_model(first, other)
         _refuse_another_tokenizer(first, other)
-    run_dir = first.folder.parent.parent
-    tokenizer = run_dir / "tokenizer.json"
-    start = Start(
-        model=first.config,
-        infos=MeanTensors(folders, shares).infos,
-        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
-        borders=read_borders(run_dir / "corpus.json") if (run_dir / "corpus.json").is_file() else None,
-        provenance={"mean_of": [f"{folder.parent.parent.name}/{folder.name}" for folder in folders], "weights": shares},
-        kept=keep_files(run_dir / KEPT_FOLDER),
-    )
+    provenance = {"mean_of": [f"{folder.parent.parent.name}/{folder.name}" for folder in folders], "weights": shares}
+    start = start_like(first, MeanTensors(folders, shares).infos, provenance)
     copies = [Copy(whole(name, info.shape), whole(name, info.shape)) for name, info in start.infos.items()]
     open_source = functools.partial(MeanTensors, list(folders), shares)
     write_start(out, start, lambda places: copy_tensors(open_source, copies, places, processes))

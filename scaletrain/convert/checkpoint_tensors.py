@@ -4,21 +4,26 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
 from scaletrain.checkpoint.layout import COMPLETE, CONFIG, STATE, list_checkpoints, step_of
 from scaletrain.checkpoint.verify import find_damage, require_checkpoint
 from scaletrain.config.load import load_config
-from scaletrain.config.schema import ModelConfig
+from scaletrain.config.schema import LoraConfig, ModelConfig
+from scaletrain.convert.low_rank import add_product
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError
 
 _PREFIX = "model."  # of the task that a model is trained in
+_A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 class CheckpointTensors:
     """The weights of a checkpoint, by their names in ``Transformer``; a tied one stands once.
+
+    Where it holds adapters, the weights are those with what the adapters add, in fp32.
 
     Attributes:
         folder: The checkpoint.
@@ -27,6 +32,9 @@ class CheckpointTensors:
         tied: Further names of tensors, with the names they are stored under.
         state: The content of ``state.json``.
         config: The model.
+        lora: The settings of its adapters.
+        adapters: Names of the layers that have one.
+        frozen: Names of what was not trained.
     """
 
     def __init__(self, folder: Path, trusted: bool = False) -> None:
@@ -50,17 +58,55 @@ class CheckpointTensors:
             engine = self.state["engine"]
             self._reader = FragmentReader(folder, engine["zero_stage"], trusted)
             self.tied = {_name(name): _name(saved_as) for name, saved_as in engine["tied"].items()}
-            self.infos: Mapping[str, TensorInfo] = {
+            stored = {
                 _name(name): TensorInfo(tuple(shape), self._reader.dtype_of(name))
                 for name, shape in engine["shapes"].items()
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / STATE} cannot be read: {error}. Choose another checkpoint.") from None
-        self.config: ModelConfig = load_config(folder / CONFIG, {}).model
+        config = load_config(folder / CONFIG, {})
+        self.config: ModelConfig = config.model
+        self.lora: LoraConfig = config.lora
+        self.frozen = frozenset(map(_name, self._reader.frozen))
+        self.adapters = tuple(name.removesuffix(_B) for name in stored if name.endswith(_B))
+        self._factor_infos = {name: info for name, info in stored.items() if name.endswith((_A, _B))}
+        self._held: tuple[str, Tensor, Tensor] | None = None
+        merged = {f"{name}.weight" for name in self.adapters}
+        self.infos: Mapping[str, TensorInfo] = {
+            name: TensorInfo(info.shape, torch.float32) if name in merged else info
+            for name, info in stored.items()
+            if name not in self._factor_infos
+        }
 
     def read(self, name: str, start: int, numel: int) -> Tensor:
         """Reads a range of a flattened tensor; see ``Tensors``."""
-        flat = self._reader.read(_PREFIX + name, WEIGHT, start, numel, self.infos[name].dtype)
+        layer = name.removesuffix(".weight")
+        values = self._stored(name, start, numel)
+        if layer in self.adapters and name.endswith(".weight"):
+            if self._held is None or self._held[0] != layer:
+                self._held = (layer, *self.factors(layer))
+            add_product(values, start, self._held[2], self._held[1], self.lora.alpha / self.lora.rank)
+        return values
+
+    def factors(self, layer: str) -> tuple[Tensor, Tensor]:
+        """The factors of a layer's adapter.
+
+        Args:
+            layer: One of ``adapters``.
+
+        Returns:
+            A (rank, in_features) and B (out_features, rank), fp32.
+        """
+        names = f"{layer}{_A}", f"{layer}{_B}"
+        infos = [self._factor_infos[name] for name in names]
+        a, b = (
+            self._stored(name, 0, info.numel).float().view(info.shape) for name, info in zip(names, infos, strict=True)
+        )
+        return a, b
+
+    def _stored(self, name: str, start: int, numel: int) -> Tensor:
+        infos = self._factor_infos if name in self._factor_infos else self.infos
+        flat = self._reader.read(_PREFIX + name, WEIGHT, start, numel, infos[name].dtype)
         assert flat is not None  # weights, unlike moments, are always there
         return flat
 

@@ -16,6 +16,7 @@ from scaletrain.convert.accompanying import copy_other_files
 from scaletrain.convert.adapter_fit import Source, fit, is_transposed
 from scaletrain.convert.adapters import CONFIG, Change, open_adapter, read_changes
 from scaletrain.convert.copying import copy_tensors
+from scaletrain.convert.low_rank import add_product
 from scaletrain.convert.output import new_folder
 from scaletrain.convert.pairs import Copy, whole
 from scaletrain.convert.placing import lay_out_safetensors
@@ -116,7 +117,7 @@ class MergedTensors:
             values = self._source.read(name, start, numel).float()
         if change.low_rank is not None:
             left, right = self._factors(name)
-            _add_product(values, start, left, right, change.low_rank.scale)
+            add_product(values, start, left, right, change.low_rank.scale)
         if change.added is not None:
             stored, scale = change.added
             values += self._adapter.read(stored, start, numel).float() * scale
@@ -155,30 +156,6 @@ class MergedTensors:
     def _whole(self, stored: str) -> Tensor:
         info = self._adapter_infos[stored]
         return self._adapter.read(stored, 0, info.numel).float().view(info.shape)
-
-
-def _add_product(values: Tensor, start: int, left: Tensor, right: Tensor, scale: float) -> None:
-    """Adds ``scale * left @ right`` to a range of the flattened matrix: the end of a row, whole rows, a beginning.
-
-    Args:
-        values: The range, fp32, changed in place.
-        start: Its first element.
-        left: (rows, R).
-        right: (R, columns).
-        scale: What the product is multiplied by.
-    """
-    columns = right.shape[1]
-    done = 0
-    while done < len(values):
-        row, first = divmod(start + done, columns)
-        remaining = len(values) - done
-        if first or remaining < columns:
-            rows, width = 1, min(columns - first, remaining)
-        else:
-            rows, width = remaining // columns, columns
-        box = values[done : done + rows * width].view(rows, width)
-        box.addmm_(left[row : row + rows], right[:, first : first + width], alpha=scale)
-        done += rows * width
 
 
 def _target_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

@@ -154,6 +154,12 @@ def _require_whole(checkpoint: Path, level: Level) -> dict[str, Any]:
             f"{checkpoint} holds the moments {', '.join(moments) or 'of no optimizer'}; a universal checkpoint is of "
             f"Adam's, {' and '.join(MOMENTS)}. Convert its weights alone, with consolidate."
         )
+    frozen = FragmentReader(checkpoint, state["engine"]["zero_stage"]).frozen
+    if frozen:
+        raise CheckpointError(
+            f"{checkpoint} has {len(frozen)} parameters that were not trained, of which there are no moments; a "
+            "universal checkpoint is of a training of all. Convert its weights alone, with consolidate."
+        )
     unsafe = [name for name in state["engine"]["shapes"] if Path(name).name != name]
     if unsafe:
         raise CheckpointError(f"{checkpoint} has parameters whose names are no names of folders: {unsafe[:3]}.")

@@ -20,7 +20,7 @@ from scaletrain.data.rows import MicroBatch
 from scaletrain.engine import state as engine_state
 from scaletrain.engine.batches import RowOutputs, add_by_source, to_device
 from scaletrain.engine.equality import Difference, find_differences
-from scaletrain.engine.partitions import base_optimizer
+from scaletrain.engine.partitions import base_optimizer, exchange_averages
 from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
 from scaletrain.errors import CheckpointError, ConfigError
@@ -256,13 +256,17 @@ class Engine:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
+        """The module as it is judged: without dropout, and with the moving average of its weights, if there is one."""
         self.ds.module.eval()
         # On a CPU compiling a second graph takes longer than all evaluations of a short run.
         eager = self.device.type == "cpu"
+        averaged = exchange_averages(self.ds, self.stage)
         try:
             with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
                 yield
         finally:
+            if averaged:
+                exchange_averages(self.ds, self.stage)
             self.ds.module.train()
 
     def collect(self, is_writer: bool) -> SavedPart:

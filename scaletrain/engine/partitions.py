@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaletrain.optim.after_step import EMA
 from scaletrain.protocols import FROZEN
+
+_CHUNK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -185,11 +188,41 @@ def moment_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         optimizer: AdamW, Adam or SGD.
 
     Returns:
-        ("exp_avg", "exp_avg_sq"), ("momentum_buffer",), or none for SGD without momentum.
+        ("exp_avg", "exp_avg_sq"), ("momentum_buffer",), or none for SGD without momentum; and behind them the moving
+        average of the weights, where one is kept.
     """
+    group = optimizer.param_groups[0]
+    average = (EMA,) if group.get("ema_decay") else ()
     if isinstance(optimizer, torch.optim.SGD):
-        return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
-    return ("exp_avg", "exp_avg_sq")
+        return (("momentum_buffer",) if group["momentum"] else ()) + average
+    return ("exp_avg", "exp_avg_sq", *average)
+
+
+def exchange_averages(engine: Any, stage: int) -> bool:
+    """Puts the moving average in the place of the weights, and the weights in its place; all ranks call it.
+
+    Done twice, every number is where it was.
+
+    Args:
+        engine: A ``deepspeed.DeepSpeedEngine``.
+        stage: Its ZeRO stage.
+
+    Returns:
+        Whether there is an average; before the first update there is none.
+    """
+    optimizer = base_optimizer(engine, stage)
+    owners = {id(one.owner): one.owner for one in live_fragments(engine, stage) if one.group != FROZEN}
+    pairs = [(owner, optimizer.state[owner][EMA]) for owner in owners.values() if EMA in optimizer.state.get(owner, {})]
+    for owner, average in pairs:
+        weights, averages = owner.detach().view(-1), average.view(-1)
+        for start in range(0, len(weights), _CHUNK_NUMBERS):
+            one, other = weights[start : start + _CHUNK_NUMBERS], averages[start : start + _CHUNK_NUMBERS]
+            held = one.clone()
+            one.copy_(other)
+            other.copy_(held)
+    if pairs:
+        refresh_weights(engine, stage)
+    return bool(pairs)
 
 
 def unwrapped_name(name: str) -> str:

@@ -18,6 +18,7 @@ from scaletrain.engine.partitions import (
     tied_names,
 )
 from scaletrain.errors import CheckpointError
+from scaletrain.optim.after_step import EMA
 from scaletrain.protocols import FROZEN, Fragment, FragmentSource, SavedPart
 
 
@@ -125,7 +126,9 @@ def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any],
     """
     _check_shapes(engine, state)
     optimizer = base_optimizer(engine, stage)
-    keys = moment_keys(optimizer) if tuple(state["moments"]) == moment_keys(optimizer) else ()
+    keys, saved = moment_keys(optimizer), state["moments"]
+    if set(saved) - {EMA} != set(keys) - {EMA}:
+        keys = ()
     for fragment in live_fragments(engine, stage):
         where = (fragment.start, fragment.numel)
         if fragment.name not in initial:
@@ -139,6 +142,8 @@ def fill(engine: Any, stage: int, source: FragmentSource, state: dict[str, Any],
             target = moments[key].view(-1).narrow(0, fragment.offset, fragment.numel)
             if state["applied_steps"] == 0:
                 target.zero_()  # an engine that has trained goes back to its beginning
+            elif key == EMA and EMA not in saved:
+                target.copy_(fragment.master())  # it begins now
             else:
                 value = source.read(fragment.name, key, *where)
                 target.copy_(_present(value, f"{key} of {fragment.name}"))

@@ -1,7 +1,7 @@
 """Generation by an encoder-decoder model: the likeliest text for each source, by beam search or greedily.
 
-Shapes: B sources, S tokens of a source, T tokens of a text, K beams, D d_model, V vocabulary; (BK) both in one
-dimension, the beams of a source beside each other.
+Shapes: B sources, L those of them that are not done, S tokens of a source, T tokens of a text, K beams, C candidates
+for them, D d_model, V vocabulary, N some of whatever it is. Beams of a source are rows beside each other.
 """
 
 import math
@@ -23,7 +23,7 @@ class DecoderCache(Protocol):
     """What a decoder has computed for the tokens so far."""
 
     def reorder(self, rows_B: Tensor) -> None:
-        """Lets row i go on from what was row ``rows_B[i]``."""
+        """Lets row i go on from what was row ``rows_B[i]``; there may be fewer than before."""
 
 
 class EncoderDecoder(Mode, Protocol):
@@ -132,57 +132,23 @@ def _greedy(
     search: Search,
     agree: Callable[[bool], bool],
 ) -> Tensor:
-    cache = model.new_cache(search.max_new_tokens)
-    B = memory_BSD.shape[0]
-    last_B = torch.full((B,), search.start_id, device=memory_BSD.device)
-    is_done_B = torch.zeros_like(last_B, dtype=torch.bool)
-    chosen = []
-    for _ in range(search.max_new_tokens):
-        hidden_B1D = model.decode(last_B.unsqueeze(1), memory_BSD, source_mask_BS, cache)
-        last_B = model.logits(hidden_B1D)[:, -1].argmax(-1)
-        chosen.append(last_B)
-        is_done_B |= last_B == search.eos_id
-        if agree(bool(is_done_B.all())):
+    device, reading = memory_BSD.device, _Reading(model, memory_BSD, source_mask_BS, search.max_new_tokens)
+    tokens_BT = torch.full((len(memory_BSD), search.max_new_tokens), search.eos_id, device=device)
+    sources_L = torch.arange(len(memory_BSD), device=device)
+    last_L = torch.full_like(sources_L, search.start_id)
+    for place in range(search.max_new_tokens):
+        last_L = reading.next_logits(last_L).argmax(-1)
+        # A row that is gone on with for the others' sake alone has ended before.
+        has_ended_L = (tokens_BT[sources_L, :place] == search.eos_id).any(1)
+        tokens_BT[sources_L, place] = last_L.masked_fill(has_ended_L, search.eos_id)
+        is_live_L = ~has_ended_L & (last_L != search.eos_id)
+        if agree(not is_live_L.any()):
             break
-    return torch.stack(chosen, dim=1)
-
-
-class _Best:
-    """The best text of each source that has ended, and which sources need no more search."""
-
-    def __init__(self, B: int, search: Search, device: torch.device) -> None:
-        self.search = search
-        self.tokens_BT = torch.full((B, search.max_new_tokens), search.eos_id, device=device)
-        self.score_B = torch.full((B,), -math.inf, device=device)
-        self.ended_B = torch.zeros(B, dtype=torch.long, device=device)
-        self.is_done_B = torch.zeros(B, dtype=torch.bool, device=device)
-
-    def take(self, tokens_BKT: Tensor, scores_BK: Tensor, has_ended_BK: Tensor) -> None:
-        """Compares texts that have ended just now with the best before them.
-
-        Args:
-            tokens_BKT: Texts of the same length.
-            scores_BK: Their log probabilities.
-            has_ended_BK: Which of them have ended.
-        """
-        length = tokens_BKT.shape[2]
-        has_ended_BK = has_ended_BK & scores_BK.isfinite() & ~self.is_done_B.unsqueeze(1)
-        normed_BK = scores_BK / length_divisor(length, self.search.length_penalty)
-        score_B, beam_B = normed_BK.masked_fill(~has_ended_BK, -math.inf).max(dim=1)
-        sources_N = (score_B > self.score_B).nonzero().squeeze(1)
-        self.score_B[sources_N] = score_B[sources_N]
-        self.tokens_BT[sources_N, :length] = tokens_BKT[sources_N, beam_B[sources_N]]
-        self.tokens_BT[sources_N, length:] = self.search.eos_id
-        self.ended_B += has_ended_BK.sum(dim=1)
-
-    def settle(self, running_B: Tensor) -> None:
-        """Finds the sources that are done: as many texts as beams have ended, or none that goes on can be better.
-
-        Args:
-            running_B: Highest log probability of those that go on. It only falls, and the divisor only grows.
-        """
-        bound_B = running_B / length_divisor(self.search.max_new_tokens, self.search.length_penalty)
-        self.is_done_B |= (self.ended_B >= self.search.beams) | (self.score_B >= bound_B)
+        live_N = _live(is_live_L)
+        sources_L, last_L = sources_L[live_N], last_L[live_N]
+        if len(live_N) < len(is_live_L):
+            reading.go_on_from(live_N)
+    return tokens_BT
 
 
 def _beams(
@@ -192,39 +158,112 @@ def _beams(
     search: Search,
     agree: Callable[[bool], bool],
 ) -> Tensor:
-    K, (B, _, _), device = search.beams, memory_BSD.shape, memory_BSD.device
-    memory_BSD = memory_BSD.repeat_interleave(K, dim=0)
+    K, B, device = search.beams, len(memory_BSD), memory_BSD.device
     mask_BS = None if source_mask_BS is None else source_mask_BS.repeat_interleave(K, dim=0)
-    cache, best = model.new_cache(search.max_new_tokens), _Best(B, search, device)
-    first_row_B1 = torch.arange(B, device=device).unsqueeze(1) * K
-    tokens_BKT = torch.empty(B, K, 0, dtype=torch.long, device=device)
-    last_BK = torch.full((B, K), search.start_id, device=device)
+    reading = _Reading(model, memory_BSD.repeat_interleave(K, dim=0), mask_BS, search.max_new_tokens)
+    best = _Best(B, search, device)
+    sources_L = torch.arange(B, device=device)
+    tokens_LKT = torch.empty(B, K, 0, dtype=torch.long, device=device)
+    last_LK = torch.full((B, K), search.start_id, device=device)
     # All beams begin equal: only the first counts, lest each text be found as often as there are beams.
-    scores_BK = torch.full((B, K), -math.inf, device=device)
-    scores_BK[:, 0] = 0.0
+    scores_LK = torch.full((B, K), -math.inf, device=device)
+    scores_LK[:, 0] = 0.0
     for length in range(1, search.max_new_tokens + 1):
-        hidden = model.decode(last_BK.view(B * K, 1), memory_BSD, mask_BS, cache)
-        log_probs = model.logits(hidden)[:, -1].float().log_softmax(-1)
+        log_probs = reading.next_logits(last_LK.flatten()).float().log_softmax(-1)
         V = log_probs.shape[-1]
-        extended = (scores_BK.view(B * K, 1) + log_probs).view(B, K * V)
+        extended = (scores_LK.view(-1, 1) + log_probs).view(-1, K * V)
         # Twice as many as beams: even if each beam could end, as many go on.
-        scores_BC, place_BC = extended.topk(min(2 * K, K * V), dim=1)
-        origin_BC, token_BC = place_BC // V, place_BC % V
-        tokens_BCT = torch.cat([_rows(tokens_BKT, origin_BC), token_BC.unsqueeze(2)], dim=2)
-        ends_BC = token_BC == search.eos_id
+        scores_LC, place_LC = extended.topk(min(2 * K, K * V), dim=1)
+        origin_LC, token_LC = place_LC // V, place_LC % V
+        tokens_LCT = torch.cat([_rows(tokens_LKT, origin_LC), token_LC.unsqueeze(2)], dim=2)
+        ends_LC = token_LC == search.eos_id
         # An end that is not among the best K texts would not have been followed either.
-        has_ended_BK = ends_BC[:, :K] | (length == search.max_new_tokens)
-        best.take(tokens_BCT[:, :K], scores_BC[:, :K], has_ended_BK)
-        scores_BK, chosen_BK = scores_BC.masked_fill(ends_BC, -math.inf).topk(K, dim=1)
-        best.settle(scores_BK[:, 0])
-        if agree(bool(best.is_done_B.all())):
+        has_ended_LK = ends_LC[:, :K] | (length == search.max_new_tokens)
+        best.take(sources_L, tokens_LCT[:, :K], scores_LC[:, :K], has_ended_LK)
+        scores_LK, chosen_LK = scores_LC.masked_fill(ends_LC, -math.inf).topk(K, dim=1)
+        best.settle(sources_L, scores_LK[:, 0])
+        is_live_L = ~best.is_done_B[sources_L]
+        if agree(not is_live_L.any()):
             break
-        tokens_BKT = _rows(tokens_BCT, chosen_BK)
-        last_BK = tokens_BKT[:, :, -1]
-        cache.reorder((first_row_B1 + origin_BC.gather(1, chosen_BK)).flatten())
+        live_N = _live(is_live_L)
+        rows_LK = torch.arange(len(sources_L), device=device).unsqueeze(1) * K + origin_LC.gather(1, chosen_LK)
+        sources_L, scores_LK = sources_L[live_N], scores_LK[live_N]
+        tokens_LKT = _rows(tokens_LCT, chosen_LK)[live_N]
+        last_LK = tokens_LKT[:, :, -1]
+        reading.go_on_from(rows_LK[live_N].flatten())
     return best.tokens_BT
 
 
-def _rows(texts: Tensor, row_BK: Tensor) -> Tensor:
-    """Texts (B, rows, T) of the given rows of each source."""
-    return texts.gather(1, row_BK.unsqueeze(2).expand(-1, -1, texts.shape[2]))
+class _Reading:
+    """The rows that are still gone on with: what the decoder looks at, and what it has computed."""
+
+    def __init__(self, model: EncoderDecoder, memory_BSD: Tensor, mask_BS: Tensor | None, max_len: int) -> None:
+        self._model = model
+        self._memory_BSD = memory_BSD
+        self._mask_BS = mask_BS
+        self._cache = model.new_cache(max_len)
+
+    def next_logits(self, tokens_B: Tensor) -> Tensor:
+        """Logits (B, V) behind one more token of each row."""
+        hidden_B1D = self._model.decode(tokens_B.unsqueeze(1), self._memory_BSD, self._mask_BS, self._cache)
+        return self._model.logits(hidden_B1D)[:, -1]
+
+    def go_on_from(self, rows_N: Tensor) -> None:
+        """Makes row i of what was row ``rows_N[i]``; there may be fewer than before, and of each source as many."""
+        self._cache.reorder(rows_N)
+        if len(rows_N) < len(self._memory_BSD):
+            self._memory_BSD = self._memory_BSD[rows_N]
+            self._mask_BS = None if self._mask_BS is None else self._mask_BS[rows_N]
+
+
+def _live(is_live_L: Tensor) -> Tensor:
+    """Places of what is not done; where all is, the first one goes on for the sake of other ranks."""
+    live_N = is_live_L.nonzero().squeeze(1)
+    return live_N if len(live_N) else live_N.new_zeros(1)
+
+
+class _Best:
+    """The best text of each source that has ended, and which sources need no more search."""
+
+    def __init__(self, B: int, search: Search, device: torch.device) -> None:
+        self._search = search
+        self.tokens_BT = torch.full((B, search.max_new_tokens), search.eos_id, device=device)
+        self.is_done_B = torch.zeros(B, dtype=torch.bool, device=device)
+        self._score_B = torch.full((B,), -math.inf, device=device)
+        self._ended_B = torch.zeros(B, dtype=torch.long, device=device)
+
+    def take(self, sources_L: Tensor, tokens_LKT: Tensor, scores_LK: Tensor, has_ended_LK: Tensor) -> None:
+        """Compares texts that have ended just now with the best before them.
+
+        Args:
+            sources_L: Whose texts they are.
+            tokens_LKT: Texts of the same length.
+            scores_LK: Their log probabilities.
+            has_ended_LK: Which of them have ended.
+        """
+        length = tokens_LKT.shape[2]
+        has_ended_LK = has_ended_LK & scores_LK.isfinite() & ~self.is_done_B[sources_L].unsqueeze(1)
+        normed_LK = scores_LK / length_divisor(length, self._search.length_penalty)
+        score_L, beam_L = normed_LK.masked_fill(~has_ended_LK, -math.inf).max(dim=1)
+        better_N = (score_L > self._score_B[sources_L]).nonzero().squeeze(1)
+        better_sources_N = sources_L[better_N]
+        self._score_B[better_sources_N] = score_L[better_N]
+        self.tokens_BT[better_sources_N, :length] = tokens_LKT[better_N, beam_L[better_N]]
+        self.tokens_BT[better_sources_N, length:] = self._search.eos_id
+        self._ended_B[sources_L] += has_ended_LK.sum(dim=1)
+
+    def settle(self, sources_L: Tensor, running_L: Tensor) -> None:
+        """Finds the sources that are done: as many texts as beams have ended, or none that goes on can be better.
+
+        Args:
+            sources_L: Those that were gone on with.
+            running_L: Highest log probability of what goes on. It only falls, and the divisor only grows.
+        """
+        bound_L = running_L / length_divisor(self._search.max_new_tokens, self._search.length_penalty)
+        has_enough_L = self._ended_B[sources_L] >= self._search.beams
+        self.is_done_B[sources_L] |= has_enough_L | (self._score_B[sources_L] >= bound_L)
+
+
+def _rows(texts_LKT: Tensor, row_LK: Tensor) -> Tensor:
+    """The given texts of each source."""
+    return texts_LKT.gather(1, row_LK.unsqueeze(2).expand(-1, -1, texts_LKT.shape[2]))

@@ -6,6 +6,8 @@ them as they are. Positions and segments are part of that interface only: such m
 Shapes: B batch, T time, S tokens of the source, D d_model, L layers, V vocabulary, C classes, F all feature maps.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,15 +21,18 @@ from scaletrain.model.document_attention import find_spans
 from scaletrain.model.layers import Embedding, Linear
 from scaletrain.model.pooling import pool
 
+State = tuple[Tensor, Tensor]
+"""Hidden and cell states of all layers, each (L, B, D)."""
+
 
 class RecurrentCache:
     """The state of an LSTM behind the tokens so far."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.state: tuple[Tensor, Tensor] | None = None
+        self.state: State | None = None
 
-    def advance(self, n_tokens: int, state: tuple[Tensor, Tensor]) -> None:
+    def advance(self, n_tokens: int, state: State) -> None:
         """Take the state behind so many more tokens."""
         self.length, self.state = self.length + n_tokens, state
 
@@ -40,6 +45,80 @@ class RecurrentCache:
         if self.state is not None:
             h_LBD, c_LBD = self.state
             self.state = h_LBD[:, rows_B], c_LBD[:, rows_B]
+
+
+class Recurrent(nn.Module):
+    """Layers of LSTMs, each of which starts anew at a border of documents.
+
+    Each layer and direction is a module of its own, and documents are laid out side by side: torch's packed sequences
+    would do the same in one call, but in a backward pass whose order depends on the lengths. ZeRO-2 reduces gradients
+    in the order in which they come, so that ranks with other lengths would mix up their weights, without a word.
+
+    Args:
+        d_model: width of input and output; in both directions each has half of it.
+        n_layers: layers.
+        both_directions: whether a second one reads from the end.
+        dropout: share dropped between the layers.
+    """
+
+    def __init__(self, d_model: int, n_layers: int, *, both_directions: bool, dropout: float) -> None:
+        super().__init__()
+        width = d_model // 2 if both_directions else d_model
+        self.forwards = nn.ModuleList(nn.LSTM(d_model, width, batch_first=True) for _ in range(n_layers))
+        n_backwards = n_layers if both_directions else 0
+        self.backwards = nn.ModuleList(nn.LSTM(d_model, width, batch_first=True) for _ in range(n_backwards))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Compute the states of the last layer.
+
+        Args:
+            x_BTD: input.
+            documents_BT: integer number of each place's document, which never decreases along a row; None where each
+                row is one. The work grows with the number of documents times the length of the longest.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: the numbers of documents decrease along a row.
+        """
+        if documents_BT is None:
+            lengths = [x_BTD.shape[1]] * len(x_BTD)
+        else:
+            spans = find_spans(documents_BT)
+            lengths = [span.stop - span.start for span in spans]
+            x_BTD = rnn.pad_sequence([x_BTD[span.row, span.start : span.stop] for span in spans], batch_first=True)
+        mirror = _mirror(lengths, x_BTD.device) if self.backwards else None
+        for layer, forwards in enumerate(self.forwards):
+            read_BTD = self.dropout(x_BTD) if layer else x_BTD
+            x_BTD = forwards(read_BTD)[0]
+            if mirror is not None:
+                x_BTD = torch.cat((x_BTD, self.backwards[layer](read_BTD[mirror])[0][mirror]), dim=-1)
+        if documents_BT is None:
+            return x_BTD
+        # Spans cover all places in their order, so what was cut into them is in order again once it is joined.
+        return torch.cat(rnn.unpad_sequence(x_BTD, torch.tensor(lengths), batch_first=True)).view(
+            *documents_BT.shape, -1
+        )
+
+    def advance(self, x_BTD: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Compute the states of the last layer of one that reads forwards, and go on from a state.
+
+        Args:
+            x_BTD: input.
+            state: hidden and cell states (L, B, D) behind what was read before; None for zeros.
+
+        Returns:
+            (B, T, D), and the states behind these places.
+        """
+        hs, cs = [], []
+        for layer, forwards in enumerate(self.forwards):
+            before = None if state is None else (state[0][layer : layer + 1], state[1][layer : layer + 1])
+            x_BTD, (h_1BD, c_1BD) = forwards(self.dropout(x_BTD) if layer else x_BTD, before)
+            hs.append(h_1BD)
+            cs.append(c_1BD)
+        return x_BTD, (torch.cat(hs), torch.cat(cs))
 
 
 class LSTM(nn.Module):
@@ -61,7 +140,9 @@ class LSTM(nn.Module):
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.d_model, init_std=config.init_std)
         self.dropout = nn.Dropout(config.dropout)
-        self.lstm = _lstm(config, config.n_layers, both_directions=not config.causal)
+        self.lstm = Recurrent(
+            config.d_model, config.n_layers, both_directions=not config.causal, dropout=config.dropout
+        )
         self.output = _output(config, self.embedding)
         if config.n_classes:
             self.classifier = Linear(config.d_model, config.n_classes, bias=True, init_std=config.init_std)
@@ -106,9 +187,9 @@ class LSTM(nn.Module):
             raise ValueError("a cache continues one document per row of a causal model; leave the cache out")
         x_BTD = self.dropout(self.embedding(tokens_BT))
         if cache is None:
-            hidden_BTD = _run_each(self.lstm, x_BTD, documents_BT)
+            hidden_BTD = self.lstm(x_BTD, documents_BT)
         else:
-            hidden_BTD, state = self.lstm(x_BTD, cache.state)
+            hidden_BTD, state = self.lstm.advance(x_BTD, cache.state)
             cache.advance(tokens_BT.shape[1], state)
         dropped_BTD: Tensor = self.dropout(hidden_BTD)
         return dropped_BTD
@@ -152,9 +233,9 @@ class LSTMSeq2Seq(nn.Module):
         width, init_std = config.d_model, config.init_std
         self.embedding = Embedding(config.vocab_size, width, init_std=init_std)
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder = _lstm(config, config.n_encoder_layers, both_directions=True)
+        self.encoder = Recurrent(width, config.n_encoder_layers, both_directions=True, dropout=config.dropout)
         self.bridge = Linear(width, config.n_layers * width, bias=True, init_std=init_std)
-        self.decoder = _lstm(config, config.n_layers, both_directions=False)
+        self.decoder = Recurrent(width, config.n_layers, both_directions=False, dropout=config.dropout)
         self.query = Linear(width, width, bias=False, init_std=init_std)
         self.combine = Linear(2 * width, width, bias=False, init_std=init_std)
         self.output = _output(config, self.embedding)
@@ -167,9 +248,7 @@ class LSTMSeq2Seq(nn.Module):
     def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None = None) -> Tensor:
         """Read the sources: see ``EncoderDecoder.encode``."""
         documents_BS = None if source_mask_BS is None else (~source_mask_BS).int()
-        memory_BSD: Tensor = self.dropout(
-            _run_each(self.encoder, self.dropout(self.embedding(source_BS)), documents_BS)
-        )
+        memory_BSD: Tensor = self.dropout(self.encoder(self.dropout(self.embedding(source_BS)), documents_BS))
         return memory_BSD
 
     def decode(
@@ -183,7 +262,7 @@ class LSTMSeq2Seq(nn.Module):
         state = None if cache is None else cache.state
         if state is None:
             state = self._first_state(memory_BSD, source_mask_BS)
-        h_BTD, state = self.decoder(self.dropout(self.embedding(tokens_BT)), state)
+        h_BTD, state = self.decoder.advance(self.dropout(self.embedding(tokens_BT)), state)
         if cache is not None:
             cache.advance(tokens_BT.shape[1], state)
         mask_B11S = visible_memory(source_mask_BS).mask
@@ -207,7 +286,7 @@ class LSTMSeq2Seq(nn.Module):
         del max_len
         return RecurrentCache()
 
-    def _first_state(self, memory_BSD: Tensor, source_mask_BS: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _first_state(self, memory_BSD: Tensor, source_mask_BS: Tensor | None) -> State:
         forwards, backwards = memory_BSD.chunk(2, dim=-1)
         ends = (pool(forwards, source_mask_BS, "last"), pool(backwards, source_mask_BS, "first"))
         h_BD = torch.tanh(self.bridge(torch.cat(ends, dim=-1)))
@@ -283,17 +362,6 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def _lstm(config: ModelConfig, n_layers: int, *, both_directions: bool) -> nn.LSTM:
-    return nn.LSTM(
-        config.d_model,
-        config.d_model // 2 if both_directions else config.d_model,
-        n_layers,
-        batch_first=True,
-        bidirectional=both_directions,
-        dropout=config.dropout if n_layers > 1 else 0.0,
-    )
-
-
 def _output(config: ModelConfig, embedding: Embedding) -> Linear:
     output = Linear(config.d_model, config.vocab_size, bias=config.output_bias, init_std=config.init_std)
     if config.tie_embeddings:
@@ -302,12 +370,9 @@ def _output(config: ModelConfig, embedding: Embedding) -> Linear:
     return output
 
 
-def _run_each(lstm: nn.LSTM, x_BTD: Tensor, documents_BT: Tensor | None) -> Tensor:
-    """Hidden states of the last layer, where each document begins with a state of zeros."""
-    if documents_BT is None:
-        hidden_BTD: Tensor = lstm(x_BTD)[0]
-        return hidden_BTD
-    # Spans cover all places in their order, so what is cut into them and joined again is in order too.
-    documents = [x_BTD[span.row, span.start : span.stop] for span in find_spans(documents_BT)]
-    states = rnn.unpack_sequence(lstm(rnn.pack_sequence(documents, enforce_sorted=False))[0])
-    return torch.cat(states).view(*documents_BT.shape, -1)
+def _mirror(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and places by which each sequence is turned round, and back again; what is behind its end stays."""
+    lengths_B1 = torch.tensor(lengths, device=device).unsqueeze(1)
+    places_1T = torch.arange(max(lengths), device=device).unsqueeze(0)
+    mirrored_BT = torch.where(places_1T < lengths_B1, lengths_B1 - 1 - places_1T, places_1T)
+    return torch.arange(len(lengths), device=device).unsqueeze(1), mirrored_BT

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from scaletrain.config.schema import OptimConfig
+from scaletrain.optim.after_step import add_after_step
 
 # The stack, and the number of the layer in it.
 _BLOCK = re.compile(r"(.*?(?:blocks|layers))\.(\d+)\.")
@@ -34,8 +35,13 @@ def parameter_groups(
     scales = lr_scales([name for name, _ in trained], layer_decay)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for scale in sorted(set(scales.values()), reverse=True):
-        groups[scale, True] = {"params": [], "weight_decay": weight_decay, "lr_scale": scale}
-        groups[scale, False] = {"params": [], "weight_decay": 0.0, "lr_scale": scale}
+        groups[scale, True] = {
+            "params": [],
+            "weight_decay": weight_decay,
+            "lr_scale": scale,
+            "is_matrix": True,
+        }
+        groups[scale, False] = {"params": [], "weight_decay": 0.0, "lr_scale": scale, "is_matrix": False}
     for name, parameter in trained:
         # Under ZeRO-3 a parameter is empty here and its true shape stands in ds_shape.
         n_dims = len(getattr(parameter, "ds_shape", parameter.shape))
@@ -82,9 +88,15 @@ def build_optimizer(optim: OptimConfig, groups: list[dict[str, Any]]) -> torch.o
         groups: As from ``parameter_groups``.
 
     Returns:
-        The optimizer, with the fused kernel of the device.
+        The optimizer, with the fused kernel of the device. L1 shrinks what decays: matrices.
     """
+    asked = [group | {"l1": optim.l1 * group["is_matrix"], "ema_decay": optim.ema_decay} for group in groups]
+    optimizer: torch.optim.Optimizer
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=True)
-    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        optimizer = torch.optim.SGD(asked, lr=optim.lr, momentum=optim.momentum, fused=True)
+    else:
+        kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+        optimizer = kind(asked, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    if optim.l1 or optim.ema_decay:
+        add_after_step(optimizer)
+    return optimizer

@@ -46,8 +46,9 @@ from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
 from scaletrain.training.init_source import choose_sources
 from scaletrain.training.lineage import shared_lineage
-from scaletrain.training.loop import TrainingRun, fit
+from scaletrain.training.loop import TrainingRun, done_before, fit
 from scaletrain.training.mixing import Mixing
+from scaletrain.training.overfitting import Overfitting
 from scaletrain.training.processes import find_peak, limit_collectives
 from scaletrain.training.range_test import RangeTest
 from scaletrain.training.reporting import Reporting
@@ -104,15 +105,15 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, task, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
-    tiers = open_tiers(config.checkpoint, folder, ranks)
+    tiers = open_tiers(config.checkpoint, folder, ranks, keeps_best=config.eval.patience > 0)
     checkpointing = Checkpointing(Saver(engine, config.checkpoint.background, records), tiers, dump_yaml(config))
     dataset = training_dataset(config, corpora)
     mixing = Mixing(dataset.order, phases_of(config.data, train.max_seq_len), dataset.names)
     stability = build_stability(config, engine, dataset, checkpointing, tiers, folder.path, ranks)
-    identity = f"{config.seed} {corpora.fingerprint}"
-    health = Health(engine, config.stability.check_every_steps, train.deterministic, identity)
+    health = build_health(config, corpora, engine)
+    overfitting = Overfitting(config.eval.patience, lambda wants: engine.agree((), wants).requests)
     range_test = [RangeTest(train.max_steps)] if config.optim.schedule == "range_test" else []
-    stateful = (mixing, *range_test, health, stability, evaluating, checkpointing)
+    stateful = (mixing, overfitting, *range_test, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
     resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
     find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
@@ -121,15 +122,16 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
     _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
-    if state.step >= train.max_steps and checkpointing.saved_at == state.step:
-        return _done_before(state.step, train.max_steps)
+    if checkpointing.saved_at == state.step and (done := done_before(state.step, train.max_steps, overfitting.reason)):
+        return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
+    run.complete_because = overfitting.reason
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1)
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
-        run.state, run.callbacks = state, (mixing, reporting, *stateful[1:])
+        run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:])
         try:
             open_dataset = partial(training_dataset, config, corpora, task=task)
             ending = _fit(config, open_dataset, run, engine, share_of(config, ranks, state), timing, stop)
@@ -142,12 +144,6 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             continue
         _conclude(ending, run, evaluating)
         return ending
-
-
-def _done_before(step: int, max_steps: int) -> Ending:
-    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
-    logger.info("the run is complete: it is at step %d of %d%s", step, max_steps, beyond)
-    return Ending(Verdict.COMPLETE, "all steps were done before")
 
 
 def _fit(
@@ -241,6 +237,21 @@ def build_stability(
     phases = phases_of(config.data, config.train.max_seq_len)
     borders = loss_borders(phases, config.data.num_lanes, BatchSchedule.of(config.train))
     return Stability(config.stability, borders, step_back, partial(_shared_documents, engine, dataset))
+
+
+def build_health(config: RunConfig, corpora: Corpora, engine: Engine) -> Health:
+    """The callback that compares the ranks.
+
+    Args:
+        config: The run's configuration.
+        corpora: What it reads.
+        engine: The model on all ranks.
+
+    Returns:
+        The callback.
+    """
+    identity = f"{config.seed} {corpora.fingerprint}"
+    return Health(engine, config.stability.check_every_steps, config.train.deterministic, identity)
 
 
 def build_reporting(

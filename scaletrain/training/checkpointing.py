@@ -101,7 +101,8 @@ class Checkpointing(Callback):
         if self._saves_none:
             return
         self.settle(run)
-        pauses = iter(_LAST_PAUSES_S if run.state.step >= run.max_steps else ())
+        is_over = run.state.step >= run.max_steps or bool(run.complete_because)
+        pauses = iter(_LAST_PAUSES_S if is_over else ())
         while self._saved_at != run.state.step:
             outcome = self._save(run)
             if outcome.problem is not None:

@@ -32,6 +32,7 @@ _FREE = (
     "model.sliding_window_from_layer",
     # Heads, and what is seen by whom: weights that one side lacks are looked at when they are loaded.
     "model.causal",
+    "model.pooling",
     "model.pooler",
     "model.n_classes",
     "model.n_segments",

@@ -71,7 +71,11 @@ def fit_weights(state: Mapping[str, Any], live: Mapping[str, Sequence[int]]) -> 
         elif there is None:
             problems.append(f"{_shown(name)} is missing")
         elif list(there) != list(shape):
-            if _shown(name) in _TOKEN_ROWS and list(there[1:]) == list(shape[1:]) and there[0] < shape[0]:
+            if (
+                _shown(name).removeprefix("encoder.").removeprefix("decoder.") in _TOKEN_ROWS
+                and list(there[1:]) == list(shape[1:])
+                and there[0] < shape[0]
+            ):
                 grown[name] = int(there[0])
             else:
                 problems.append(f"{_shown(name)}: {list(there)} there, {list(shape)} here")
@@ -81,7 +85,9 @@ def fit_weights(state: Mapping[str, Any], live: Mapping[str, Sequence[int]]) -> 
     problems += [f"{_shown(name)} is too much" for name in left_over if name not in unused]
     if problems:
         more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(f"its weights are not those of this model: {'; '.join(problems[:8])}{more}")
+        adapted = any(_is_free(name, _ADAPTERS) for name in left_over)
+        remedy = "; merge its adapters first, with tools/convert.py merge_lora" if adapted else ""
+        raise CheckpointError(f"its weights are not those of this model: {'; '.join(problems[:8])}{more}{remedy}")
     return Fit(tuple(initial), tuple(unused), grown, source_names)
 
 

@@ -144,6 +144,25 @@ def fit(
     return ending
 
 
+def done_before(step: int, max_steps: int, reason: str) -> Ending | None:
+    """How a run that has nothing left to do has ended.
+
+    Args:
+        step: Where it stands.
+        max_steps: Of the run.
+        reason: Why it was complete before its last step; empty where it was not.
+
+    Returns:
+        None for a run that goes on.
+    """
+    if step < max_steps and not reason:
+        return None
+    beyond = " (it was trained with a larger train.max_steps)" if step > max_steps else ""
+    early = f": {reason}" if reason else ""
+    logger.info("the run is complete: it is at step %d of %d%s%s", step, max_steps, beyond, early)
+    return Ending(Verdict.COMPLETE, reason or "all steps were done before")
+
+
 def _heed(requests: Sequence[int], run: TrainingRun, stop: StopRequests) -> Ending | None:
     """How the run ends now, if any rank was asked to; asked to save only, it goes on."""
     asked = [kind for kind, count in zip(KINDS, requests, strict=False) if count]

@@ -40,13 +40,16 @@ class Tier:
         return self.committer == dist.get_rank()
 
 
-def open_tiers(checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks) -> list[Tier]:
+def open_tiers(
+    checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks, keeps_best: bool = False
+) -> list[Tier]:
     """The places of a run, the shared one first; every rank calls it.
 
     Args:
         checkpoint: When and where the run saves.
         folder: The run's folder, claimed.
         ranks: The place of this process.
+        keeps_best: Whether the best one stays, whatever ``checkpoint`` says.
 
     Returns:
         One or two places.
@@ -54,7 +57,7 @@ def open_tiers(checkpoint: CheckpointConfig, folder: RunDirectory, ranks: Ranks)
     Raises:
         ConfigError: The folder on the nodes' own disks cannot be used; on all ranks.
     """
-    retention = Retention(checkpoint.keep_last, checkpoint.keep_every_steps, checkpoint.keep_best)
+    retention = Retention(checkpoint.keep_last, checkpoint.keep_every_steps, checkpoint.keep_best or keeps_best)
     tiers = [Tier("shared", folder.checkpoints, checkpoint.every_steps, retention)]
     if checkpoint.local_dir is not None:
         place = local_folder(checkpoint.local_dir, folder.run_id)

@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from scaletrain.convert.lora import _add_product, merge_lora, open_merged
+from scaletrain.convert.lora import merge_lora, open_merged
+from scaletrain.convert.low_rank import add_product
 from scaletrain.convert.placing import lay_out_safetensors
 from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.tensors import TensorInfo
@@ -240,7 +241,7 @@ def test_any_range_gets_its_part_of_the_product(
     right = torch.randn(rank, columns, generator=generator)
     values = torch.randn(numel, generator=generator)
     expected = values.double() + scale * (left.double() @ right.double()).flatten()[start : start + numel]
-    _add_product(values, start, left, right, scale)
+    add_product(values, start, left, right, scale)
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
 
 

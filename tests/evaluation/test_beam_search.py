@@ -9,9 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scaletrain.config.schema import ModelConfig
 from scaletrain.errors import ConfigError
 from scaletrain.evaluation.beam_search import Search, length_divisor, search_texts
+from scaletrain.model.build import build_model
+from tests.distributed import run_on_ranks
+from tests.evaluation import bodies
 from tests.evaluation.searched_models import EOS, START, HuggingFaceT5, TableModel
+from tests.model.test_reference_encoders import t5_pair
 
 
 def sources(n_rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -151,3 +156,53 @@ def test_a_diverged_model_writes_something_and_ends() -> None:
 def test_searches_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Search(**{"max_new_tokens": 5, "start_id": START, "eos_id": EOS, **wrong})
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_our_model_with_the_weights_of_a_t5_writes_what_transformers_writes(beams: int) -> None:
+    pair = t5_pair(feed_forward_proj="relu")
+    source_BS, mask_BS = sources(6)
+    # The weights are random: let the second token of a text be what ends texts, so that others end elsewhere.
+    eos_id = search_texts(pair.ours, source_BS[:1], mask_BS[:1], Search(3, START, EOS, beams=1))[0][1]
+    expected = pair.theirs.generate(
+        source_BS,
+        attention_mask=mask_BS.long(),
+        num_beams=beams,
+        do_sample=False,
+        max_new_tokens=20,
+        length_penalty=0.0,
+        early_stopping=True,
+        eos_token_id=eos_id,
+        pad_token_id=START,
+        use_cache=False,  # theirs has as many layers as the encoder, and so too few here
+    )
+    texts = [row[1:] for row in expected.tolist()]
+    texts = [row[: row.index(eos_id)] if eos_id in row else row for row in texts]
+    search = Search(20, START, eos_id, beams=beams, length_penalty=0.0)
+    assert search_texts(pair.ours, source_BS, mask_BS, search) == texts
+    assert len(set(map(len, texts))) > 1
+
+
+@pytest.mark.parametrize("shape", [{"positions": "sinusoidal"}, {"positions": "rotary"}, {"kind": "lstm"}])
+def test_greedy_tokens_are_those_of_the_whole_text_read_anew(shape: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(**{**bodies.MODEL, **shape})).eval()
+    source_BS, mask_BS = bodies.all_sources()
+    (greedy, _) = bodies.SEARCHES
+    for row, text in enumerate(search_texts(model, source_BS, mask_BS, greedy)):
+        tokens = [greedy.start_id]
+        while len(tokens) <= greedy.max_new_tokens and (len(tokens) == 1 or tokens[-1] != greedy.eos_id):
+            with torch.no_grad():
+                logits = model(source_BS[[row]], torch.tensor([tokens]), mask_BS[[row]])
+            tokens.append(int(logits[0, -1].argmax()))
+        assert text == [token for token in tokens[1:] if token != greedy.eos_id]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_ranks_with_sources_of_their_own_write_what_one_process_writes(stage: int) -> None:
+    first, second = run_on_ranks(2, bodies.search_under_zero, stage)
+    (alone,) = run_on_ranks(1, bodies.search_under_zero, stage, slice(0, 7))
+    together = [left + right for left, right in zip(first, second, strict=True)]
+    assert together == alone
+    lengths = [[len(text) for text in texts] for texts in together]
+    assert all(max(own[:5]) != max(own[5:]) for own in lengths), "the ranks are done after different numbers of tokens"

@@ -36,7 +36,7 @@ def test_the_files_of_two_runs_are_the_same_bytes(tmp_path: Path, lists: Path) -
     assert done[0].stdout == done[1].stdout
     first = checksums(tmp_path / "1")
     assert first == checksums(tmp_path / "2")
-    assert len(first) == 14
+    assert len(first) == 15
     # The table says what is in the files.
     for name in first:
         records = read_records(tmp_path / "1" / name)
@@ -57,6 +57,17 @@ def test_budgets_are_nested_and_share_what_is_held_out(tmp_path: Path, lists: Pa
         assert [len(records) for records in training[:2]] == [round(len(training[2]) / n) for n in (100, 10)]
 
 
+def test_texts_to_pretrain_on_are_apart_from_what_is_held_out(tmp_path: Path, lists: Path) -> None:
+    assert prepare("debian.prepare", "--out", tmp_path, "--lists", lists).returncode == 0
+    read = {record["text"] for record in read_records(tmp_path / "language_model.jsonl")}
+    held_out = {record["text"] for record in read_records(tmp_path / "language_model_held_out.jsonl")}
+    assert len(read) > 500
+    for name in ("classification", "topics", "regression"):
+        asked = {record["text"] for record in read_records(tmp_path / f"{name}.jsonl") if record["split"] != "train"}
+        assert asked <= held_out
+        assert not asked & read
+
+
 def test_a_trial_takes_the_first_records(tmp_path: Path, lists: Path) -> None:
     prepare("debian.prepare", "--out", tmp_path / "all", "--lists", lists)
     prepare("debian.prepare", "--out", tmp_path / "few", "--lists", lists, "--max_records", "50")
@@ -66,11 +77,24 @@ def test_a_trial_takes_the_first_records(tmp_path: Path, lists: Path) -> None:
         assert few == read_records(tmp_path / f"all/{name}.jsonl")[:50]
 
 
+def test_paragraphs_to_translate_may_be_short(tmp_path: Path, lists: Path) -> None:
+    for words in ("80", "9"):
+        prepare("debian.prepare", "--out", tmp_path / words, "--lists", lists, "--max_paragraph_words", words)
+    long, short = (read_records(tmp_path / f"{words}/translation_it.jsonl") for words in ("80", "9"))
+    assert 0 < len(short) < len(long)
+    assert short == [pair for pair in long if max(len(pair[side].split()) for side in ("source", "target")) <= 9]
+    names = ("topics", "summarisation")
+    assert all(
+        read_records(tmp_path / f"80/{name}.jsonl") == read_records(tmp_path / f"9/{name}.jsonl") for name in names
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--lists", "nowhere"), "nowhere holds no file"),
         (("--max_records", "none"), "--max_records is 'none'"),
+        (("--max_paragraph_words", "81"), "--max_paragraph_words is 81; give at most 80"),
         (("--lists",), "--lists needs a value"),
     ],
 )
@@ -84,17 +108,18 @@ def test_a_mistake_is_told_in_a_line(tmp_path: Path, arguments: tuple[str, ...],
 def test_conversations_of_this_pythons_own_library(tmp_path: Path) -> None:
     done = prepare("stdlib.prepare", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    chat, code = read_records(tmp_path / "chat.jsonl"), read_records(tmp_path / "code.jsonl")
-    for records in (chat, code):
+    chat, code, held_out = (read_records(tmp_path / f"{name}.jsonl") for name in ("chat", "code", "code_held_out"))
+    assert {record["split"] for record in code} == {"train"}
+    assert {record["split"] for record in held_out} == {"validation", "test"}
+    for records in (chat, code + held_out):
         shares = {split: sum(record["split"] == split for record in records) for split in ("train", "test")}
         assert shares["train"] > 0.7 * len(records)
         assert 0.05 * len(records) < shares["test"] < 0.2 * len(records)
-    # What is asked about in a held-out conversation stands in no text to pretrain on.
-    held_out = [record for record in chat if record["split"] != "train"]
-    training = "\n".join(record["text"] for record in code if record["split"] == "train")
-    answers = [record["messages"][1]["content"] for record in held_out]
+    # What is asked for in a held-out conversation stands in no text to pretrain on.
+    pretraining = "\n".join(record["text"] for record in code)
+    answers = [record["messages"][1]["content"] for record in chat if record["split"] != "train"]
     bodies = [answer.split("\n", 2)[2].rpartition("\n")[0] for answer in answers if answer.startswith("```python\n")]
     long = [body for body in bodies if len(body) > 300]
     assert len(long) > 50
-    assert sum(body in training for body in long) < 0.02 * len(long)
+    assert sum(body in pretraining for body in long) < 0.02 * len(long)
     assert json.dumps(chat[0]).startswith('{"messages": [{"role": "user", "content": ')

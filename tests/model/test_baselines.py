@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import rnn
 
 from scaletrain.config.schema import ModelConfig
 from scaletrain.errors import ConfigError
 from scaletrain.evaluation.generation import generate
-from scaletrain.model.baselines import CNN, LSTM, LSTMSeq2Seq
+from scaletrain.model.baselines import CNN, LSTM, LSTMSeq2Seq, Recurrent
 from scaletrain.model.build import build_model
 
 V, D = 61, 24
@@ -35,25 +36,24 @@ def first(lengths: list[int], width: int) -> Tensor:
     return torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
 
 
-def step(x: Tensor, h: Tensor, c: Tensor, lstm: nn.LSTM, name: str) -> tuple[Tensor, Tensor]:
+def step(x: Tensor, h: Tensor, c: Tensor, lstm: nn.LSTM) -> tuple[Tensor, Tensor]:
     """One step of one layer for one row, as Hochreiter and Schmidhuber's gates are written in any textbook."""
-    gates = lstm.get_parameter(f"weight_ih_{name}") @ x + lstm.get_parameter(f"bias_ih_{name}")
-    gates = gates + lstm.get_parameter(f"weight_hh_{name}") @ h + lstm.get_parameter(f"bias_hh_{name}")
+    gates = lstm.weight_ih_l0 @ x + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ h + lstm.bias_hh_l0
     i, f, g, o = gates.chunk(4)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
-def by_hand(lstm: nn.LSTM, x_TD: Tensor, first_h_LD: Tensor | None = None) -> Tensor:
+def by_hand(recurrent: Recurrent, x_TD: Tensor, first_h_LD: Tensor | None = None) -> Tensor:
     """Hidden states of the last layer for one row, in a loop over layers, directions and places."""
-    for layer in range(lstm.num_layers):
+    for layer in range(len(recurrent.forwards)):
         directions = []
-        for reverse in range(1 + lstm.bidirectional):
-            name = f"l{layer}" + ("_reverse" if reverse else "")
+        for reverse, layers in enumerate((recurrent.forwards, recurrent.backwards)[: 1 + bool(recurrent.backwards)]):
+            lstm = layers[layer]
             h = torch.zeros(lstm.hidden_size) if first_h_LD is None else first_h_LD[layer]
             c, states = torch.zeros(lstm.hidden_size), []
             for x in x_TD.flip(0) if reverse else x_TD:
-                h, c = step(x, h, c, lstm, name)
+                h, c = step(x, h, c, lstm)
                 states.append(h)
             directions.append(torch.stack(states[::-1] if reverse else states))
         x_TD = torch.cat(directions, -1)
@@ -109,6 +109,22 @@ def test_a_cnn_is_the_papers_and_so_are_its_gradients() -> None:
     ours = model.class_logits(model.hidden(tokens))[0]
     torch.testing.assert_close(ours, theirs, **CLOSE)
     torch.testing.assert_close(gradients(model, ours), gradients(model, theirs), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("both_directions", [False, True])
+def test_layers_are_those_of_torch_over_packed_sequences(both_directions: bool) -> None:
+    torch.manual_seed(0)
+    ours = Recurrent(D, 3, both_directions=both_directions, dropout=0.0)
+    theirs = nn.LSTM(D, ours.forwards[0].hidden_size, 3, batch_first=True, bidirectional=both_directions)
+    for layer in range(3):
+        for suffix, layers in (("", ours.forwards), ("_reverse", ours.backwards)):
+            for name, weight in layers[layer].named_parameters() if layers else ():
+                weight.data.copy_(theirs.get_parameter(name.replace("l0", f"l{layer}{suffix}")))
+    x, lengths = torch.randn(4, 9, D), torch.tensor([9, 1, 5, 9])
+    packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    expected, _ = rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    mask = first(lengths.tolist(), 9)
+    torch.testing.assert_close(ours(x, (~mask).int())[mask], expected[mask], **CLOSE)
 
 
 @settings(max_examples=15, deadline=None)
@@ -209,6 +225,6 @@ def test_in_bf16_they_are_near_the_exact_result(shape: dict[str, Any]) -> None:
     exact = model.class_logits(model.hidden(tokens, documents_BT=(~mask).int()), mask)
     rounded = model.bfloat16()
     found = rounded.class_logits(rounded.hidden(tokens, documents_BT=(~mask).int()), mask)
-    assert float((found.float() - exact).norm() / exact.norm()) < 0.05
+    assert ((found.float() - exact).norm() / exact.norm()).item() < 0.05
     functional.cross_entropy(found.float(), torch.tensor([0, 1, 2])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

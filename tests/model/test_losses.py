@@ -52,7 +52,7 @@ def test_without_targets_loss_and_gradient_are_zero() -> None:
     logits = some_logits(4, 9, 0)
     terms = cross_entropy_terms(logits, torch.full((4,), IGNORED), 0.1, 1e-4)
     terms.loss_sum.backward()
-    assert [term.tolist() for term in terms] == [0.0, [0.0] * 4, [0] * 4]
+    assert [term.tolist() for term in terms[:3]] == [0.0, [0.0] * 4, [0] * 4]
     assert logits.grad is not None and not logits.grad.any()
 
 

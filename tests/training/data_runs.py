@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from unittest.mock import patch
 
 import torch.distributed as dist
@@ -87,12 +87,14 @@ class DataRun:
     base: str | Path
     overrides: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    template: ClassVar[str] = CONFIG
 
     def __post_init__(self) -> None:
         self.run_dir = self.folder / "run"
         self.yaml = self.folder / "run.yaml"
         self.yaml.write_text(
-            CONFIG.format(run_dir=self.run_dir, base=self.base, cache_dir=self.folder / "cache"), encoding="utf-8"
+            self.template.format(run_dir=self.run_dir, base=self.base, cache_dir=self.folder / "cache"),
+            encoding="utf-8",
         )
 
     def start(

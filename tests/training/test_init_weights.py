@@ -39,7 +39,11 @@ def test_what_was_tied_is_read_from_the_one_tensor() -> None:
         # A part of a block that is called like a head is none.
         ({}, {"model.blocks.0.output.weight": [4, 4]}, "blocks.0.output.weight is missing"),
         # Adapters that are left out would take what was learnt with them.
-        ({"model.blocks.0.attention.q.lora_A.weight": [2, 4]}, {}, "lora_A.weight is too much"),
+        (
+            {"model.blocks.0.attention.q.lora_A.weight": [2, 4]},
+            {},
+            "lora_A.weight is too much; merge its adapters first",
+        ),
     ],
 )
 def test_anything_else_is_an_error_with_its_name(
