@@ -28,5 +28,5 @@ def test_the_task_of_the_page_learns_lengths() -> None:
         terms = module(**collated.inputs)
         (terms.loss_sum / 3).backward()
         optimizer.step()
-        losses.append(float(terms.loss_sum))
+        losses.append(terms.loss_sum.item())
     assert losses[-1] < 0.2 * losses[0]
