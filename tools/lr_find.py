@@ -98,6 +98,7 @@ def training_flags(request: Request) -> dict[str, str]:
         "optim.decay_steps": str(request.num_steps - 1),
         "train.max_steps": str(request.num_steps),
         "eval.every_steps": "0",
+        "eval.patience": "0",
         "eval.max_sequences": "1",
         "eval.max_texts": "1",
         "eval.prompts": "[]",
