@@ -98,9 +98,8 @@ class Recurrent(nn.Module):
         if documents_BT is None:
             return x_BTD
         # Spans cover all places in their order, so what was cut into them is in order again once it is joined.
-        return torch.cat(rnn.unpad_sequence(x_BTD, torch.tensor(lengths), batch_first=True)).view(
-            *documents_BT.shape, -1
-        )
+        documents = [row_TD[:length] for row_TD, length in zip(x_BTD, lengths, strict=True)]
+        return torch.cat(documents).view(*documents_BT.shape, -1)
 
     def advance(self, x_BTD: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Compute the states of the last layer of one that reads forwards, and go on from a state.
