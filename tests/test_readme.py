@@ -50,9 +50,9 @@ RUN_HERE = {
     "deepspeed scaletrain/train.py --config mine.yaml": TINY,
     "deepspeed --num_gpus 2 scaletrain/train.py --config mine.yaml --optim.lr 3e-4": TINY_PLAN,
     "deepspeed --num_gpus 4 scaletrain/train.py --config mine.yaml --deepspeed configs/ds/zero3.json": TINY_PLAN,
-    "deepspeed scaletrain/finetune.py --config mine.yaml --run_dir runs/tuned --init runs/mine --optim.lr 6e-5": (
-        TINY_PLAN
-    ),
+    (
+        "deepspeed scaletrain/finetune.py --config mine.yaml --run_dir runs/tuned --init runs/mine --optim.lr 6e-5"
+    ): TINY_PLAN,
     "deepspeed scaletrain/finetune.py --config mine.yaml --run_dir runs/adapted --init runs/mine --lora.rank 8": TINY,
     "python tools/convert.py export_lora --source runs/adapted --out out/adapter": "",
     "python tools/inspect_data.py --run_dir runs/mine --step 2": "",

@@ -99,6 +99,7 @@ def training_flags(request: Request) -> dict[str, str]:
         "train.max_steps": str(request.num_steps),
         "eval.every_steps": "0",
         "eval.max_sequences": "1",
+        "eval.max_texts": "1",
         "eval.prompts": "[]",
         "checkpoint.every_steps": "0",
         "checkpoint.keep_last": "0",

@@ -40,8 +40,8 @@ class RecurrentCache:
         """Forget all tokens."""
         self.length, self.state = 0, None
 
-    def reorder(self, rows_B: Tensor) -> None:
-        """Let row i go on from what was row ``rows_B[i]``."""
+    def reorder(self, rows_B: Tensor, within_sources: bool = False) -> None:
+        """Let row i go on from what was row ``rows_B[i]``; nothing is kept of the source, whichever row that is of."""
         if self.state is not None:
             h_LBD, c_LBD = self.state
             self.state = h_LBD[:, rows_B], c_LBD[:, rows_B]
