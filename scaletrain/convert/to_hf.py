@@ -22,6 +22,7 @@ from scaletrain.convert.registry import family_for
 from scaletrain.convert.start import KEPT_FOLDER, keep_files
 from scaletrain.convert.tensors import TensorInfo, nearest_dtype_name
 from scaletrain.convert.verification import verify
+from scaletrain.data.corpus_facts import TEMPLATE_NAME
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, read_borders, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
 
@@ -74,7 +75,10 @@ def to_hf(
             if pair.ours.name in checkpoint.infos
         ]
         copy_tensors(
-            functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted), copies, places, processes
+            functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted, checkpoint.kind),
+            copies,
+            places,
+            processes,
         )
         proof = verify(checkpoint, checkpoint.config, draft, dtype=nearest_dtype_name(infos)) if proves else None
     return family, proof
@@ -134,6 +138,8 @@ def _write_tokenizer(draft: Path, run_dir: Path, borders: Borders | None, checkp
             "clean_up_tokenization_spaces": False,
         }
         _write_json(draft / "tokenizer_config.json", described)
+    if (run_dir / TEMPLATE_NAME).is_file():
+        kept = {**kept, TEMPLATE_NAME: (run_dir / TEMPLATE_NAME).read_bytes()}
     for name, content in kept.items():
         (draft / name).write_bytes(content)
 

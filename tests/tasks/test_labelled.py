@@ -170,3 +170,19 @@ def test_figures_are_of_the_outputs_beside_the_values() -> None:
     assert task().figures(0.0, outputs)["eval/accuracy"] == 0.75
     numbers = RegressionTask(setting({"name": "regression"}, HEAD | {"n_classes": 1}, values=("size",)))
     assert numbers.figures(0.0, torch.tensor([[1.0, 2.0], [2.0, 2.0], [3.0, 5.0]]))["eval/mse"] == pytest.approx(5 / 3)
+
+
+def test_classes_and_numbers_are_told_by_name() -> None:
+    logits = torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 1.0]])
+    (one, other) = task().tell(logits)
+    assert (one["label"], other["label"]) == ("plants", "animals")
+    assert list(one["probabilities"]) == list(CLASSES)
+    assert list(one["probabilities"].values()) == pytest.approx(torch.softmax(logits[0], 0).tolist())
+    several = ClassificationTask(setting({"name": "classification"}, HEAD, values=CLASSES, classes=CLASSES))
+    (one, other) = several.tell(logits)
+    assert (one["label"], other["label"]) == (["animals", "plants"], ["animals", "stones"])
+    assert list(other["probabilities"].values()) == pytest.approx(torch.sigmoid(logits[1]).tolist())
+    numbers = RegressionTask(setting({"name": "regression"}, HEAD | {"n_classes": 1}, values=("size",)))
+    assert numbers.tell(torch.tensor([[1.5], [2.0]])) == [{"value": 1.5}, {"value": 2.0}]
+    pairs = RegressionTask(setting({"name": "regression"}, HEAD | {"n_classes": 2}, values=("size", "age")))
+    assert pairs.tell(torch.tensor([[1.5, 2.0]])) == [{"value": [1.5, 2.0]}]
