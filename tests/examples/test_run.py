@@ -48,9 +48,6 @@ def descriptions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_records(folder / "topics_10.jsonl", labelled)
     write_records(folder / "topics_1.jsonl", labelled)
     write_records(folder / "language_model.jsonl", [{"text": one["text"]} for one in labelled * 3])
-    pair = {"source": "the mail of the program", "target": "la posta del programma"}
-    pairs = records(100, lambda number: {name: f"{text} {number}" for name, text in pair.items()})
-    write_records(folder / "translation_it.jsonl", pairs)
     simple = {"file": "topics_10", "method": "majority", "test": {"accuracy": 0.1, "macro_f1": 0.018}}
     (folder / "baselines.json").write_text(json.dumps([simple]))
     return folder
@@ -63,19 +60,18 @@ def test_debian_in_miniature(descriptions: Path, tmp_path: Path) -> None:
         "--out",
         tmp_path,
         "--only",
-        "tuned_topics_10,translation_lstm",
+        "tuned_topics_10",
         "--max_steps",
         "2",
     ]
     told = run("examples.debian.run", *asked)
-    for script, name in (("train", "encoder"), ("finetune", "tuned_topics_10"), ("train", "translation_lstm")):
+    for script, name in (("train", "encoder"), ("finetune", "tuned_topics_10")):
         assert f"--run_dir {tmp_path}/runs/{name} " in told and f"scaletrain/{script}.py" in told
     outcomes = {one["name"]: one for one in json.loads((tmp_path / "results.json").read_text())}
-    assert outcomes.keys() == {"encoder", "tuned_topics_10", "translation_lstm"}
+    assert outcomes.keys() == {"encoder", "tuned_topics_10"}
     assert 0 <= outcomes["tuned_topics_10"]["figures"]["accuracy"] <= 1
     assert outcomes["tuned_topics_10"]["documents_split"] == "test"
     assert outcomes["tuned_topics_10"]["steps"] == 2
-    assert outcomes["translation_lstm"]["figures"].keys() >= {"bleu", "chrf"}
     page = (tmp_path / "results.md").read_text()
     assert "| majority (no network) | 0.1 |" in page and "| own encoder, tuned |" in page
 
