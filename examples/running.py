@@ -106,6 +106,7 @@ class Record:
     Attributes:
         file: Where it is kept.
         command: Of the training.
+        configuration: Text of its file.
         train_s: Seconds that the training has taken so far, over all its starts.
         train_cpu_s: The same of processor time.
         is_trained: Whether it is complete.
@@ -114,27 +115,24 @@ class Record:
 
     file: Path
     command: list[str]
+    configuration: str
     train_s: float = 0.0
     train_cpu_s: float = 0.0
     is_trained: bool = False
     outcome: Outcome | None = None
 
     @classmethod
-    def read(cls, file: Path, command: list[str] | None = None) -> "Record":
+    def read(cls, file: Path) -> "Record | None":
         """Reads what is there.
 
         Args:
             file: Perhaps not there.
-            command: Of the training; what was kept of another one does not count. None takes any.
-
-        Returns:
-            The record; a new one where there is none.
         """
-        found = json.loads(file.read_text()) if file.is_file() else None
-        if found is None or (command is not None and found["command"] != command):
-            return cls(file, command or [])
+        if not file.is_file():
+            return None
+        found = json.loads(file.read_text())
         outcome = None if found["outcome"] is None else Outcome(**found["outcome"])
-        return cls(file, found["command"], found["train_s"], found["train_cpu_s"], found["is_trained"], outcome)
+        return cls(**{**found, "file": file, "outcome": outcome})
 
     def write(self) -> None:
         """Keeps it."""
@@ -207,10 +205,19 @@ class Plan:
 
         Returns:
             What came of it, which also stands in ``results/NAME.json``.
+
+        Raises:
+            ConfigError: A command failed, or what is there was trained in another way.
         """
         example = self.examples[name]
         training = self._training(example)
-        record = Record.read(self.out / "results" / f"{name}.json", training)
+        new = Record(self.out / "results" / f"{name}.json", training, example.config.read_text())
+        record = Record.read(new.file) or new
+        if (record.command, record.configuration) != (new.command, new.configuration):
+            raise ConfigError(
+                f"{record.file} is of another command or configuration of {name}. Give another --out, or remove that "
+                f"file and {self.out / 'runs' / name}."
+            )
         if record.outcome is not None:
             return record.outcome
         if START in (example.init, self.corpora[example.corpus].tokenizer):
@@ -259,8 +266,8 @@ class Plan:
 
     def outcomes(self) -> list[Outcome]:
         """What all examples came to that are done, in the plan's order."""
-        found = (Record.read(self.out / "results" / f"{name}.json").outcome for name in self.examples)
-        return [outcome for outcome in found if outcome is not None]
+        found = (Record.read(self.out / "results" / f"{name}.json") for name in self.examples)
+        return [record.outcome for record in found if record is not None and record.outcome is not None]
 
     def _training(self, example: Example) -> list[str]:
         script = "train" if example.init is None else "finetune"

@@ -113,7 +113,7 @@ def run(request: Request) -> None:
     plan.run_all(request.only, lambda outcomes: chart.write_text(plot(outcomes, simple)))
 
 
-_COLOURS = ("#1b6ca8", "#2a9d5c", "#c77d0a", "#8a4fbf", "#777")
+_COLOURS = ("#1b6ca8", "#2a9d5c", "#c77d0a", "#8a4fbf", "#777", "#c0392b", "#0b7a75")
 
 
 def plot(outcomes: Sequence[Outcome], baselines: Sequence[dict[str, Any]]) -> str:
@@ -140,8 +140,7 @@ def plot(outcomes: Sequence[Outcome], baselines: Sequence[dict[str, Any]]) -> st
     legend = ""
     for number, method in enumerate(drawn):
         colour = _COLOURS[number % len(_COLOURS)]
-        dash = "stroke-dasharray: 6 4" if number >= len(_COLOURS) else ""
-        styles += f".s{number} {{ stroke: {colour}; {dash} }}"
+        styles += f".s{number} {{ stroke: {colour}; }}"
         legend += (
             f'<text x="{WIDTH - 30}" y="{120 + 16 * number}" style="text-anchor: end; fill: {colour}">{method}</text>'
         )

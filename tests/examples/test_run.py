@@ -78,6 +78,8 @@ def test_debian_in_miniature(descriptions: Path, tmp_path: Path) -> None:
     again = run("examples.debian.run", *asked)
     assert "$ python" not in again
     assert (tmp_path / "results.md").read_text() == page
+    with pytest.raises(AssertionError, match="is of another command or configuration of encoder"):
+        run("examples.debian.run", *asked[:-1], "3")
 
 
 def test_the_library_in_miniature(tmp_path: Path) -> None:
