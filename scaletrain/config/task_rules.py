@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from scaletrain.config.schema import DataConfig, ModelConfig, TaskConfig
 
-_LABELLED = ("classification", "regression")
+LABELLED = ("classification", "regression")
+"""Tasks that tell something of a whole document, with a head of their own."""
 _CAUSAL = ("causal_lm", "sft")
 _WRITING = (*_CAUSAL, "seq2seq")
-_ONE_DOCUMENT = ("seq2seq", *_LABELLED)
+_ONE_DOCUMENT = ("seq2seq", *LABELLED)
 
 
 def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()) -> Iterator[str]:
@@ -24,7 +25,7 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
     """
     # What the loss does not reach gets no gradient.
     has_pairs = task.name == "masked_lm" and task.next_sentence
-    reads_head = task.name in _LABELLED or has_pairs
+    reads_head = task.name in LABELLED or has_pairs
     for key in ("pooler", "n_classes"):
         if getattr(model, key) and not reads_head:
             yield f"model.{key} = {getattr(model, key)} is not read by task {task.name}; leave it out"
@@ -38,7 +39,7 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
         yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
     if task.name == "masked_lm" and model.causal:
         yield "task masked_lm tells hidden tokens from both sides, but model.causal is true; set it to false"
-    if (task.name in _ONE_DOCUMENT or has_pairs) and data.packing != "document":
+    if reads_one_document(task) and data.packing != "document":
         option = "with task.next_sentence " if has_pairs else ""
         yield (
             f"task {task.name} {option}reads one document a row, but data.packing is {data.packing}; set it to document"
@@ -46,6 +47,11 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
     if prompts and task.name not in _WRITING:
         yield f"eval.prompts = {list(prompts)} are texts to go on with, which task {task.name} does not; set it to []"
     yield from _unread_keys(task)
+
+
+def reads_one_document(task: TaskConfig) -> bool:
+    """Whether each row of a task is one document."""
+    return task.name in _ONE_DOCUMENT or (task.name == "masked_lm" and task.next_sentence)
 
 
 def _unread_keys(task: TaskConfig) -> Iterator[str]:

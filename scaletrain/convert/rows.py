@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.pairs import View, row_major
@@ -14,19 +14,43 @@ Shape = tuple[int, ...]
 Layout = Callable[[str, Sequence[Shape], ModelConfig], tuple[Shape, list[View]]]
 
 
+# Stand for a layer's number in names: a layer of a decoder, or of a model that is one stack; and one of an encoder.
+LAYER, ENCODER_LAYER = "{layer}", "{encoder_layer}"
+
+
 @dataclass(frozen=True)
 class Row:
     """Tensors of ours that together are one of theirs.
 
     Attributes:
-        ours: Their names; ``{layer}`` stands for a layer's number.
+        ours: Their names, with ``LAYER`` or ``ENCODER_LAYER`` where they are those of a layer.
         theirs: Its name.
         layout: How they lie in it.
+        holds: Of which models; None for all of the family.
     """
 
     ours: tuple[str, ...]
     theirs: str
     layout: Layout
+    holds: Callable[[ModelConfig], bool] | None = None
+
+    @property
+    def counts(self) -> str | None:
+        """Which of the numbers of layers stands in the names; None for none."""
+        return next((number for number in (LAYER, ENCODER_LAYER) if number in self.theirs), None)
+
+    def of_layer(self, layer: int) -> "Row":
+        """The row of one layer."""
+
+        def numbered(name: str) -> str:
+            return name.format(layer=layer, encoder_layer=layer)
+
+        return replace(self, ours=tuple(map(numbered, self.ours)), theirs=numbered(self.theirs))
+
+
+def where(holds: Callable[[ModelConfig], bool], row: Row) -> Row:
+    """A row that is in the table of some models of the family only."""
+    return replace(row, holds=holds)
 
 
 def same(ours: str, theirs: str) -> Row:

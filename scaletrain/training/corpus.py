@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from scaletrain.config.schema import DataConfig, RunConfig
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.mixture import Phase
 from scaletrain.data.order import DatasetOptions, order_of
@@ -247,7 +248,7 @@ def phases_of(data: DataConfig, max_seq_len: int) -> list[Phase]:
 
 
 def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> list[str]:
-    """Checks that a run's folder belongs to this run, and keeps in it what generation needs of the corpus. For rank 0.
+    """Checks that a run's folder belongs to this run, and keeps in it what its model is used with. For rank 0.
 
     Args:
         folder: The run's folder, claimed.
@@ -266,13 +267,8 @@ def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> li
     if not folder.has_trained():
         choose_sources(config, corpora.tokenizer, "off")
     found = folder.bind(identity_of(config, tokenizer.sha256, corpora.fingerprint))
-    described = {
-        "sources": {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()},
-        "fingerprint": corpora.fingerprint,
-        "eos_id": tokenizer.eos_id,
-        "bos_id": tokenizer.bos_id,
-    }
-    (folder.path / "corpus.json").write_text(json.dumps(described, indent=1) + "\n")
+    places = {name: _absolute(manifest.shown) for name, manifest in corpora.manifests.items()}
+    CorpusFacts.of(corpora.first).keep(folder.path, sources=places, fingerprint=corpora.fingerprint)
     (folder.path / "tokenizer.json").write_bytes(corpora.first.read_tokenizer(corpora.storage))
     return [f"{change.key}: {change.old} -> {change.new}" for change in found]
 
