@@ -1,5 +1,9 @@
 """All families, and which of them a model belongs to."""
 
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.families.bert import BERT
 from scaletrain.convert.families.gpt2 import GPT2
@@ -33,7 +37,7 @@ def family_for(model: ModelConfig, model_type: str | None = None) -> tuple[Famil
     """The family that a model is one of.
 
     A model without biases computes what one with biases of zero does, and a bidirectional one without segments what
-    one with segments of zero does; as that it is taken where no family has it as it is.
+    one with segments of zero does; as that it is taken where no family has it as it is, with as few of them as can be.
 
     Args:
         model: The description.
@@ -47,12 +51,21 @@ def family_for(model: ModelConfig, model_type: str | None = None) -> tuple[Famil
         ConfigError: None fits; names, for each, what it does not have.
     """
     asked = FAMILIES.values() if model_type is None else [family_named(model_type)]
-    biases = dict.fromkeys(("bias", "qkv_bias", "attention_out_bias"), True)
-    segments = {"n_segments": _SEGMENTS} if not (model.causal or model.n_segments) else {}
-    for zeros in ({}, biases, segments, {**biases, **segments}):
+    for zeros in _zeros(model):
         described = model.model_copy(update=zeros)
         for family in asked:
             if not family.cannot_tell(described):
                 return family, described
     told = "".join(f"\n  {family.model_type}: {', '.join(family.cannot_tell(model))}" for family in asked)
     raise ConfigError(f"this model is none of the families that can be written; what each does not have:{told}")
+
+
+def _zeros(model: ModelConfig) -> Iterator[dict[str, Any]]:
+    """What may be added to a model without a change of what it computes, if it is zero: nothing first, all last."""
+    addable: list[dict[str, Any]] = [dict.fromkeys(("bias", "qkv_bias", "attention_out_bias"), True)]
+    addable.append({"output_bias": True})
+    if not (model.causal or model.n_segments):
+        addable.append({"n_segments": _SEGMENTS})
+    for count in range(len(addable) + 1):
+        for chosen in combinations(addable, count):
+            yield {key: value for fields in chosen for key, value in fields.items()}

@@ -120,7 +120,15 @@ for _name in ("mistral", "qwen2", "qwen3"):
     TRAINED_HERE[_name] = TRAINED_HERE["llama"] | TRAINED_HERE[_name]
 
 
-PRESETS = {"demo": "gpt_neox", "gpt2": "gpt2", "gpt3": "gpt2", "llama2": "llama", "llama3": "llama"}
+PRESETS = {
+    "demo": "gpt_neox",
+    "gpt2": "gpt2",
+    "gpt3": "gpt2",
+    "llama2": "llama",
+    "llama3": "llama",
+    "bert": "bert",
+    "t5": "t5",
+}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +237,7 @@ def change_config(folder: Path, **changes: object) -> None:
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architecture LlamaForSequenceClassification"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
-        ("gpt2", {"activation_function": "relu"}, "activation relu"),
+        ("gpt2", {"activation_function": "silu"}, "activation silu"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type = relative_key"),
         ("bert", {"is_decoder": True}, "is_decoder = True"),
         ("qwen2", {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}, "layer_types"),
