@@ -249,7 +249,7 @@ def test_a_table_of_distances_is_compared_row_by_row(tmp_path: Path) -> None:
     state["decoder.position_bias.weight"][6] += 1e-6
     (tmp_path / "changed").mkdir()
     save_file(state, tmp_path / "changed" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="row 6 of the decoder.position_bias table"):
+    with pytest.raises(CheckpointError, match=r"row 6 of the decoder\.position_bias table"):
         verify(SafetensorsFolder(tmp_path / "changed"), model.config, tmp_path / "there")
 
 
