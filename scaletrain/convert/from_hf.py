@@ -29,7 +29,12 @@ from scaletrain.errors import CheckpointError, ConfigError, DataError
 
 _COMPARED_ELEMENTS = 4 << 20
 # What may be tied to something else, and stand in a file all the same.
-_TIED = ("lm_head.", "embed_out.", "cls.predictions.", "encoder.embed_tokens.", "decoder.embed_tokens.")
+_TIED = (
+    "lm_head.",
+    "embed_out.",
+    "cls.predictions.",
+    *(f"{model}{side}.embed_tokens." for model in ("", "model.") for side in ("encoder", "decoder")),
+)
 
 _OF_GENERATION = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
 

@@ -19,6 +19,7 @@ _HUB_TASKS = {
     "ForPreTraining": "fill-mask",
     "ForSequenceClassification": "text-classification",
     "ForConditionalGeneration": "text2text-generation",
+    "MTModel": "text2text-generation",
     "BertModel": "feature-extraction",
 }
 

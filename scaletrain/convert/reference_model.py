@@ -37,6 +37,7 @@ _AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "MTModel": "AutoModelForSeq2SeqLM",
     "LMHeadModel": "AutoModelForCausalLM",
 }
 
@@ -51,7 +52,7 @@ def build_reference(folder: Path) -> nn.Module:
         folder: A folder with a ``config.json``.
 
     Returns:
-        A transformers model for evaluation, its parameters on the meta device.
+        A transformers model for evaluation, its parameters on the meta device, but for tables that it computes itself.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -72,6 +73,10 @@ def build_reference(folder: Path) -> nn.Module:
         model: nn.Module = build_without_weights(
             lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
         )
+        for module in model.modules():
+            compute = getattr(module, "create_weight", None)
+            if callable(compute):  # Marian's positions, which are in no file
+                module.weight = nn.Parameter(compute(), requires_grad=False)
     except Exception as error:  # whatever transformers raises for a folder that it cannot use
         raise CheckpointError(
             f"transformers cannot build the model of {folder}: {error}. Check its config.json, or convert without a "
@@ -168,6 +173,20 @@ def reference_outputs(model: Any, tokens_BT: Tensor) -> dict[str, Tensor]:
             f"--verify false."
         )
     return found
+
+
+def reference_order(model: Any, width: int) -> Tensor | None:
+    """Tells in which order a transformers model has the dimensions of its hidden states.
+
+    Args:
+        model: The transformers model.
+        width: How many there are.
+
+    Returns:
+        For each of our dimensions the number of theirs (width,); None where they are in the same order.
+    """
+    # All sines of a position before all cosines, where each cosine follows its sine here.
+    return torch.arange(width).view(2, -1).T.flatten() if model.config.model_type == "marian" else None
 
 
 def reference_tables(model: Any) -> dict[str, torch.Size]:

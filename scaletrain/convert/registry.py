@@ -9,6 +9,7 @@ from scaletrain.convert.families.bert import BERT
 from scaletrain.convert.families.gpt2 import GPT2
 from scaletrain.convert.families.gpt_neox import GPT_NEOX
 from scaletrain.convert.families.llama import LLAMA
+from scaletrain.convert.families.marian import MARIAN
 from scaletrain.convert.families.mistral import MISTRAL
 from scaletrain.convert.families.qwen2 import QWEN2
 from scaletrain.convert.families.qwen3 import QWEN3
@@ -16,7 +17,7 @@ from scaletrain.convert.families.t5 import T5
 from scaletrain.convert.family import Family
 from scaletrain.errors import ConfigError
 
-FAMILIES = {family.model_type: family for family in (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, T5)}
+FAMILIES = {family.model_type: family for family in (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, T5, MARIAN)}
 
 _SEGMENTS = 2
 """As many as BERT has."""

@@ -78,6 +78,21 @@ def joined_by_head(ours: Sequence[str], theirs: str) -> Row:
     return Row(tuple(ours), theirs, _joined_by_head)
 
 
+def halved_rows(ours: str, theirs: str) -> Row:
+    """A tensor whose even rows, or numbers of a vector, are the first half of theirs, and the odd ones the second."""
+    return Row((ours,), theirs, _halved_rows)
+
+
+def halved_columns(ours: str, theirs: str) -> Row:
+    """A matrix whose even columns are the first half of theirs, and the odd ones the second."""
+    return Row((ours,), theirs, _halved_columns)
+
+
+def single_row(ours: str, theirs: str) -> Row:
+    """A vector that they store as a matrix of one row."""
+    return Row((ours,), theirs, _single_row)
+
+
 def _joined(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
     del model
     whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -104,3 +119,20 @@ def _joined_by_head(name: str, shapes: Sequence[Shape], model: ModelConfig) -> t
     seen = (rows // model.head_dim, head)
     views = [View(name, seen, (len(shapes) * head, 1), place * head) for place in range(len(shapes))]
     return (rows * len(shapes), *rest), views
+
+
+def _halved_rows(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
+    del model
+    rows, rest = shapes[0][0], math.prod(shapes[0][1:])
+    return shapes[0], [View(name, (rows // 2, 2, rest), (rest, rows // 2 * rest, 1))]
+
+
+def _halved_columns(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
+    del model
+    rows, columns = shapes[0]
+    return shapes[0], [View(name, (rows, columns // 2, 2), (columns, 1, columns // 2))]
+
+
+def _single_row(name: str, shapes: Sequence[Shape], model: ModelConfig) -> tuple[Shape, list[View]]:
+    del model
+    return (1, *shapes[0]), [View(name, shapes[0], row_major(shapes[0]))]

@@ -128,8 +128,8 @@ def _special_ids(
     facts: CorpusFacts | None, checkpoint: CheckpointTensors, kept: Mapping[str, bytes]
 ) -> dict[str, int | None]:
     """Tokens that mean something to whoever generates."""
-    if facts is None:
-        return {}
+    if facts is None:  # the defaults of a class may be tokens that a small model does not have
+        return {"pad_token_id": None, "eos_token_id": None} if checkpoint.config.n_encoder_layers else {}
     ids = {"bos_token_id": facts.borders.bos_id, "eos_token_id": facts.borders.eos_id}
     if checkpoint.config.n_encoder_layers:
         # As task seq2seq begins targets; a model that was imported begins them as it did there.

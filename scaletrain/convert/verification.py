@@ -38,6 +38,7 @@ from scaletrain.convert.proof import (
 from scaletrain.convert.reference_model import (
     build_reference,
     reference_layers,
+    reference_order,
     reference_outputs,
     reference_spellings,
     reference_tables,
@@ -160,6 +161,8 @@ def _run_theirs(
     states: dict[str, Tensor] = {}
 
     def keep(name: str, theirs_BTD: Tensor) -> None:
+        order = reference_order(theirs.model, theirs_BTD.shape[-1])
+        theirs_BTD = theirs_BTD if order is None else theirs_BTD[..., order]
         states[name] = allocate(theirs_BTD.numel()).view(theirs_BTD.shape).copy_(theirs_BTD)
 
     with torch.no_grad(), streamed(theirs, round_to), _watched(layers, keep):
@@ -279,8 +282,11 @@ def _first_difference(
 ) -> int | None:
     """Finds the first row of a table in which two sides differ, all rounded to the same dtype."""
     width = ours.infos[ours.stored_name(our_name)].shape[1]
+    order = reference_order(theirs.model, width)
     both = zip(ours.slices(our_name, dtype), theirs.slices(their_name, dtype), strict=True)
     for (start, our_piece), (_, their_piece) in both:
+        if order is not None:
+            their_piece = their_piece.view(-1, width)[:, order].flatten()
         differing = torch.nonzero(our_piece != their_piece)
         if len(differing):
             return (start + int(differing[0])) // width

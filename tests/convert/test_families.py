@@ -128,6 +128,7 @@ PRESETS = {
     "llama3": "llama",
     "bert": "bert",
     "t5": "t5",
+    "transformer": "marian",
 }
 
 
@@ -137,7 +138,10 @@ PRESETS = {
 def test_each_preset_is_one_of_the_family_that_the_page_names(path: Path) -> None:
     family, described = family_for(load_config(None, {"model.preset": path.stem}).model)
     assert family.model_type == PRESETS[path.stem.split("_")[0]]
-    assert (described.bias != load_config(None, {"model.preset": path.stem}).model.bias) == (path.stem == "demo")
+    model = load_config(None, {"model.preset": path.stem}).model
+    added = [key for key, value in described.model_dump().items() if value != getattr(model, key)]
+    biases = ["bias", "qkv_bias", "attention_out_bias"]
+    assert added == {"gpt_neox": biases, "marian": ["output_bias"]}.get(family.model_type, [])
 
 
 @pytest.mark.parametrize("name", TRAINED_HERE)

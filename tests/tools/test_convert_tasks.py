@@ -81,6 +81,11 @@ RUNS = {
     "masked_lm and pairs, bert": Trained("masked_lm", _BERT | _TOKENS, "BertForPreTraining"),
     "seq2seq": Trained("seq2seq", {}, None, "t5: positions = learned, norm = layer_norm"),
     "seq2seq, t5": Trained("seq2seq", _T5, "T5ForConditionalGeneration"),
+    "seq2seq, original": Trained(
+        "seq2seq",
+        {"model.positions": "sinusoidal", "model.norm_position": "post", "model.activation": "relu"},
+        "MarianMTModel",
+    ),
     "classification": Trained("classification", {}, None, "bert: .*pooling = mean"),
     "classification, bert": Trained("classification", _BERT | _CLASSES, "BertForSequenceClassification"),
     "regression": Trained("regression", {}, None, "gpt2: n_classes = 2"),
@@ -185,13 +190,16 @@ def test_a_dialogue_is_written_there_as_it_was_learnt(runs: dict[str, Path], tmp
     assert CorpusFacts.read(tmp_path / "start").chat_template == facts.chat_template
 
 
-def test_a_text_is_written_there_as_here(runs: dict[str, Path], tmp_path: Path) -> None:
-    run_dir = runs["seq2seq, t5"]
+@pytest.mark.parametrize("name", ["seq2seq, t5", "seq2seq, original"])
+def test_a_text_is_written_there_as_here(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    run_dir = runs[name]
     told(convert("to_hf", "--source", run_dir, "--out", tmp_path / "hf"))
     there, ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval(), model_of(run_dir)
     assert isinstance(ours, EncoderDecoder)
     eos_id = CorpusFacts.read(run_dir).borders.eos_id
     source = torch.cat([tokens_of(run_dir, "red one cats"), torch.tensor([[eos_id]])], 1)
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert words("red one cats").input_ids == source[0, :-1].tolist() and words.eos_token_id == eos_id
     # The cache of this version of transformers has as many layers as the encoder, which is one less.
     options = {"max_new_tokens": 12, "do_sample": False, "use_cache": False}
     # After three steps it may have nothing to say: one runs on behind the end, the other begins and ends by itself.
