@@ -213,6 +213,15 @@ def test_older_folders_are_read_and_what_only_seems_tied_is_refused(tmp_path: Pa
         from_hf(tmp_path / "there", tmp_path / "other")
 
 
+def test_an_output_layer_that_only_the_file_has_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    save("t5 1.1", tmp_path / "there")
+    change_config(tmp_path / "there", tie_word_embeddings=True, scale_decoder_outputs=False)  # as transformers saves it
+    with pytest.raises(CheckpointError, match=r"lm_head.weight \[300, 48\] has no place[\s\S]*mend config.json"):
+        from_hf(tmp_path / "there", tmp_path / "here")
+    change_config(tmp_path / "there", tie_word_embeddings=False)
+    from_hf(tmp_path / "there", tmp_path / "here", proves=True)
+
+
 def test_how_a_text_begins_is_kept_and_is_the_end_of_one_for_models_trained_here(tmp_path: Path) -> None:
     save("t5", tmp_path / "there")
     (tmp_path / "there" / "generation_config.json").unlink()  # old folders have none
