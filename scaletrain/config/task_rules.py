@@ -33,7 +33,8 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
         yield f"task {task.name} is told by a head, but model.n_classes is 0; set it to the number of classes or values"
     if has_pairs and model.n_classes not in (0, 2):
         yield f"model.n_classes = {model.n_classes}, but task.next_sentence tells two classes; set it to 2"
-    if model.n_segments and not reads_head:
+    # Of a BERT that goes on with masked tokens alone, all tokens are in the first segment.
+    if model.n_segments and not reads_head and task.name != "masked_lm":
         yield f"model.n_segments = {model.n_segments} is not read by task {task.name}; leave it out"
     if task.name in _CAUSAL and not model.causal:
         yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"

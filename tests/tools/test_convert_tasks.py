@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from scaletrain.checkpoint.weights import load_weights
+from scaletrain.config.derive import check
 from scaletrain.config.load import load_config
 from scaletrain.data.chat import ChatEncoder, ChatTemplate
 from scaletrain.data.corpus_facts import CorpusFacts
@@ -152,7 +153,9 @@ def test_it_becomes_a_model_of_transformers_and_comes_back(name: str, runs: dict
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["architectures"] == [RUNS[name].architecture]
     told(convert("from_hf", "--source", tmp_path / "hf", "--out", tmp_path / "start"))
-    assert load_config(tmp_path / "start" / "config.yaml", {}).task.name in (RUNS[name].kind, "causal_lm")
+    begun = load_config(tmp_path / "start" / "config.yaml", {"data.corpus": "python_stdlib"})
+    assert begun.task.name in (RUNS[name].kind, "causal_lm")
+    check(begun)  # with data a run can begin so
     told(convert("to_hf", "--source", tmp_path / "start", "--out", tmp_path / "again", "--verify", "false"))
     there, again = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "again"))
     assert there.keys() == again.keys() and all(torch.equal(there[key], again[key]) for key in there)
