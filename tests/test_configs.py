@@ -11,10 +11,11 @@ from scaletrain.config.schema import ModelConfig
 from scaletrain.corpus.rules import load_rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("pretrain/*.yaml")])
+RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("pretrain/*.yaml"), *CONFIGS.glob("finetune/*.yaml")])
 PRESETS = sorted(CONFIGS.glob("model/*.yaml"))
 DEEPSPEED = sorted(CONFIGS.glob("ds/*.json"))
 CORPUS = sorted(CONFIGS.glob("corpus/*.yaml"))
+CHAT = sorted(CONFIGS.glob("chat/*.jinja"))  # tests/data/test_chat.py renders with each
 
 # What the run's own configuration decides; in one of DeepSpeed's files it would say it a second time.
 OWNED_BY_THE_RUN = {
@@ -35,7 +36,7 @@ def relative(path: Path) -> str:
 
 def test_there_are_configurations_and_no_other_files() -> None:
     assert RUNS and PRESETS and DEEPSPEED
-    assert {path for path in CONFIGS.rglob("*") if path.is_file()} == {*RUNS, *PRESETS, *DEEPSPEED, *CORPUS}
+    assert {path for path in CONFIGS.rglob("*") if path.is_file()} == {*RUNS, *PRESETS, *DEEPSPEED, *CORPUS, *CHAT}
 
 
 @pytest.mark.parametrize("path", RUNS, ids=relative)

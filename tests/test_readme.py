@@ -1,12 +1,13 @@
 """What README.md says is so: its commands run, its tables are the code's, its trees are what is there."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scaletrain.config.load import load_config
 from scaletrain.launch.verdicts import EXIT_CODES
 from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.planning.parameters import count_parameters
+from tests.training.task_runs import records
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +29,8 @@ TINY = (
 )
 
 TINY_PLAN = f"{TINY} --dry_run"  # of a run directory in which a tiny run was started
+
+TRAINED = "deepspeed scaletrain/train.py --config mine.yaml"
 
 # Commands that are run here, in this order, with what is added to make them short. DeepSpeed's launcher, which takes
 # eight seconds before anything happens, is left to the integration tests: python stands in its place.
@@ -50,7 +54,11 @@ RUN_HERE = {
     "deepspeed scaletrain/train.py --config mine.yaml": TINY,
     "deepspeed --num_gpus 2 scaletrain/train.py --config mine.yaml --optim.lr 3e-4": TINY_PLAN,
     "deepspeed --num_gpus 4 scaletrain/train.py --config mine.yaml --deepspeed configs/ds/zero3.json": TINY_PLAN,
-    "deepspeed scaletrain/train.py --config mine.yaml --run_dir runs/tuned --init runs/mine --optim.lr 6e-5": TINY_PLAN,
+    (
+        "deepspeed scaletrain/finetune.py --config mine.yaml --run_dir runs/tuned --init runs/mine --optim.lr 6e-5"
+    ): TINY_PLAN,
+    "deepspeed scaletrain/finetune.py --config mine.yaml --run_dir runs/adapted --init runs/mine --lora.rank 8": TINY,
+    "python tools/convert.py export_lora --source runs/adapted --out out/adapter": "",
     "python tools/inspect_data.py --run_dir runs/mine --step 2": "",
     "python tools/inspect_data.py --run_dir runs/mine --key 0000000012": "",
     "python tools/inspect_data.py --run_dir runs/mine --verify 1:3": "",
@@ -63,6 +71,39 @@ RUN_HERE = {
     'python tools/generate.py --run_dir runs/mine --prompt "Once upon a time" --temperature 0.7 --top_p 0.95': (
         "--max_new_tokens 4"
     ),
+    (
+        "python tools/make_shards.py build --input chats.jsonl --out data/chats --tokenizer data/mine/tokenizer.json "
+        "--format chat --chat_template plain"
+    ): "--num_workers 0",
+    "python tools/make_shards.py build --input pairs.jsonl --out data/pairs --train_tokenizer 8192 --format pairs": (
+        "--num_workers 0"
+    ),
+    (
+        "python tools/make_shards.py build --input topics.jsonl --out data/topics --tokenizer data/mine/tokenizer.json "
+        "--format classes"
+    ): "--num_workers 0",
+    (
+        "python tools/make_shards.py build --input sizes.jsonl --out data/sizes --tokenizer data/mine/tokenizer.json "
+        "--format numbers"
+    ): "--num_workers 0",
+    "deepspeed scaletrain/train.py --config configs/pretrain/bert_base.yaml --data.manifest data/mine": TINY,
+    "deepspeed scaletrain/train.py --config configs/pretrain/transformer_base.yaml --data.manifest data/pairs": TINY,
+    (
+        "deepspeed scaletrain/finetune.py --config configs/finetune/sft.yaml --init runs/mine "
+        "--data.manifest data/chats"
+    ): TINY,
+    (
+        "deepspeed scaletrain/finetune.py --config configs/finetune/sft_lora.yaml --init runs/mine "
+        "--data.manifest data/chats"
+    ): TINY,
+    (
+        "deepspeed scaletrain/finetune.py --config configs/finetune/classification.yaml --init runs/bert_base "
+        "--data.manifest data/topics --model.n_classes 12"
+    ): TINY,
+    (
+        "deepspeed scaletrain/finetune.py --config configs/finetune/regression.yaml --init runs/bert_base "
+        "--data.manifest data/sizes --model.n_classes 1"
+    ): TINY,
     "python tools/convert.py to_hf --source runs/mine --out out/mine": "",
     "python tools/convert.py from_hf --source out/mine --out out/start": "",
     "python tools/convert.py to_gguf --source runs/mine --out out/mine.gguf": "",
@@ -120,13 +161,18 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [command for line in lines if (command := re.sub(r"(^|\s+)# .*", "", line).strip())]
+    found = [command for line in lines if (command := re.sub(r"(^|\s+)# .*", "", line).strip())]
+    return found + [command for _, command, _ in rows("to learn")]
 
 
 def rows(heading: str) -> list[list[str]]:
     """Cells of the table whose first line begins with a heading, without marks of code."""
     table = README[README.index(f"| {heading} |") :].split("\n\n")[0]
     return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def write_records(path: Path, made: Iterable[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in made))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +184,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts").mkdir()
     for path in (ROOT / "scaletrain").rglob("*.py"):
         shutil.copy(path, folder / "texts" / path.relative_to(ROOT).as_posix().replace("/", "."))
+    for name, format in {"chats": "chat", "pairs": "pairs", "topics": "classes"}.items():
+        write_records(folder / f"{name}.jsonl", records(format))
+    write_records(folder / "sizes.jsonl", ({"text": "word " * size, "value": size} for size in range(2, 60)))
     (folder / "theirs").mkdir()
     with tarfile.open(folder / "theirs/part-0.tar", "w") as tar:
         tar.add(ROOT / "README.md", "readme.txt")
@@ -154,19 +203,28 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+class Session:
+    """Runs the commands one after the other, each when it or a later one is asked for: later ones need earlier ones."""
+
+    def __init__(self, workspace: Path) -> None:
+        self._workspace = workspace
+        self._done: dict[str, subprocess.CompletedProcess[str]] = {}
+
+    def __getitem__(self, command: str) -> subprocess.CompletedProcess[str]:
+        for other in RUN_HERE:
+            if command in self._done:
+                break
+            if other not in self._done:
+                # The scripts find the checkout, and its environment, by their own place.
+                folder = ROOT if "bash tools/" in other else self._workspace
+                short = re.sub(r"^deepspeed( --num_gpus \d+)?", "python", other)
+                self._done[other] = run(f"{short} {RUN_HERE[other]}", folder)
+        return self._done[command]
+
+
 @pytest.fixture(scope="module")
-def results(workspace: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What each command did, one after the other in one folder; beside them the scripts, which need nothing of it."""
-    # The scripts find the checkout, and its environment, by their own place.
-    scripts = [command for command in RUN_HERE if "bash tools/" in command]
-    with ThreadPoolExecutor(1) as beside:
-        done = beside.submit(run_all, scripts, ROOT)
-        return run_all([command for command in RUN_HERE if command not in scripts], workspace) | done.result()
-
-
-def run_all(commands: Sequence[str], folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    short = {command: re.sub(r"^deepspeed( --num_gpus \d+)?", "python", command) for command in commands}
-    return {command: run(f"{short[command]} {RUN_HERE[command]}", folder) for command in commands}
+def results(workspace: Path) -> Session:
+    return Session(workspace)
 
 
 def test_every_command_is_run_by_a_test() -> None:
@@ -183,32 +241,32 @@ def test_what_is_run_elsewhere_is_run_there(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", RUN_HERE)
-def test_a_command_works(command: str, results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_a_command_works(command: str, results: Session) -> None:
     result = results[command]
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
 
 
-def test_a_plan_is_for_as_many_ranks_as_asked(results: dict[str, subprocess.CompletedProcess[str]]) -> None:
-    plans = {command: result.stdout for command, result in results.items() if command.endswith("--dry_run")}
+def test_a_plan_is_for_as_many_ranks_as_asked(results: Session) -> None:
+    plans = {command: results[command].stdout for command in RUN_HERE if command.endswith("--dry_run")}
     one, many = plans.values()
     assert "1 ranks x 8 micro steps x 8 sequences, ZeRO 1" in one
     assert "64 ranks x 1 micro steps x 8 sequences, ZeRO 2" in many
 
 
-def test_the_snippet_prints_the_metrics(workspace: Path, results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_the_snippet_prints_the_metrics(workspace: Path, results: Session) -> None:
+    assert results[TRAINED].returncode == 0
     (snippet,) = blocks("python")
     result = subprocess.run([sys.executable, "-c", snippet], cwd=workspace, capture_output=True, text=True, timeout=60)
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "2"], result.stderr
 
 
-def test_metrics_are_those_of_the_table(workspace: Path, results: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_metrics_are_those_of_the_table(workspace: Path, results: Session) -> None:
+    assert results[TRAINED].returncode == 0
     written = {name for row in read_metrics(workspace / "runs/mine/metrics.jsonl") for name in row if "/" in name}
     assert {name for name in written if not name.startswith("text/")} == {row[0] for row in rows("metric")}
 
 
-def test_a_run_directory_holds_what_is_said(
-    workspace: Path, results: dict[str, subprocess.CompletedProcess[str]]
-) -> None:
+def test_a_run_directory_holds_what_is_said(workspace: Path, results: Session) -> None:
     (listing,) = [block for block in blocks("text") if block.startswith("config.yaml")]
     said = {line.split()[0].rstrip("/") for line in listing.splitlines()}
     assert {path.name for path in (workspace / "runs/mine").iterdir() if not path.name.startswith(".")} == said

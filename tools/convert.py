@@ -7,7 +7,6 @@ Each verb has a --help of its own.
 """
 
 import json
-import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,8 +16,7 @@ from typing import Any, TypeVar
 
 import fire
 from fire_tool import run_tool
-
-from scaletrain.errors import ConfigError
+from typed_values import choice, not_negative, positive, split_step, step_number, truth, whole
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -41,6 +39,7 @@ def to_hf(
     step: str | None = None,
     dtype: str | None = None,
     family: str | None = None,
+    weights: str = "trained",
     shard_gb: str = "5",
     verify: str = "true",
     processes: str = "1",
@@ -54,6 +53,7 @@ def to_hf(
         step: Which checkpoint; the newest intact one by default.
         dtype: fp32, bf16 or fp16; as stored by default, which is fp32 for a training.
         family: Such as llama or gpt2; the first that has all of the model's features by default.
+        weights: trained, or ema for their moving average.
         shard_gb: Most gigabytes of a file of weights.
         verify: Run both models layer by layer, and compare; needs transformers.
         processes: Processes that share the work.
@@ -66,13 +66,14 @@ def to_hf(
         from scaletrain.convert.to_hf import to_hf as convert
 
         kind = parse_dtype(dtype)
-        checkpoint = CheckpointTensors(find_checkpoint(Path(source), found_step), trusts)
+        checkpoint = CheckpointTensors(find_checkpoint(Path(source), found_step), trusts, kind_of)
         print(f"reads {checkpoint.folder}")
         written, proof = convert(checkpoint, Path(out), kind, family, count, shard_bytes, proves)
         for line in () if proof is None else proof.lines():
             print(line)
         print(f"wrote {out}, a {written.model_type} model: from_pretrained({out!r})")
 
+    kind_of = choice("weights", weights, {"trained": "weight", "ema": "ema"})
     found_step, count = step_number(step), whole("processes", processes)
     proves, trusts = truth("verify", verify), truth("trust_checkpoint", trust_checkpoint)
     shard_bytes = int(positive("shard_gb", shard_gb) * 10**9)
@@ -341,51 +342,6 @@ def diff(*, a: str, b: str, tolerance: str = "0") -> Request:
 
     bound = not_negative("tolerance", tolerance)
     return Request(run)
-
-
-def split_step(text: str) -> tuple[Path, int | None]:
-    """``RUN@STEP``; the name of a folder may hold an @ as well."""
-    name, at, step = text.rpartition("@")
-    if not at or Path(text).exists():
-        return Path(text), None
-    return Path(name), step_number(step)
-
-
-def step_number(text: str | None) -> int | None:
-    if text is not None and not text.isdecimal():
-        raise ConfigError(f"--step {text} is no whole number; give the step of a checkpoint, such as --step 1000")
-    return None if text is None else int(text)
-
-
-def number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"--{name} {text} is no number; give one, such as --{name} 1") from None
-
-
-def not_negative(name: str, text: str) -> float:
-    if not 0 <= number(name, text) < math.inf:
-        raise ConfigError(f"--{name} {text} is out of range; give 0 or a number above it")
-    return number(name, text)
-
-
-def positive(name: str, text: str) -> float:
-    if not 0 < number(name, text) < math.inf:
-        raise ConfigError(f"--{name} {text} is out of range; give a number above 0")
-    return number(name, text)
-
-
-def whole(name: str, text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise ConfigError(f"--{name} {text} is out of range; give a whole number, 1 or more")
-    return int(text)
-
-
-def truth(name: str, text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ConfigError(f"--{name} {text}: expected true or false, or nothing at all")
-    return text.lower() == "true"
 
 
 VERBS = (to_hf, from_hf, consolidate, universal, merge_lora, export_lora, to_gguf, inspect, diff, average)

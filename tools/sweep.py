@@ -7,7 +7,7 @@ import glob
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +57,10 @@ def run(request: Request) -> int:
     folder = Path("runs") / request.file.stem
     runs = plan_sweep(request.file, folder, [f"--{key}={value}" for key, value in request.training.items()])
     host = describe_host()
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [str(gpu.index) for gpu in host.gpus] if shown is None else [name for name in shown.split(",") if name]
+    gpus = usable_gpus([str(gpu.index) for gpu in host.gpus])
     waiting = [one for one in runs if not is_complete(one)]
     say(f"{len(runs)} runs in {folder}, {len(runs) - len(waiting)} of them complete; tensorboard --logdir {folder}")
-    sweep = Sweep(waiting, divide(request.jobs, host.cores, gpus if host.gpus else []), say)
+    sweep = Sweep(waiting, divide(request.jobs, host.cores, gpus), say)
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: (asked.append(number), sweep.ask_to_stop()))
@@ -73,6 +72,14 @@ def run(request: Request) -> int:
     if left:
         say(f"not complete: {', '.join(left)}; the same command goes on with them")
     return (130 if asked else 1) if left else 0
+
+
+def usable_gpus(there: Sequence[str]) -> list[str]:
+    """Those that a training started here would use."""
+    if not there or os.environ.get("DS_ACCELERATOR") == "cpu":
+        return []
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(there) if shown is None else [name for name in shown.split(",") if name]
 
 
 def say(text: str) -> None:

@@ -37,7 +37,7 @@ HELD_OUT = ("validation", "test")
 MAX_FEATURES = 100_000  # words and pairs of words, the most frequent ones
 MAX_ITERATIONS = 300
 # Tried on the validation split, from strong regularisation to weak.
-LOGISTIC_C = (1.0, 4.0, 16.0, 64.0, 256.0)
+LOGISTIC_C = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
 NAIVE_BAYES_ALPHA = (1.0, 0.1, 0.01, 0.001)
 RIDGE_ALPHA = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 LEAD_WORDS = 7  # as many as a synopsis has on average

@@ -36,6 +36,19 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
     # Of a BERT that goes on with masked tokens alone, all tokens are in the first segment.
     if model.n_segments and not reads_head and task.name != "masked_lm":
         yield f"model.n_segments = {model.n_segments} is not read by task {task.name}; leave it out"
+    if model.n_encoder_layers and task.name != "seq2seq":
+        yield (
+            f"model.n_encoder_layers = {model.n_encoder_layers} reads a source, which task {task.name} does not have; "
+            "set it to 0, or train on pairs with task seq2seq"
+        )
+    if model.kind == "cnn" and task.name not in _LABELLED:
+        yield f"model.kind cnn tells classes or values alone, and no tokens as task {task.name} does; take another kind"
+    if task.name in _LABELLED:
+        for key in ("output_transform", "output_bias"):
+            if getattr(model, key):
+                yield f"model.{key} belongs to the output layer, which task {task.name} does not read; set it to false"
+        if not model.tie_embeddings:
+            yield f"task {task.name} reads no output layer; set model.tie_embeddings to true, so that none is held"
     if task.name in _CAUSAL and not model.causal:
         yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
     if task.name == "masked_lm" and model.causal:

@@ -31,6 +31,7 @@ class CheckpointTensors:
         infos: What there is, by name, in the stored type.
         tied: Further names of tensors, with the names they are stored under.
         state: The content of ``state.json``.
+        kind: Which of its numbers are read.
         config: The model.
         task: What it was trained for.
         lora: The settings of its adapters.
@@ -38,22 +39,23 @@ class CheckpointTensors:
         frozen: Names of what was not trained.
     """
 
-    def __init__(self, folder: Path, trusted: bool = False) -> None:
+    def __init__(self, folder: Path, trusted: bool = False, kind: str = WEIGHT) -> None:
         """Reads what the checkpoint says of itself.
 
         Args:
             folder: A complete checkpoint.
             trusted: Whether objects of any class may be unpickled, which runs what the files say.
+            kind: ``weight``, or ``ema`` for the moving average of what was trained.
 
         Raises:
-            CheckpointError: It is incomplete or damaged, as far as sizes tell.
+            CheckpointError: It is incomplete or damaged, as far as sizes tell, or has no moving average.
         """
         if not (folder / COMPLETE).exists():
             raise CheckpointError(f"{folder} is no complete checkpoint: {COMPLETE} is missing. Choose another one.")
         damage = find_damage(folder, "sizes")
         if damage is not None:
             raise CheckpointError(f"{folder}: {damage}. Choose another one.")
-        self.folder, self.trusted = folder, trusted
+        self.folder, self.trusted, self.kind = folder, trusted, kind
         try:
             self.state = json.loads((folder / STATE).read_text())
             engine = self.state["engine"]
@@ -65,6 +67,8 @@ class CheckpointTensors:
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / STATE} cannot be read: {error}. Choose another checkpoint.") from None
+        if kind != WEIGHT and not (kind in engine.get("moments", ()) and engine.get("applied_steps")):
+            raise CheckpointError(f"{folder} has no moving average of its weights; optim.ema_decay makes one")
         config = load_config(folder / CONFIG, {})
         self.config: ModelConfig = config.model
         self.task: TaskConfig = config.task
@@ -108,8 +112,9 @@ class CheckpointTensors:
 
     def _stored(self, name: str, start: int, numel: int) -> Tensor:
         infos = self._factor_infos if name in self._factor_infos else self.infos
-        flat = self._reader.read(_PREFIX + name, WEIGHT, start, numel, infos[name].dtype)
-        assert flat is not None  # weights, unlike moments, are always there
+        kind = WEIGHT if name in self.frozen else self.kind
+        flat = self._reader.read(_PREFIX + name, kind, start, numel, infos[name].dtype)
+        assert flat is not None  # weights are always there, and averages once a step was taken
         return flat
 
     def release(self) -> None:

@@ -34,7 +34,7 @@ def merge_run(checkpoint: CheckpointTensors, out: Path, dtype: torch.dtype | Non
     infos = {name: TensorInfo(info.shape, dtype or info.dtype) for name, info in checkpoint.infos.items()}
     merged = {"merged": f"{checkpoint.folder.parent.parent.name}/{checkpoint.folder.name}"}
     copies = [Copy(whole(name, info.shape), whole(name, info.shape)) for name, info in infos.items()]
-    open_source = functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted)
+    open_source = functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted, checkpoint.kind)
     write_start(
         out,
         start_like(checkpoint, infos, merged),

@@ -80,7 +80,10 @@ def to_hf(
             if pair.ours.name in checkpoint.infos
         ]
         copy_tensors(
-            functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted), copies, places, processes
+            functools.partial(CheckpointTensors, checkpoint.folder, checkpoint.trusted, checkpoint.kind),
+            copies,
+            places,
+            processes,
         )
         proof = verify(checkpoint, used, draft, dtype=nearest_dtype_name(infos)) if proves else None
     return family, proof

@@ -78,7 +78,7 @@ def read_report(folder: Path) -> Report:
         {split: Counter(counts) for split, counts in content["kept"].items()},
         Counter(content["replaced"]),
         Counter(content["skipped"]),
-        Counter(content["cut"]),
+        Counter(content.get("cut", {})),  # older builds knew nothing to cut
     )
 
 

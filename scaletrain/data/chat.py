@@ -275,28 +275,34 @@ class ChatEncoder:
         return (span[0], span[0] + len(said)) if said.endswith(self._ends) else span
 
     def _encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """Tokens of a rendered text and their parts: special ones where the template names them, and what lies between.
-
-        No token reaches into an answer or out of it: the tokens of the prompt that a model is asked with are those that
-        it learnt to answer to.
-        """
+        """Tokens of a rendered text, and their parts."""
+        runs = list(self._runs(text, spans))
+        pieces = [run for run, _ in runs if isinstance(run, str)]
+        encoded = iter(self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
         tokens: list[int] = []
         parts: list[int] = []
+        for run, part in runs:
+            ids = next(encoded).ids if isinstance(run, str) else [run]
+            tokens += ids
+            parts += [part] * len(ids)
+        return tokens, parts
+
+    def _runs(self, text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str | int, int]]:
+        """Cuts a rendered text into special tokens, where the template names them, and what lies between; with parts.
+
+        No piece reaches into an answer or out of it: the tokens of the prompt that a model is asked with are those that
+        it learnt to answer to.
+        """
         edges = [edge for span in spans for edge in span]
         done = 0
         for found in [*self._in_text.finditer(text), None]:
             stop = found.start() if found else len(text)
             for begin, end in pairwise([done, *(edge for edge in edges if done < edge < stop), stop]):
-                piece = text[begin:end].replace(_HIDDEN, "")
-                ids = self._tokenizer.encode(piece, add_special_tokens=False).ids
-                tokens += ids
-                parts += [_part_of(begin, spans)] * len(ids)
+                yield text[begin:end].replace(_HIDDEN, ""), _part_of(begin, spans)
             if found:
                 assert found.lastindex is not None  # each token is a group
-                tokens.append(self._ids[found.lastindex - 1])
-                parts.append(_part_of(found.start(found.lastindex), spans))
+                yield self._ids[found.lastindex - 1], _part_of(found.start(found.lastindex), spans)
                 done = found.end()
-        return tokens, parts
 
 
 def _part_of(place: int, spans: Sequence[tuple[int, int]]) -> int:

@@ -265,9 +265,9 @@ class Engine:
             with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
                 yield
         finally:
-            if averaged:
-                exchange_averages(self.ds, self.stage)
             self.ds.module.train()
+        if averaged:  # not behind an error, which ends the run: other ranks may not come here
+            exchange_averages(self.ds, self.stage)
 
     def collect(self, is_writer: bool) -> SavedPart:
         """This rank's share of a checkpoint; every rank calls it.

@@ -22,8 +22,11 @@ GNMT_PENALTY = 0.6
 class DecoderCache(Protocol):
     """What a decoder has computed for the tokens so far."""
 
-    def reorder(self, rows_B: Tensor) -> None:
-        """Lets row i go on from what was row ``rows_B[i]``; there may be fewer than before."""
+    def reorder(self, rows_B: Tensor, within_sources: bool) -> None:
+        """Lets row i go on from what was row ``rows_B[i]``; there may be fewer than before.
+
+        Where each row goes on from one of the same source, what was computed from the sources can stay.
+        """
 
 
 class EncoderDecoder(Mode, Protocol):
@@ -209,9 +212,10 @@ class _Reading:
         return self._model.logits(hidden_B1D)[:, -1]
 
     def go_on_from(self, rows_N: Tensor) -> None:
-        """Makes row i of what was row ``rows_N[i]``; there may be fewer than before, and of each source as many."""
-        self._cache.reorder(rows_N)
-        if len(rows_N) < len(self._memory_BSD):
+        """Makes row i of what was row ``rows_N[i]``: of the same source, or there are fewer rows than before."""
+        has_fewer = len(rows_N) < len(self._memory_BSD)
+        self._cache.reorder(rows_N, within_sources=not has_fewer)
+        if has_fewer:
             self._memory_BSD = self._memory_BSD[rows_N]
             self._mask_BS = None if self._mask_BS is None else self._mask_BS[rows_N]
 

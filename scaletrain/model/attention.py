@@ -61,7 +61,15 @@ class LayerCache:
     def reorder(self, rows_B: Tensor) -> None:
         """Let row i go on from what was row ``rows_B[i]``."""
         if self._k_BKSH is not None and self._v_BKSH is not None:
-            self._k_BKSH, self._v_BKSH = self._k_BKSH[rows_B], self._v_BKSH[rows_B]
+            self._k_BKSH, self._v_BKSH = self._rows_of(self._k_BKSH, rows_B), self._rows_of(self._v_BKSH, rows_B)
+
+    def _rows_of(self, filled_BKSH: Tensor, rows_B: Tensor) -> Tensor:
+        """The rows, in the same memory where they are as many; only what is filled is copied."""
+        kept_BKSH = filled_BKSH[:, :, : self.length][rows_B]
+        if len(rows_B) != len(filled_BKSH):
+            filled_BKSH = filled_BKSH.new_empty(len(rows_B), *filled_BKSH.shape[1:])
+        filled_BKSH[:, :, : self.length] = kept_BKSH
+        return filled_BKSH
 
 
 class CrossCache:
@@ -99,15 +107,18 @@ class KVCache:
         for layer, cross in zip(self.layers, self.cross, strict=True):
             layer.length, cross.stored = 0, None
 
-    def reorder(self, rows_B: Tensor) -> None:
+    def reorder(self, rows_B: Tensor, within_sources: bool = False) -> None:
         """Let row i go on from what was row ``rows_B[i]``, as a search does that follows several texts.
 
         Args:
             rows_B: rows to keep, int64; a row may come several times, and their number may change.
+            within_sources: whether each row goes on from one of the same source, so that what was computed from the
+                source can stay where it is.
         """
         for layer, cross in zip(self.layers, self.cross, strict=True):
             layer.reorder(rows_B)
-            cross.reorder(rows_B)
+            if not within_sources:
+                cross.reorder(rows_B)
 
 
 class Visibility(NamedTuple):

@@ -6,8 +6,6 @@ them as they are. Positions and segments are part of that interface only: such m
 Shapes: B batch, T time, S tokens of the source, D d_model, L layers, V vocabulary, C classes, F all feature maps.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,8 +38,8 @@ class RecurrentCache:
         """Forget all tokens."""
         self.length, self.state = 0, None
 
-    def reorder(self, rows_B: Tensor) -> None:
-        """Let row i go on from what was row ``rows_B[i]``."""
+    def reorder(self, rows_B: Tensor, within_sources: bool = False) -> None:
+        """Let row i go on from what was row ``rows_B[i]``; nothing is kept of the source, whichever row that is of."""
         if self.state is not None:
             h_LBD, c_LBD = self.state
             self.state = h_LBD[:, rows_B], c_LBD[:, rows_B]
@@ -50,8 +48,8 @@ class RecurrentCache:
 class Recurrent(nn.Module):
     """Layers of LSTMs, each of which starts anew at a border of documents.
 
-    Each layer and direction is a module of its own, and documents are laid out side by side: torch's packed sequences
-    would do the same in one call, but in a backward pass whose order depends on the lengths. ZeRO-2 reduces gradients
+    Each layer and direction is a module of its own, and documents lie side by side: torch's packed sequences would do
+    the same in one call, but in a backward pass whose order depends on the lengths. ZeRO-2 reduces gradients
     in the order in which they come, so that ranks with other lengths would mix up their weights, without a word.
 
     Args:
@@ -69,13 +67,33 @@ class Recurrent(nn.Module):
         self.backwards = nn.ModuleList(nn.LSTM(d_model, width, batch_first=True) for _ in range(n_backwards))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Compute the states of the last layer.
 
         Args:
+            x_BTD: input, a document in each row.
+            lengths_B: places of each before the padding, int64; None where nothing is padded.
+
+        Returns:
+            (B, T, D); states of padding mean nothing.
+        """
+        if lengths_B is None:
+            lengths_B = torch.full((len(x_BTD),), x_BTD.shape[1], device=x_BTD.device)
+        mirror = _mirror(lengths_B, x_BTD.shape[1]) if self.backwards else None
+        for layer, forwards in enumerate(self.forwards):
+            read_BTD = self.dropout(x_BTD) if layer else x_BTD
+            x_BTD = forwards(read_BTD)[0]
+            if mirror is not None:
+                x_BTD = torch.cat((x_BTD, self.backwards[layer](read_BTD[mirror])[0][mirror]), dim=-1)
+        return x_BTD
+
+    def read_packed(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
+        """Compute the states of the last layer where rows hold several documents.
+
+        Args:
             x_BTD: input.
-            documents_BT: integer number of each place's document, which never decreases along a row; None where each
-                row is one. The work grows with the number of documents times the length of the longest.
+            documents_BT: integer number of each place's document, which never decreases along a row. The work grows
+                with the number of documents times the length of the longest.
 
         Returns:
             (B, T, D).
@@ -83,24 +101,13 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: the numbers of documents decrease along a row.
         """
-        if documents_BT is None:
-            lengths = [x_BTD.shape[1]] * len(x_BTD)
-        else:
-            spans = find_spans(documents_BT)
-            lengths = [span.stop - span.start for span in spans]
-            x_BTD = rnn.pad_sequence([x_BTD[span.row, span.start : span.stop] for span in spans], batch_first=True)
-        mirror = _mirror(lengths, x_BTD.device) if self.backwards else None
-        for layer, forwards in enumerate(self.forwards):
-            read_BTD = self.dropout(x_BTD) if layer else x_BTD
-            x_BTD = forwards(read_BTD)[0]
-            if mirror is not None:
-                x_BTD = torch.cat((x_BTD, self.backwards[layer](read_BTD[mirror])[0][mirror]), dim=-1)
-        if documents_BT is None:
-            return x_BTD
+        spans = find_spans(documents_BT)
+        lengths = [span.stop - span.start for span in spans]
+        documents = [x_BTD[span.row, span.start : span.stop] for span in spans]
+        states = self(rnn.pad_sequence(documents, batch_first=True), torch.tensor(lengths, device=x_BTD.device))
         # Spans cover all places in their order, so what was cut into them is in order again once it is joined.
-        return torch.cat(rnn.unpad_sequence(x_BTD, torch.tensor(lengths), batch_first=True)).view(
-            *documents_BT.shape, -1
-        )
+        joined = torch.cat([states_TD[:length] for states_TD, length in zip(states, lengths, strict=True)])
+        return joined.view(*documents_BT.shape, -1)
 
     def advance(self, x_BTD: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Compute the states of the last layer of one that reads forwards, and go on from a state.
@@ -172,7 +179,8 @@ class LSTM(nn.Module):
             tokens_BT: int64 tokens.
             positions_BT: not used.
             documents_BT: integer number of each token's document, which never decreases along a row. Given, each
-                document begins with a state of zeros.
+                document begins with a state of zeros. In a classifier a row is one document: what has another number
+                than its first token is padding, whose states mean nothing.
             cache: the state behind the tokens before these; it is advanced.
             segments_BT: not used.
 
@@ -186,11 +194,15 @@ class LSTM(nn.Module):
         if cache is not None and (documents_BT is not None or not self.config.causal):
             raise ValueError("a cache continues one document per row of a causal model; leave the cache out")
         x_BTD = self.dropout(self.embedding(tokens_BT))
-        if cache is None:
-            hidden_BTD = self.lstm(x_BTD, documents_BT)
-        else:
+        if cache is not None:
             hidden_BTD, state = self.lstm.advance(x_BTD, cache.state)
             cache.advance(tokens_BT.shape[1], state)
+        elif documents_BT is None:
+            hidden_BTD = self.lstm(x_BTD)
+        elif self.config.n_classes:
+            hidden_BTD = self.lstm(x_BTD, _of_first_document(documents_BT).sum(1))
+        else:
+            hidden_BTD = self.lstm.read_packed(x_BTD, documents_BT)
         dropped_BTD: Tensor = self.dropout(hidden_BTD)
         return dropped_BTD
 
@@ -247,8 +259,8 @@ class LSTMSeq2Seq(nn.Module):
 
     def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None = None) -> Tensor:
         """Read the sources: see ``EncoderDecoder.encode``."""
-        documents_BS = None if source_mask_BS is None else (~source_mask_BS).int()
-        memory_BSD: Tensor = self.dropout(self.encoder(self.dropout(self.embedding(source_BS)), documents_BS))
+        lengths_B = None if source_mask_BS is None else source_mask_BS.sum(1)
+        memory_BSD: Tensor = self.dropout(self.encoder(self.dropout(self.embedding(source_BS)), lengths_B))
         return memory_BSD
 
     def decode(
@@ -340,7 +352,7 @@ class CNN(nn.Module):
         """
         x_BTD = self.dropout(self.embedding(tokens_BT))
         if documents_BT is not None:
-            x_BTD = x_BTD.where((documents_BT == documents_BT[:, :1]).unsqueeze(-1), 0.0)
+            x_BTD = x_BTD.where(_of_first_document(documents_BT).unsqueeze(-1), 0.0)
         x_BDT = x_BTD.transpose(1, 2)
         # Behind the last token stand zeros, so that texts shorter than a filter have an answer too.
         answers = [
@@ -370,9 +382,12 @@ def _output(config: ModelConfig, embedding: Embedding) -> Linear:
     return output
 
 
-def _mirror(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _of_first_document(documents_BT: Tensor) -> Tensor:
+    return documents_BT == documents_BT[:, :1]
+
+
+def _mirror(lengths_B: Tensor, T: int) -> tuple[Tensor, Tensor]:
     """Rows and places by which each sequence is turned round, and back again; what is behind its end stays."""
-    lengths_B1 = torch.tensor(lengths, device=device).unsqueeze(1)
-    places_1T = torch.arange(max(lengths), device=device).unsqueeze(0)
+    lengths_B1, places_1T = lengths_B.unsqueeze(1), torch.arange(T, device=lengths_B.device).unsqueeze(0)
     mirrored_BT = torch.where(places_1T < lengths_B1, lengths_B1 - 1 - places_1T, places_1T)
-    return torch.arange(len(lengths), device=device).unsqueeze(1), mirrored_BT
+    return torch.arange(len(lengths_B), device=lengths_B.device).unsqueeze(1), mirrored_BT

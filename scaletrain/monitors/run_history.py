@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from scaletrain.launch.verdicts import Verdict
 from scaletrain.monitors import names
 from scaletrain.monitors.run_records import Record, RunRecords, number
 
@@ -233,7 +234,8 @@ def _mark_lost(attempts: list[Attempt], records: RunRecords) -> list[Attempt]:
             if what == "step":
                 kept.append((step, place))
                 place += 1
-    if attempts and attempts[-1].verdict != "running":
+    # A complete run has saved its end, or was asked to save nothing: then nobody needs the weights.
+    if attempts and attempts[-1].verdict not in ("running", Verdict.COMPLETE):
         back_to(saved[-1])
     numbered = iter(range(place))
     return [

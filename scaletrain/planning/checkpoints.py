@@ -49,18 +49,19 @@ class Kept:
     best: int = 0
 
     @staticmethod
-    def of(checkpoint: CheckpointConfig, max_steps: int) -> "Kept":
+    def of(checkpoint: CheckpointConfig, max_steps: int, keeps_best: bool = False) -> "Kept":
         """Count those of a whole run.
 
         Args:
             checkpoint: when the run saves, and what it keeps.
             max_steps: its length.
+            keeps_best: whether the best one stays, whatever ``checkpoint`` says.
         """
         every = checkpoint.keep_every_steps
         # A save falls on a multiple where the two intervals meet, and at the end.
         met = math.lcm(checkpoint.every_steps or max_steps, every)
         multiples = max_steps // met + (max_steps % every == 0 and max_steps % met > 0) if every else 0
-        return Kept(checkpoint.keep_last, multiples, every, int(checkpoint.keep_best))
+        return Kept(checkpoint.keep_last, multiples, every, int(checkpoint.keep_best or keeps_best))
 
     @property
     def total(self) -> int:
@@ -84,6 +85,7 @@ def checkpoint_bytes(
     world_size: int,
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
     ranks_there: int | None = None,
+    averages: bool = False,
 ) -> int:
     """Count the bytes of one checkpoint's files, of all ranks together or of those of a node in its own folder.
 
@@ -97,11 +99,12 @@ def checkpoint_bytes(
         world_size: ranks of the run.
         optimizer: the optimizer's name; Adam keeps two moments per parameter, SGD one.
         ranks_there: ranks that write to the same folder; all by default. What is not divided stands in each folder.
+        averages: whether a moving average of the weights is kept (``optim.ema_decay``).
 
     Returns:
         Bytes; the numbers are counted, and a small allowance stands for what is stored beside them.
     """
-    moments_bytes = 4 if optimizer == "sgd" else 8
+    moments_bytes = (4 if optimizer == "sgd" else 8) + 4 * averages
     forward_bytes = (4 if precision == "fp32" else 2) if zero_stage in (1, 2) else 0
     total = count_parameters(model).total
     tensors = _most_tensors(model)

@@ -45,6 +45,7 @@ def plan_memory(
     world_size: int,
     offload: Offload = "none",
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+    averages: bool = False,
 ) -> MemoryPlan:
     """Estimate the memory of a training run.
 
@@ -61,13 +62,14 @@ def plan_memory(
         world_size: ranks of the run.
         offload: what lies in the host's memory: nothing, the optimizer's state, or that and the weights (stage 3).
         optimizer: the optimizer's name; Adam keeps two moments per parameter, SGD one.
+        averages: whether a moving average of the weights is kept (``optim.ema_decay``).
 
     Returns:
         The plan.
     """
     parameters = count_parameters(model).total
     number_bytes = 4 if train.precision == "fp32" else 2
-    moments_bytes = 4 if optimizer == "sgd" else 8
+    moments_bytes = (4 if optimizer == "sgd" else 8) + 4 * averages
     # DeepSpeed keeps master weights beside fp32 weights too, once it spreads them.
     master_bytes = 0 if train.precision == "fp32" and zero_stage == 0 else 4
     state_bytes = master_bytes + moments_bytes

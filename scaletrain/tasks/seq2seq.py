@@ -17,7 +17,7 @@ from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import Collated, Rows
 from scaletrain.errors import ConfigError
 from scaletrain.evaluation.beam_search import Search, search_texts
-from scaletrain.evaluation.text_overlap import summary_metrics, translation_metrics
+from scaletrain.evaluation.text_overlap import signatures, summary_metrics, translation_metrics
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
 from scaletrain.tasks.task import Sampling, Task, TaskSetting, Written
 
@@ -50,6 +50,9 @@ class Seq2SeqTask(Task):
         self._text_metrics = setting.task.text_metrics
         self._beams = setting.task.beams
         self.writes = self._text_metrics != "none"
+        if self.writes:  # now, so that a library that is missing is told before anything is trained
+            own = self.text_figures(())
+            self.judged_by = {name: told for name, told in signatures().items() if name in own}
 
     def collate(self, rows: Rows, seed: int) -> Collated:
         """Parts 0 and 1 of each document, side by side.
@@ -91,7 +94,9 @@ class Seq2SeqTask(Task):
         """The likeliest text for a source."""
         source = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids, self._begin_id]
         device = next(model.parameters()).device
-        tokens = search_texts(model, torch.tensor([source], device=device), None, self._search(sampling.max_new_tokens))
+        source_1S, search = torch.tensor([source], device=device), self._search(sampling.max_new_tokens)
+        # Ranks whose logits differ in the last bit would end after different numbers of tokens.
+        tokens = search_texts(model, source_1S, None, search, lambda is_done: bool(sampling.agree(is_done)))
         return self._tokenizer.decode(tokens[0])
 
     def write(

@@ -4,8 +4,9 @@ A task is one file of this package and one line of ``registry.py``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -81,11 +82,13 @@ class Task(ABC):
         predicts_text: Whether the targets are all tokens of a text, in ``targets`` of the inputs, so that the loss is
             the cost of that text: then perplexity and bits per byte are told.
         writes: Whether evaluations have it write texts, by which it is judged.
+        judged_by: Settings and version behind each figure of these texts, so that others can compare theirs.
         reads_others: Whether each row comes with another document of its window.
     """
 
     predicts_text = False
     writes = False
+    judged_by: Mapping[str, str] = MappingProxyType({})
     reads_others = False
 
     @abstractmethod

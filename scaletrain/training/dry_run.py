@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from scaletrain.config.batch_plan import BatchSchedule
@@ -42,7 +43,8 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     ds = load_deepspeed_json(config.deepspeed)
     stage = zero_stage(ds)
     offload: Offload = "all" if offloads_parameters(ds) else "optimizer" if offloads_optimizer(ds) else "none"
-    memory = plan_memory(config.model, config.train, stage, world_size, offload, config.optim.name)
+    averages = config.optim.ema_decay > 0
+    memory = plan_memory(config.model, config.train, stage, world_size, offload, config.optim.name, averages)
     host = describe_host()
     corpus_lines = _corpus_lines(config)  # before anything is printed: a URL with a password is refused here
     print(dump_yaml(config))
@@ -54,12 +56,13 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     if plan.filling_share > 0:
         print(f"{'filling':<14} {plan.filling_share:.1%} of the rows are masked, because the sizes do not divide")
     lines = plan_lines(config.model, config.train, memory, _hardware(host, config, world_size))
-    size = checkpoint_bytes(config.model, config.train.precision, stage, world_size, config.optim.name)
-    kept = Kept.of(config.checkpoint, config.train.max_steps)
+    count = partial(checkpoint_bytes, config.model, config.train.precision, stage, world_size, config.optim.name)
+    size = count(averages=averages)
+    kept = Kept.of(config.checkpoint, config.train.max_steps, keeps_best=config.eval.patience > 0)
     print("\n".join([*lines, *checkpoint_lines(size, kept, _room(config.run_dir / "checkpoints"))]))
     if config.checkpoint.local_dir is not None:
         there = _ranks_of_node(host, world_size)
-        part = checkpoint_bytes(config.model, config.train.precision, stage, world_size, config.optim.name, there)
+        part = count(there, averages=averages)
         folder = local_folder(config.checkpoint.local_dir, read_run_id(config.run_dir) or "new")
         print("\n".join(checkpoint_lines(part, Kept(LOCAL_KEEP_LAST), _room(folder), is_local=True)))
     if config.checkpoint.background:

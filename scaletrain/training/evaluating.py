@@ -104,7 +104,8 @@ class Evaluating(Callback):
         self._evaluated_at = run.state.step
         metrics = self._judge(run) if self._source_names else {}
         self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
-        run.record_event("evaluated", seconds=round(time.perf_counter() - start_s, 3))
+        told = {"judged_by": dict(self._task.judged_by)} if self._task.judged_by else {}
+        run.record_event("evaluated", seconds=round(time.perf_counter() - start_s, 3), **told)
         run.notify("on_eval", metrics)
 
     def _judge(self, run: Run) -> dict[str, float]:

@@ -137,3 +137,20 @@ def test_json_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> None
     path = tmp_path / "ds.json"
     path.write_text(text)
     assert words in told(deepspeed=str(path))
+
+
+def test_a_model_that_fits_its_task() -> None:
+    pairs = {"task__name": "seq2seq", "data__packing": "document"}
+    accepted(**pairs, model__n_encoder_layers="2")
+    accepted(**pairs, model__n_encoder_layers="2", model__kind="lstm")
+    assert "model.n_encoder_layers = 2 reads a source" in told(model__n_encoder_layers="2")
+    assert "model.kind cnn tells classes or values alone" in told(model__kind="cnn")
+    labelled = {"task__name": "regression", "data__packing": "document", "eval__prompts": "[]"}
+    accepted(**labelled, model__kind="cnn", model__n_classes="1")
+
+
+def test_baselines_have_neither_learned_positions_nor_layers_to_recompute() -> None:
+    accepted(model__kind="lstm", train__max_seq_len="2048", model__max_seq_len="1024")
+    checkpointing = {"train__activation_checkpointing": "true"}
+    assert "train.activation_checkpointing recomputes the layers" in told(model__kind="lstm", **checkpointing)
+    accepted(**checkpointing)

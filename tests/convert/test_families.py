@@ -100,7 +100,7 @@ def test_a_model_generates_the_same_tokens_there_and_here(tmp_path: Path, name: 
 SMALL = {"vocab_size": 50, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 32}
 # A description of each kind as a training here would have it.
 TRAINED_HERE = {
-    "gpt2": {},
+    "gpt2": {"activation": "relu"},
     "gpt_neox": {"positions": "rotary", "rotary_dim": 6, "parallel_residual": True, "tie_embeddings": False},
     "llama": {"positions": "rotary", "norm": "rms_norm", "activation": "swiglu", "bias": False, "n_kv_heads": 2},
     "mistral": {"sliding_window": 9},
@@ -136,9 +136,9 @@ PRESETS = {
     "path", sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_each_preset_is_one_of_the_family_that_the_page_names(path: Path) -> None:
-    family, described = family_for(load_config(None, {"model.preset": path.stem}).model)
-    assert family.model_type == PRESETS[path.stem.split("_")[0]]
     model = load_config(None, {"model.preset": path.stem}).model
+    family, described = family_for(model)
+    assert family.model_type == PRESETS[path.stem.split("_")[0]]
     added = [key for key, value in described.model_dump().items() if value != getattr(model, key)]
     biases = ["bias", "qkv_bias", "attention_out_bias"]
     assert added == {"gpt_neox": biases, "marian": ["output_bias"]}.get(family.model_type, [])
@@ -218,6 +218,14 @@ def test_a_checkpoint_of_another_model_than_it_says_is_refused(tmp_path: Path) -
         ({"norm_position": "post"}, "norm_position = post"),
         ({"qk_norm": True}, "qk_norm = True"),
         ({"output_bias": True}, "output_bias = True"),
+        ({"positions": "relative"}, "positions = relative"),
+        ({"attention_scale": False}, "attention_scale = False"),
+        ({"output_scale": 0.5}, "output_scale = 0.5"),
+        ({"activation": "geglu"}, "activation = geglu"),
+        ({"n_encoder_layers": 2}, "n_encoder_layers = 2"),
+        ({"kind": "lstm"}, "kind = lstm"),
+        ({"kind": "cnn"}, "kind = cnn"),
+        ({"causal": False, "pooler": True, "pooling": "mean"}, "pooling = mean"),
     ],
 )
 def test_what_no_family_has_is_named(change: dict[str, object], told: str) -> None:

@@ -203,6 +203,53 @@ def test_answers_are_found_in_a_template_without_blocks(like_llama3: Tokenizer, 
         assert published.parts == [*ours.parts[:-1], 0, 0]
 
 
+# As published with models: of Mistral, of Gemma, of Zephyr.
+ALTERNATE = (
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must "
+    "alternate user/assistant/user/assistant/...') }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}" + ALTERNATE + "{% if message['role'] == 'user' %}{{ '[INST] ' + "
+    "message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + "
+    "' ' }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    + ALTERNATE
+    + "{% if (message['role'] == 'assistant') %}{% set role = "
+    "'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + "
+    "message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
+    "'<start_of_turn>model\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + "
+    "eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token "
+    "}}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "learnt"),
+    [
+        (MISTRAL, "world<|endoftext|> fine <|endoftext|>"),
+        (GEMMA, "world<end_of_turn>fine<end_of_turn>"),
+        (ZEPHYR, "world<|endoftext|> fine <|endoftext|>"),
+    ],
+)
+def test_published_templates_can_be_given_as_they_are(template: str, learnt: str) -> None:
+    names = ["<s>", "<|user|>", "<|assistant|>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>"]
+    tokenizer = train_byte_level_bpe(TEXTS, 400, names)
+    borders, messages = borders_of(tokenizer), talk("hello", "world", "how", " fine ")
+    chat = encoder(template, tokenizer, borders).encode(messages)
+    said = [token for token, part in zip(chat.tokens, chat.parts, strict=True) if part]
+    assert tokenizer.decode(said, skip_special_tokens=False) == learnt
+    peer = as_transformers(tokenizer, borders, template)
+    assert chat.tokens == [*peer.apply_chat_template(messages)["input_ids"], borders.eos_id]
+    assert encoder(template, tokenizer, borders).prompt(messages[:1]) == chat.tokens[: chat.parts.index(1)]
+    with pytest.raises(DataError, match="roles must alternate" if "raise" in template else "marks nothing"):
+        encoder(template, tokenizer, borders).encode([{"role": "system", "content": "a"}])
+
+
 def test_answers_of_a_template_without_blocks_and_without_special_tokens(
     tokenizer: Tokenizer, borders: Borders
 ) -> None:

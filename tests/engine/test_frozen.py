@@ -46,6 +46,16 @@ def test_only_what_is_trained_moves(kind: dict[str, dict[str, object]], uncut: t
     assert uncut[0].losses[-1] < uncut[0].losses[0] - 0.01
 
 
+@pytest.mark.parametrize("way", [{"offload": "all"}, {"checkpointing": True}], ids=str)
+def test_offload_and_recomputed_activations_change_nothing(
+    kind: dict[str, dict[str, object]], uncut: tuple[Trained, Path], tmp_path: Path, way: dict[str, object]
+) -> None:
+    case = Case(stage=3, **kind, **way)  # type: ignore[arg-type]
+    trained = run_on_ranks(2, tuned.train, case, CUT, END, str(tmp_path))[0]
+    check(trained, kind)
+    assert trained.losses == pytest.approx(uncut[0].losses, abs=STAGES_APART)
+
+
 @pytest.mark.parametrize(
     ("world_size", "stage", "precision"),
     [(2, 0, "fp32"), (2, 1, "fp32"), (1, 2, "fp32"), (2, 3, "fp32"), (2, 2, "bf16"), (2, 3, "bf16")],

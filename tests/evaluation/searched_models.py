@@ -15,7 +15,7 @@ class Prefixes:
     def __init__(self) -> None:
         self.rows: list[tuple[int, ...]] = []
 
-    def reorder(self, rows_B: Tensor) -> None:
+    def reorder(self, rows_B: Tensor, within_sources: bool) -> None:
         self.rows = [self.rows[row] for row in rows_B.tolist()]
 
 
@@ -56,7 +56,7 @@ class HuggingFaceCache:
     def __init__(self) -> None:
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-    def reorder(self, rows_B: Tensor) -> None:
+    def reorder(self, rows_B: Tensor, within_sources: bool) -> None:
         self.cache.reorder_cache(rows_B)
 
 

@@ -13,10 +13,12 @@ from examples.debian.baselines import (
     first_sentence,
     nearest_targets,
     number_figures,
+    parse,
     regress,
     reword,
 )
 from examples.splits import write_records
+from scaletrain.errors import ConfigError
 from tests.examples.invented_lists import invented, write_lists
 from tests.examples.test_prepare import prepare
 
@@ -121,9 +123,8 @@ def test_the_program_writes_what_it_prints(tmp_path: Path) -> None:
 )
 def test_an_unknown_or_missing_file_is_named(tmp_path: Path, files: str, message: str) -> None:
     write_records(tmp_path / "topics.jsonl", [])
-    done = prepare("debian.baselines", "--data", tmp_path, "--out", tmp_path / "out", "--files", files)
-    assert done.returncode == 2
-    assert message in done.stderr
+    with pytest.raises(ConfigError, match=message):
+        parse(data=str(tmp_path), out=str(tmp_path / "out"), files=files)
 
 
 def test_without_scikit_learn_the_extra_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """tools/sweep.py as a user meets it: several runs, a table, and the same command after whatever stopped it."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -77,6 +78,18 @@ def test_ctrl_c_saves_what_is_under_way_and_the_same_command_goes_on(new_run: Ne
     lines = read_metrics(metrics)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, step + 3))
     assert {line["attempt"] for line in lines} == {1, 2}, "it went on from where it was saved"
+
+
+def test_runs_share_the_gpus_that_a_training_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    usable = runpy.run_path(str(TOOL))["usable_gpus"]
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert usable(["0", "1"]) == ["0", "1"] and usable([]) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert usable(["0", "1"]) == ["1"]
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert usable(["0", "1"]) == []
 
 
 @pytest.mark.parametrize(

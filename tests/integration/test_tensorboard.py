@@ -28,6 +28,7 @@ SCALARS = {
     "eval/loss",
     "eval/perplexity",
     "eval/bits_per_byte",
+    "eval/gap",
 }
 
 

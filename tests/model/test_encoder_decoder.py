@@ -164,7 +164,9 @@ def test_bf16_autocast_runs_forward_backward_and_cached(shape: str) -> None:
     assert ((torch.cat(parts, 1).float() - exact).norm() / exact.norm()).item() < 0.05
 
 
-@pytest.mark.parametrize("shape", ["original", "t5", "modern"])
+@pytest.mark.parametrize(
+    "shape", ["t5", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("original", "modern"))]
+)
 def test_the_model_is_captured_as_one_graph(shape: str) -> None:
     model, source, tokens, mask = build(shape), some_tokens(1, 2, 9), some_tokens(2, 2, 7), first([9, 4], 9)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -249,6 +249,16 @@ def test_a_run_without_a_failure_gets_a_bound_and_says_so() -> None:
     assert "no failure yet: only a bound is known" in text and "≥" in text and "interruptions: none" in text
 
 
+@pytest.mark.parametrize(("verdict", "lost"), [("complete", 0), ("crash", 3)])
+def test_a_complete_run_that_was_to_save_nothing_has_lost_nothing(verdict: str, lost: int) -> None:
+    run = Simulated()
+    run.start(0, 500)
+    for _ in range(3):
+        run.train(0)
+    run.end(verdict, 0)
+    assert summarize(run.records).lost_steps == lost
+
+
 def test_too_little_is_told_in_words() -> None:
     run = Simulated()
     run.start(0, 500)

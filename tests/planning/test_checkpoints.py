@@ -26,6 +26,7 @@ SHAPE_SWIGLU = SHAPE | {"activation": "swiglu", "norm": "rms_norm", "bias": Fals
         (1, "bf16", 2, SHAPE, "sgd"),
         (2, "bf16", 2, SHAPE_SWIGLU | {"head_dim": 62}, "adamw"),
         (3, "fp32", 2, SHAPE, "adamw"),
+        (2, "bf16", 2, SHAPE, "adamw, averaged"),
         pytest.param(3, "bf16", 1, SHAPE, "adam", marks=pytest.mark.thorough),
     ],
 )
@@ -33,12 +34,14 @@ def test_it_is_what_is_written(
     tmp_path: Path, stage: int, precision: str, ranks: int, shape: dict[str, object], optimizer: str
 ) -> None:
     folder = tmp_path / "saved"
-    case = Case(stage, precision, steps=(0, 1), model=shape, optim={"name": optimizer}, save=str(folder))
+    name, _, averaged = optimizer.partition(", ")
+    optim = {"name": name, "ema_decay": 0.9 if averaged else 0.0}
+    case = Case(stage, precision, steps=(0, 1), model=shape, optim=optim, save=str(folder))
     run_on_ranks(ranks, bodies.train, case)
     size = sum(path.stat().st_size for path in folder.iterdir())
     model = ModelConfig(**(MODEL | shape))
     assert 0.9e6 < count_parameters(model).total < 1.2e6
-    planned = checkpoint_bytes(model, precision, stage, ranks, optimizer)  # type: ignore[arg-type]
+    planned = checkpoint_bytes(model, precision, stage, ranks, name, averages=bool(averaged))  # type: ignore[arg-type]
     assert planned == pytest.approx(size, rel=0.01)
     assert planned >= size
     shutil.rmtree(folder)

@@ -116,6 +116,8 @@ def test_states_are_what_a_plain_adam_holds() -> None:
     assert plan.weights == plan.gradients == sum(weight.nbytes for weight in model.parameters())
     assert plan.optimizer == moments
     assert plan_memory(config, FP32, zero_stage=0, world_size=1, optimizer="sgd").optimizer == moments / 2
+    averaged = plan_memory(config, FP32, zero_stage=0, world_size=1, averages=True)
+    assert averaged.optimizer == moments * 3 / 2, "an average is as large as a moment"
 
 
 @given(stage=st.integers(0, 2), world_size=st.integers(1, 512))

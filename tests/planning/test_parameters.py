@@ -23,6 +23,7 @@ PUBLISHED = {
     "llama2_7b": 6_738_415_616,
     "llama3_8b": 8_030_261_248,
     "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
     "bert_base": 110_106_428,  # transformers' BertForPreTraining
     "bert_large": 336_226_108,
 }

@@ -45,6 +45,17 @@ def test_sources_and_targets_stand_side_by_side(lengths: list[tuple[int, int]], 
     assert collated.targets_B[-1] == 0 and (targets[-1] == IGNORED).all() and mask[-1].sum() == 1
 
 
+def test_figures_of_texts_are_told_with_what_they_depend_on() -> None:
+    model = {"n_encoder_layers": 1}
+    told = {
+        kind: Seq2SeqTask(setting({"name": "seq2seq", "text_metrics": kind}, model, parts=True)).judged_by
+        for kind in ("none", "bleu", "rouge")
+    }
+    assert told["none"] == {} and set(told["bleu"]) == {"eval/bleu", "eval/chrf"}
+    assert set(told["rouge"]) == {"eval/rouge1", "eval/rouge2", "eval/rougeL"}
+    assert "tok:13a" in told["bleu"]["eval/bleu"]
+
+
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 99))
 def test_answers_are_learnt_and_nothing_else(pieces: list[list[int]], seed: int) -> None:
     made = rows(pieces, 36)

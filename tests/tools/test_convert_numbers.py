@@ -9,6 +9,7 @@ from tests.tools.test_convert import convert
     ("arguments", "message"),
     [
         (("to_hf", "--source", "a", "--out", "b", "--shard_gb", "inf"), "--shard_gb inf is out of range"),
+        (("to_hf", "--source", "a", "--out", "b", "--weights", "best"), "--weights best is none of trained, ema"),
         (("average", "--source", "a,b", "--out", "c", "--weights", "inf,1"), "--weights inf is out of range"),
         (("diff", "--a", "a", "--b", "b", "--tolerance", "nan"), "--tolerance nan is out of range"),
         (("diff", "--a", "a", "--b", "b", "--tolerance", "-1"), "--tolerance -1 is out of range"),
