@@ -117,6 +117,8 @@ class StepResult:
 
 FROZEN = -1
 """Group of the fragments that are not trained."""
+EMA = "ema"
+"""Name of the moving average among the optimizer's tensors: it is saved, loaded and moved as the moments are."""
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,40 @@
-"""Continues a prompt with a trained model, and prints the text as it comes.
+"""Has a trained model write: it goes on with a prompt, answers in a conversation, or tells what a source becomes.
 
 python tools/generate.py --run_dir runs/demo --prompt "def main("
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import fire
+from fire_tool import is_given, run_tool, step_of
 
-from scaletrain.errors import ConfigError, ScaletrainError
+from scaletrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from scaletrain.tasks.causal_lm import Prompt
+    from scaletrain.training.trained_run import TrainedRun
 
 Number = TypeVar("Number", int, float)
+TALK = "True"  # fire's for a flag alone
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed, each value of its type."""
+    """What was typed, each value of its type; one of prompt and chat is given, and None stands for a default."""
 
     run_dir: Path
-    prompt: str
+    prompt: str | None
+    chat: str | None
     max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
     step: int | None
     trust_checkpoint: bool
 
@@ -35,40 +43,45 @@ class Request:
 def parse(
     *,
     run_dir: str,
-    prompt: str,
+    prompt: str | None = None,
+    chat: str | None = None,
     max_new_tokens: str = "200",
-    temperature: str = "0.8",
-    top_k: str = "0",
-    top_p: str = "1.0",
-    seed: str = "0",
+    temperature: str | None = None,
+    top_k: str | None = None,
+    top_p: str | None = None,
+    seed: str | None = None,
     step: str | None = None,
     trust_checkpoint: str = "false",
 ) -> Request:
-    """Continues a prompt with a trained model, and prints the text as it comes.
+    """Has a trained model write, and prints the text as it comes.
 
     Args:
         run_dir: Folder of the run whose model to use.
-        prompt: Text to continue.
+        prompt: Text to continue; of a run of task seq2seq the source, of one of task sft what a user says.
+        chat: What a user says to a model that has learnt from conversations. Without a text it reads one turn after
+            the other from the terminal, until Ctrl-D.
         max_new_tokens: Tokens to make at most; fewer if the model ends the text.
-        temperature: 0 takes the likeliest token always; 1 samples as the model predicts; above 1 is wilder.
-        top_k: Sample among the k likeliest tokens; 0 among all.
-        top_p: Sample among the likeliest tokens that together have this probability; 1 among all.
-        seed: The same seed gives the same text.
+        temperature: 0 takes the likeliest token always; 1 samples as the model predicts; above 1 is wilder. 0.8 by
+            default.
+        top_k: Sample among the k likeliest tokens; 0, the default, among all.
+        top_p: Sample among the likeliest tokens that together have this probability; 1, the default, among all.
+        seed: The same seed gives the same text; 0 by default.
         step: Checkpoint to use; the newest intact one by default.
         trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
     """
-    if trust_checkpoint.lower() not in ("true", "false"):
-        raise ConfigError(f"--trust_checkpoint {trust_checkpoint}: expected true or false, or nothing at all")
+    if (prompt is None) == (chat is None):
+        raise ConfigError("give one of --prompt, with a text to go on with, and --chat, for a conversation")
     return Request(
         run_dir=Path(run_dir),
         prompt=prompt,
+        chat=chat,
         max_new_tokens=number("max_new_tokens", max_new_tokens, int),
-        temperature=number("temperature", temperature, float),
-        top_k=number("top_k", top_k, int),
-        top_p=number("top_p", top_p, float),
-        seed=number("seed", seed, int),
-        step=None if step is None else number("step", step, int),
-        trust_checkpoint=trust_checkpoint.lower() == "true",
+        temperature=None if temperature is None else number("temperature", temperature, float),
+        top_k=None if top_k is None else number("top_k", top_k, int),
+        top_p=None if top_p is None else number("top_p", top_p, float),
+        seed=None if seed is None else number("seed", seed, int),
+        step=step_of(step),
+        trust_checkpoint=is_given("trust_checkpoint", trust_checkpoint),
     )
 
 
@@ -80,57 +93,120 @@ def number(name: str, text: str, kind: type[Number]) -> Number:
         raise ConfigError(f"--{name} {text} is not {rule}; give one, such as --{name} 1") from None
 
 
-def continuation(request: Request) -> Iterator[str]:
+def run(request: Request) -> None:
     # Imported here, so that --help and a misspelt option are answered before torch is loaded.
-    from scaletrain.checkpoint.weights import load_weights
-    from scaletrain.config.load import load_config
-    from scaletrain.data.tokenizer import load_tokenizer, prompt_tokens, read_borders
-    from scaletrain.evaluation.generation import generate, stream_text
-    from scaletrain.model.build import build_model
+    from scaletrain.tasks.causal_lm import CausalLMTask
+    from scaletrain.tasks.seq2seq import Seq2SeqTask
+    from scaletrain.training.trained_run import TrainedRun
 
-    if not (request.run_dir / "config.yaml").is_file():
+    trained = TrainedRun.open(request.run_dir, request.step, request.trust_checkpoint)
+    if request.chat is not None:
+        converse(trained, request)
+    elif request.prompt is None or not isinstance(trained.task, CausalLMTask | Seq2SeqTask):
         raise ConfigError(
-            f"--run_dir {request.run_dir} holds no config.yaml; give the folder of a run that was started"
+            f"--run_dir {request.run_dir} is a run of task {trained.config.task.name}, which writes no text; use "
+            f"python tools/predict.py --run_dir {request.run_dir} --input FILE.jsonl"
         )
-    config = load_config(request.run_dir / "config.yaml", {})
-    tokenizer = load_tokenizer(request.run_dir / "tokenizer.json")
-    borders = read_borders(request.run_dir / "corpus.json")
-    model = build_model(config.model)
-    model.load_state_dict(load_weights(request.run_dir / "checkpoints", request.step, request.trust_checkpoint))
-    model.eval()
+    elif isinstance(trained.task, Seq2SeqTask):
+        sys.stdout.write(likeliest(trained, request, request.prompt) + "\n")
+    else:
+        pieces = written(trained, request, trained.task.prompt(request.prompt))
+        if trained.task.continues:
+            sys.stdout.write(request.prompt)
+        show(pieces)
+
+
+def likeliest(trained: "TrainedRun", request: Request, source: str) -> str:
+    """What a source becomes, by a search in which nothing is drawn."""
+    from scaletrain.tasks.task import Sampling
+
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if getattr(request, name) is not None:
+            raise ConfigError(
+                f"--{name} {getattr(request, name)} is for texts that are drawn, but a run of task seq2seq searches "
+                "for the likeliest text; leave it out"
+            )
+    sampling = Sampling(request.max_new_tokens, 0.0, 0, trained.config.train.max_seq_len, int)
+    return trained.task.sample(trained.model, source, sampling)
+
+
+def written(trained: "TrainedRun", request: Request, prompt: "Prompt") -> Iterator[str]:
+    """Pieces of what a causal model writes behind some tokens."""
+    from scaletrain.evaluation.generation import generate, stream_text
+
     tokens = generate(
-        model,
-        prompt_tokens(tokenizer, request.prompt, borders),
+        trained.model,
+        prompt.tokens,
         request.max_new_tokens,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        seed=request.seed,
-        eos_id=borders.eos_id,
-        max_context=config.train.max_seq_len,
+        temperature=0.8 if request.temperature is None else request.temperature,
+        top_k=request.top_k or 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed or 0,
+        ends=prompt.ends,
+        max_context=trained.config.train.max_seq_len,
     )
-    return stream_text(tokenizer, tokens)
+    return stream_text(trained.tokenizer, tokens)
 
 
-def main() -> int:
-    try:
-        request = fire.Fire(parse, name="generate.py", serialize=lambda _: None)
-        if not isinstance(request, Request):
-            raise ConfigError("a word stands where an option should; give all values as --name value")
-        pieces = continuation(request)
-        sys.stdout.write(request.prompt)
-        for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-    except ScaletrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        return 130
-    return 0
+def show(pieces: Iterator[str]) -> str:
+    """Prints pieces of a text as they come, and a line's end; returns the text."""
+    shown = ""
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        shown += piece
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return shown
+
+
+def converse(trained: "TrainedRun", request: Request) -> None:
+    """Answers one turn, or all that are typed."""
+    from scaletrain.tasks.causal_lm import Prompt
+    from scaletrain.tasks.sft import SFTTask
+
+    chat = trained.task.chat if isinstance(trained.task, SFTTask) else None
+    if chat is None:
+        raise ConfigError(
+            f"--chat: {request.run_dir} has not learnt from conversations, and keeps no chat template; give --prompt, "
+            "or train with --task.name sft on a corpus that was built with --format chat"
+        )
+    limit = trained.config.train.max_seq_len
+    room = min(request.max_new_tokens, limit // 2)  # for the answer
+    messages: list[dict[str, str]] = []
+    for question in typed() if request.chat == TALK else [request.chat or ""]:
+        messages.append({"role": "user", "content": question})
+        try:
+            tokens = chat.prompt(messages)
+            while len(tokens) + room > limit and len(messages) > 1:
+                del messages[:2]
+                tokens = chat.prompt(messages)
+                print("(the model sees no more than the last turns)", file=sys.stderr)
+        except DataError as error:
+            if request.chat != TALK:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            messages.pop()
+            continue
+        answer = show(written(trained, request, Prompt(tokens, chat.ends)))
+        messages.append({"role": "assistant", "content": answer})
+
+
+def typed() -> Iterator[str]:
+    """Lines of a terminal, or of a file, one after the other."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - lets lines be edited
+        print("One line is one turn; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if is_terminal else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("generate.py", parse, run))

@@ -10,6 +10,7 @@ from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
 from scaletrain.checkpoint.layout import CONFIG, STATE
 from scaletrain.checkpoint.verify import require_checkpoint
 from scaletrain.config.load import load_config
+from scaletrain.protocols import EMA
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
@@ -29,8 +30,24 @@ def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = Fal
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    folder = require_checkpoint(checkpoints, step, "sizes")
-    weights = read_weights(folder, trusted)
+    return merged_weights(require_checkpoint(checkpoints, step, "sizes"), trusted)
+
+
+def merged_weights(folder: Path, trusted: bool = False, averaged: bool = False) -> dict[str, Tensor]:
+    """Reads the weights of one checkpoint folder, with what adapters add.
+
+    Args:
+        folder: The checkpoint.
+        trusted: See ``load_weights``.
+        averaged: Whether to read the moving average of the weights, as far as one was kept.
+
+    Returns:
+        See ``load_weights``.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    weights = read_weights(folder, trusted, averaged)
     layers = [name.removesuffix(_B) for name in weights if name.endswith(_B)]
     if layers:
         lora = load_config(folder / CONFIG, {}).lora
@@ -40,13 +57,16 @@ def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = Fal
     return weights
 
 
-def read_weights(folder: Path, trusted: bool = False) -> dict[str, Tensor]:
-    """Reads the weights of one checkpoint folder, adapters by themselves; see ``load_weights``."""
+def read_weights(folder: Path, trusted: bool = False, averaged: bool = False) -> dict[str, Tensor]:
+    """Reads the weights of one checkpoint folder, adapters by themselves; see ``merged_weights``."""
     state = json.loads((folder / STATE).read_text())["engine"]
     reader = FragmentReader(folder, state["zero_stage"], trusted)
     weights: dict[str, Tensor] = {}
     for name, shape in state["shapes"].items():
-        flat = reader.read(name, WEIGHT, 0, math.prod(shape))
+        size = math.prod(shape)
+        flat = reader.read(name, EMA, 0, size) if averaged else None
+        if flat is None:  # of what is frozen, and before the first update, there is no average
+            flat = reader.read(name, WEIGHT, 0, size)
         assert flat is not None  # weights, unlike moments, are always there
         weights[name] = flat.view(shape)
     for name, saved_as in state["tied"].items():

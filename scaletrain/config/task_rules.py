@@ -41,9 +41,9 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
             f"model.n_encoder_layers = {model.n_encoder_layers} reads a source, which task {task.name} does not have; "
             "set it to 0, or train on pairs with task seq2seq"
         )
-    if model.kind == "cnn" and task.name not in _LABELLED:
+    if model.kind == "cnn" and task.name not in LABELLED:
         yield f"model.kind cnn tells classes or values alone, and no tokens as task {task.name} does; take another kind"
-    if task.name in _LABELLED:
+    if task.name in LABELLED:
         for key in ("output_transform", "output_bias"):
             if getattr(model, key):
                 yield f"model.{key} belongs to the output layer, which task {task.name} does not read; set it to false"

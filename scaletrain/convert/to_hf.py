@@ -165,8 +165,8 @@ def _write_tokenizer(
             "clean_up_tokenization_spaces": False,
         }
         _write_json(draft / "tokenizer_config.json", described)
-        if facts is not None and facts.chat_template is not None:
-            (draft / TEMPLATE_NAME).write_text(facts.chat_template, encoding="utf-8")
+    if (run_dir / TEMPLATE_NAME).is_file():
+        kept = {**kept, TEMPLATE_NAME: (run_dir / TEMPLATE_NAME).read_bytes()}
     for name, content in kept.items():
         (draft / name).write_bytes(content)
 

@@ -102,9 +102,7 @@ def take_example(record: Any, kind: Format, place: str) -> Example | str:
     Raises:
         DataError: It is no record of that format.
     """
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: a {type(record).__name__}, not an object. {_REMEDY}")
-    given = {name: value for name, value in record.items() if value is not None}
+    given = _given(record, place)
     split = given.get(_SPLIT)
     if split is not None and split not in SPLITS:
         raise DataError(f"{place}: split is {split!r}, but must be one of {', '.join(SPLITS)}. {_REMEDY}")
@@ -117,12 +115,43 @@ def take_example(record: Any, kind: Format, place: str) -> Example | str:
             raise DataError(f"{place}: no {name!r}, which --format {kind} needs; the record has {fields}. {_REMEDY}")
     if reason := _nothing_in(found):
         return reason
+    return Example(_canonical(found, place), split)
+
+
+def take_texts(record: Any, place: str) -> str:
+    """Takes the texts of a record whose class or numbers are not known yet.
+
+    Args:
+        record: As it was parsed: with ``text``, and ``text_pair`` where there is another one.
+        place: Where it stands, for messages.
+
+    Returns:
+        Canonical JSON of these fields.
+
+    Raises:
+        DataError: It has no text.
+    """
+    given = _given(record, place)
+    names: tuple[str, ...] = ("text", "text_pair")
+    found = {name: _text(given[name], f"{place}: {name}") for name in names if name in given}
+    if not found.get("text"):
+        raise DataError(f"{place}: no text in 'text'. {_REMEDY}")
+    return _canonical(found, place)
+
+
+def _given(record: Any, place: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: a {type(record).__name__}, not an object. {_REMEDY}")
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _canonical(found: Mapping[str, Any], place: str) -> str:
     try:
         text = json.dumps(found, ensure_ascii=False, sort_keys=True, allow_nan=False)
         text.encode()  # a lone surrogate is valid JSON and no valid text
     except ValueError as error:
         raise DataError(f"{place}: {error}. {_REMEDY}") from None
-    return Example(text, split)
+    return text
 
 
 def texts_within(example: str) -> Iterator[str]:

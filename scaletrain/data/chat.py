@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -250,6 +251,14 @@ class ChatEncoder:
             DataError: The template refuses the conversation.
         """
         return self._encode(*self._render(messages, add_generation_prompt=True))[0]
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer: the one that ends a document, and the first that the template puts behind one."""
+        conversation = [{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "a"}]
+        tokens, parts, _ = self.encode(conversation)
+        special = [token for token, part in zip(tokens, parts, strict=True) if part and token in self._ids]
+        return frozenset({self._borders.eos_id, *special[:1]})
 
     def _render(self, messages: Messages, add_generation_prompt: bool = False) -> Rendered:
         text, spans = self._template.render(self._hidden(messages), self._names, add_generation_prompt)

@@ -182,18 +182,20 @@ def iterate_steps(
     return StepStream(loader, share, first_step, first_sequence)
 
 
-def evaluation_sequences(dataset: SequenceDataset, most: int) -> list[int]:
+def evaluation_sequences(dataset: SequenceDataset, most: int | None = None) -> list[int]:
     """A fixed set: the first sequences of the first epoch of each source, equally many of each.
 
     Args:
         dataset: The sequences; opened with one lane and a seed of its own, it is the same set for every run.
-        most: Sequences of the set, rounded up to equally many of each source; fewer where one holds fewer.
+        most: Sequences of the set, rounded up to equally many of each source; fewer where one holds fewer. All of
+            each by default.
 
     Returns:
         Their indices.
     """
     order = dataset.order
-    share = -(-most // len(order.sources))
+    longest = max(own.sequences_per_epoch for own in order.sources)
+    share = longest if most is None else min(longest, -(-most // len(order.sources)))
     before = (share + 2 * BLOCK) * len(order.sources)  # with equal weights no source lags behind by more than a block
     found = [
         order.mixture.place_of(0, source, number, before)

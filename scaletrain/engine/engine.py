@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from scaletrain.config.derive import zero_stage
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine import state as engine_state
-from scaletrain.engine.batches import RowOutputs, add_by_source, to_device
 from scaletrain.engine.equality import Difference, find_differences
 from scaletrain.engine.partitions import base_optimizer, exchange_averages
 from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
+from scaletrain.engine.summing import EvaluationSums, sum_over
 from scaletrain.errors import CheckpointError, ConfigError
-from scaletrain.model.losses import LossTerms
 from scaletrain.model.stack import Block
 from scaletrain.protocols import FragmentSource, SavedPart, StepResult
 
@@ -48,28 +47,6 @@ class Agreement:
     requests: tuple[int, ...]
     source_targets: tuple[int, ...]
     checksum: int
-
-
-@dataclass(frozen=True)
-class EvaluationSums:
-    """Sums over an evaluated set, on all ranks together.
-
-    Attributes:
-        nll: Cross-entropy, in nats.
-        targets: Target tokens.
-        weight: What the caller weighed them with, such as their length in bytes.
-        source_nll: Cross-entropy by source, in nats.
-        source_targets: Target tokens by source.
-        outputs: What the task told of each sequence (sequences, C), fp32 on the CPU, in the order of their indices;
-            None where it tells nothing.
-    """
-
-    nll: float
-    targets: int
-    weight: float
-    source_nll: tuple[float, ...]
-    source_targets: tuple[int, ...]
-    outputs: Tensor | None = None
 
 
 class Engine:
@@ -184,23 +161,8 @@ class Engine:
         Returns:
             The sums over all ranks.
         """
-        nll, targets = (torch.zeros(self._n_sources, dtype=torch.float64, device=self.device) for _ in range(2))
-        weight = torch.zeros(1, dtype=torch.float64, device=self.device)
-        outputs = RowOutputs()
         with self._evaluating():
-            for micro in micro_batches:
-                terms: LossTerms = self.ds(**to_device(micro, self.device))
-                add_by_source(nll, micro, terms.nll_B)
-                add_by_source(targets, micro, terms.targets_B)
-                weight += weigh(micro).to(self.device)
-                outputs.add(micro, terms.outputs_BC)
-        sums = torch.cat([weight, nll, targets])
-        dist.all_reduce(sums)
-        weight_sum, *by_source = sums.tolist()
-        source_nll = tuple(by_source[: self._n_sources])
-        source_targets = tuple(map(int, by_source[self._n_sources :]))
-        totals = (sum(source_nll), sum(source_targets), weight_sum)
-        return EvaluationSums(*totals, source_nll, source_targets, outputs.gather(self.world_size))
+            return sum_over(self.ds, micro_batches, weigh, self._n_sources, self.device, dist.all_reduce, self.gather)
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaletrain.optim.after_step import EMA
-from scaletrain.protocols import FROZEN
+from scaletrain.protocols import EMA, FROZEN
 
 _CHUNK_NUMBERS = 2**24
 

@@ -18,8 +18,7 @@ from scaletrain.engine.partitions import (
     tied_names,
 )
 from scaletrain.errors import CheckpointError
-from scaletrain.optim.after_step import EMA
-from scaletrain.protocols import FROZEN, Fragment, FragmentSource, SavedPart
+from scaletrain.protocols import EMA, FROZEN, Fragment, FragmentSource, SavedPart
 
 
 class _Recorder(CheckpointEngine):  # type: ignore[misc]  # deepspeed has no types

@@ -4,7 +4,7 @@ Shapes: T time, V vocabulary.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    eos_id: int | None = None,
+    ends: Collection[int] = (),
     max_context: int | None = None,
     agree: Callable[[int], int] | None = None,
 ) -> Iterator[int]:
@@ -57,7 +57,7 @@ def generate(
         top_k: sample among the k likeliest tokens; 0 among all.
         top_p: sample among the likeliest tokens that together have this probability; 1 among all.
         seed: of the sampling; the global random state is neither used nor changed.
-        eos_id: token that ends the text; it is not yielded.
+        ends: tokens that end the text; they are not yielded.
         max_context: tokens that the model sees at most; default and upper limit is the model's ``max_seq_len``. A model
             trained on shorter sequences than it was made for should be given their length.
         agree: maps this rank's token to the one that all ranks use, for instance by a broadcast.
@@ -82,7 +82,7 @@ def generate(
         return token if agree is None else agree(token)
 
     tokens = _continue(model, prompt_tokens, limit if max_context is None else min(max_context, limit), choose)
-    return itertools.takewhile(lambda token: token != eos_id, itertools.islice(tokens, max_new_tokens))
+    return itertools.takewhile(lambda token: token not in ends, itertools.islice(tokens, max_new_tokens))
 
 
 def _continue(

@@ -58,7 +58,7 @@ class JsonlWriter:
         Raises:
             OSError: The file system has refused for so long that memory would run out.
         """
-        self._append(step, {name: _to_json(value) for name, value in metrics.items()})
+        self._append(step, {name: as_json(value) for name, value in metrics.items()})
 
     def write_text(self, name: str, step: int, text: str) -> None:
         """Appends one line that holds a text instead of numbers.
@@ -191,7 +191,8 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     }
 
 
-def _to_json(value: SupportsFloat | str) -> int | float | str:
+def as_json(value: SupportsFloat | str) -> int | float | str:
+    """A metric as JSON has it: a whole number, a finite one, or the name of what is neither."""
     if isinstance(value, str):
         return value
     # Numbers of numpy count as integral, too; through a float a large count would lose digits.

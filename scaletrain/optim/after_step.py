@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EMA = "ema"
-"""Name of the moving average among the optimizer's tensors: it is saved, loaded and moved as the moments are."""
+from scaletrain.protocols import EMA
 
 
 def add_after_step(optimizer: torch.optim.Optimizer) -> None:

@@ -1,28 +1,35 @@
 """Causal language modelling: each token is predicted from those before it in its document."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from scaletrain.config.schema import LossConfig
 from scaletrain.data.rows import Collated, Rows, next_tokens
-from scaletrain.data.tokenizer import Borders, prompt_tokens
+from scaletrain.data.tokenizer import prompt_tokens
 from scaletrain.evaluation.generation import generate
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
 from scaletrain.tasks.task import Sampling, Task, TaskSetting
+
+
+class Prompt(NamedTuple):
+    """Tokens that a model is to go on with, and those at which it is to stop."""
+
+    tokens: list[int]
+    ends: frozenset[int]
 
 
 class CausalLMTask(Task):
     """Pretraining as of GPT."""
 
     predicts_text = True
+    continues = True
 
     def __init__(self, setting: TaskSetting) -> None:
         """Keeps the loss's terms, and how prompts become tokens."""
         self._loss = setting.loss
         self._tokenizer = setting.tokenizer
-        entry = setting.manifest.tokenizer
-        self._borders = Borders(entry.eos_id, entry.bos_id)
+        self._borders = setting.corpus.borders
 
     def collate(self, rows: Rows, seed: int) -> Collated:
         """Every token but a document's first is a target; see ``next_tokens``."""
@@ -32,18 +39,27 @@ class CausalLMTask(Task):
         """The model with the loss of the next tokens."""
         return CausalLM(model, self._loss)
 
-    def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
-        """Goes on with a document that begins so."""
-        return self._continue(model, prompt_tokens(self._tokenizer, prompt, self._borders), sampling)
+    def prompt(self, text: str) -> Prompt:
+        """Makes tokens of a text that is to be gone on with.
 
-    def _continue(self, model: Any, tokens: list[int], sampling: Sampling) -> str:
+        Args:
+            text: The beginning of a document.
+
+        Returns:
+            Its tokens, and those at which to stop.
+        """
+        return Prompt(prompt_tokens(self._tokenizer, text, self._borders), frozenset({self._borders.eos_id}))
+
+    def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
+        """Goes on with what the prompt stands for."""
+        tokens, ends = self.prompt(prompt)
         made = generate(
             model,
             tokens,
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
-            eos_id=self._borders.eos_id,
+            ends=ends,
             max_context=sampling.max_context,
             agree=sampling.agree,
         )

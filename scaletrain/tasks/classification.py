@@ -1,6 +1,6 @@
 """Classification of documents: one class of several, or any number of them.
 
-Shapes: B rows, M values of a document, C classes.
+Shapes: B rows, M values of a document, C classes, N documents.
 """
 
 from typing import Any
@@ -28,14 +28,15 @@ class ClassificationTask(LabelledTask):
         Raises:
             ConfigError: The model has another number of classes.
         """
-        manifest, n_classes = setting.manifest, setting.model.n_classes
-        if n_classes != len(manifest.classes):
+        corpus, n_classes = setting.corpus, setting.model.n_classes
+        if n_classes != len(corpus.classes):
             raise ConfigError(
-                f"model.n_classes is {n_classes}, but {manifest.shown} has {len(manifest.classes)} classes. "
-                f"Set --model.n_classes {len(manifest.classes)}."
+                f"model.n_classes is {n_classes}, but {corpus.shown} has {len(corpus.classes)} classes. "
+                f"Set --model.n_classes {len(corpus.classes)}."
             )
-        self._is_single = manifest.values == ("label",)
+        self._is_single = corpus.values == ("label",)
         self._n_classes = n_classes
+        self._classes = corpus.classes
         self._label_smoothing = setting.loss.label_smoothing
         self._weights_C = _balanced(setting, n_classes) if setting.task.class_weights == "balanced" else None
 
@@ -53,6 +54,17 @@ class ClassificationTask(LabelledTask):
             return single_label_metrics(logits_NC, values_NM[:, 0])
         return multi_label_metrics(logits_NC, values_NM)
 
+    def tell(self, outputs_NC: Tensor) -> list[dict[str, Any]]:
+        """The likeliest class, or all that are likelier than not, and the probability of each."""
+        told = []
+        for row_C in (outputs_NC.softmax(1) if self._is_single else outputs_NC.sigmoid()).tolist():
+            probabilities = dict(zip(self._classes, row_C, strict=True))
+            likely: str | list[str] = [name for name, probability in probabilities.items() if probability >= 0.5]
+            if self._is_single:
+                likely = max(probabilities, key=lambda name: probabilities[name])
+            told.append({"label": likely, "probabilities": probabilities})
+        return told
+
 
 def _balanced(setting: TaskSetting, n_classes: int) -> Tensor:
     """Weights that give each class the same sum over the training split: n / (C n_c), scikit-learn's ``balanced``."""
@@ -60,12 +72,12 @@ def _balanced(setting: TaskSetting, n_classes: int) -> Tensor:
     for reader in setting.readers:
         for shard, entry in enumerate(reader.shards):
             values = np.stack([reader.values(shard, document) for document in range(entry.documents)])
-            if setting.manifest.values == ("label",):
+            if setting.corpus.values == ("label",):
                 counts += np.bincount(values[:, 0].astype(np.int64), minlength=n_classes)
             else:
                 counts += values.sum(0)
     if not counts.all():
-        absent = [setting.manifest.classes[number] for number in np.flatnonzero(counts == 0)]
+        absent = [setting.corpus.classes[number] for number in np.flatnonzero(counts == 0)]
         raise ConfigError(
             f"task.class_weights is balanced, but no document of the training split is of class {', '.join(absent)}. "
             "Set it to none, or add such documents."

@@ -1,6 +1,6 @@
 """Tasks that tell something of a whole document: what their rows and modules share.
 
-Shapes: B rows, T places of a row, M values of a document, C outputs of the model's head.
+Shapes: B rows, T places of a row, M values of a document, C outputs of the model's head, N documents.
 """
 
 from abc import abstractmethod
@@ -39,6 +39,17 @@ class LabelledTask(Task):
             torch.tensor(rows.sequences) >= 0
         )
         return Collated(inputs, is_real_B.long())
+
+    @abstractmethod
+    def tell(self, outputs_NC: Tensor) -> list[dict[str, Any]]:
+        """What a model says of documents, for people.
+
+        Args:
+            outputs_NC: Of the head, fp32.
+
+        Returns:
+            Plain values by name, for each document.
+        """
 
 
 class LabelledModel(nn.Module):

@@ -6,6 +6,7 @@ Source: Devlin et al. 2018, "BERT", sections 3.1 and A.1.
 """
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from scaletrain.data.shuffle import fold
 from scaletrain.errors import ConfigError
 from scaletrain.model.losses import LossTerms, cross_entropy_terms
 from scaletrain.monitors import names
-from scaletrain.tasks.bidirectional import padded, separated
+from scaletrain.tasks.bidirectional import document_tensors, padded, separated
 from scaletrain.tasks.sentence_pairs import pair_sentences
 from scaletrain.tasks.task import Task, TaskSetting
 
 _MASK_NAMES = ("<mask>", "[MASK]", "<|mask|>")
+_MASKS_IN_TEXT = re.compile(r"\s*(?:" + "|".join(map(re.escape, _MASK_NAMES)) + ")")
 _MASK, _RANDOM = 0.8, 0.9
 """Of the hidden tokens 80 % are masked, the next 10 % are another token, the last 10 % stay."""
 _HIDING = 11
@@ -45,24 +47,25 @@ class MaskedLMTask(Task):
         Raises:
             ConfigError: The model has no room for a mask.
         """
-        tokenizer, entry = setting.tokenizer, setting.manifest.tokenizer
+        tokenizer, corpus = setting.tokenizer, setting.corpus
         named = [tokenizer.token_to_id(name) for name in _MASK_NAMES]
         # A corpus made for other models has none: the first row behind its vocabulary is free for it.
-        self._mask_id = next((token for token in named if token is not None), entry.vocab_size)
+        self._mask_id = next((token for token in named if token is not None), corpus.vocab_size)
         if self._mask_id >= setting.model.vocab_size:
             raise ConfigError(
-                f"model.vocab_size is {setting.model.vocab_size}, and the tokenizer of {setting.manifest.shown} has as "
+                f"model.vocab_size is {setting.model.vocab_size}, and the tokenizer of {corpus.shown} has as "
                 f"many tokens, none of them {' or '.join(_MASK_NAMES)}: there is no row for the mask. Set "
-                f"--model.vocab_size {-(-(entry.vocab_size + 1) // 64) * 64}."
+                f"--model.vocab_size {-(-(corpus.vocab_size + 1) // 64) * 64}."
             )
         self._loss = setting.loss
+        self._tokenizer, self._borders = tokenizer, corpus.borders
         self._share = setting.task.mask_share
         self.reads_others = setting.task.next_sentence
-        special = {entry.eos_id, self._mask_id, *tokenizer.get_added_tokens_decoder()}
-        special |= set() if entry.bos_id is None else {entry.bos_id}
-        self._is_ordinary = np.ones(max(entry.vocab_size, self._mask_id + 1), dtype=bool)
+        special = {corpus.borders.eos_id, self._mask_id, *tokenizer.get_added_tokens_decoder()}
+        special |= set() if corpus.borders.bos_id is None else {corpus.borders.bos_id}
+        self._is_ordinary = np.ones(max(corpus.vocab_size, self._mask_id + 1), dtype=bool)
         self._is_ordinary[[token for token in special if token < len(self._is_ordinary)]] = False
-        self._ordinary = np.flatnonzero(self._is_ordinary[: entry.vocab_size])
+        self._ordinary = np.flatnonzero(self._is_ordinary[: corpus.vocab_size])
         self._goes_on = None
         if setting.task.whole_words:
             self._goes_on = np.zeros(len(self._is_ordinary), dtype=bool)
@@ -143,6 +146,55 @@ class MaskedLMTask(Task):
         }
         if self.reads_others:
             found[names.EVAL_NEXT_SENTENCE_ACCURACY] = float(outputs[:, 2].mean())
+        return found
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Makes tokens of a text in which some are hidden.
+
+        Args:
+            text: With ``<mask>`` for each hidden token, or by another name that masks have. Blanks before it belong to
+                what it hides, as a token has the blank before its word with it.
+
+        Returns:
+            The tokens of a document.
+        """
+        tokens = [] if self._borders.bos_id is None else [self._borders.bos_id]
+        pieces = _MASKS_IN_TEXT.split(text)
+        for number, piece in enumerate(pieces):
+            tokens += [self._mask_id] if number else []
+            tokens += self._tokenizer.encode(piece, add_special_tokens=False).ids
+        return [*tokens, self._borders.eos_id]
+
+    def fill(self, model: Any, rows: Rows, most: int) -> list[list[list[tuple[str, float]]]]:
+        """Tells what stands where tokens are hidden.
+
+        Args:
+            model: In evaluation.
+            rows: One document each, as ``tokens_of`` makes them.
+            most: Guesses for each hidden token.
+
+        Returns:
+            For each row and each hidden token in it, the likeliest tokens as texts, with their probabilities.
+        """
+        inputs, device = document_tensors(rows), next(model.parameters()).device
+        tokens_BT, documents_BT = inputs["tokens"], inputs["documents"]
+        assert tokens_BT is not None
+        documents_BT = None if documents_BT is None else documents_BT.to(device)
+        hidden_BTD = model.hidden(tokens_BT.to(device), None, documents_BT)
+        found: list[list[list[tuple[str, float]]]] = []
+        for row, tokens_T in enumerate(tokens_BT):
+            places_K = (tokens_T == self._mask_id).nonzero().squeeze(1)
+            probabilities_KV = model.logits(hidden_BTD[row, places_K.to(device)]).float().softmax(-1).cpu()
+            likeliest = probabilities_KV[:, self._ordinary].topk(min(most, len(self._ordinary)))
+            found.append(
+                [
+                    [
+                        (self._tokenizer.decode([int(self._ordinary[place])]), chance)
+                        for place, chance in zip(*pair, strict=True)
+                    ]
+                    for pair in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+                ]
+            )
         return found
 
 

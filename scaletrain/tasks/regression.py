@@ -1,6 +1,6 @@
 """Regression: numbers told of a whole document.
 
-Shapes: B rows, M values of a document.
+Shapes: B rows, M values of a document, N documents, C = M outputs of the head.
 """
 
 from typing import Any
@@ -26,11 +26,11 @@ class RegressionTask(LabelledTask):
         Raises:
             ConfigError: The model has another number of outputs.
         """
-        manifest, n_outputs = setting.manifest, setting.model.n_classes
-        if n_outputs != len(manifest.values):
+        corpus, n_outputs = setting.corpus, setting.model.n_classes
+        if n_outputs != len(corpus.values):
             raise ConfigError(
-                f"model.n_classes, the outputs of the head, is {n_outputs}, but {manifest.shown} has "
-                f"{len(manifest.values)} values. Set --model.n_classes {len(manifest.values)}."
+                f"model.n_classes, the outputs of the head, is {n_outputs}, but {corpus.shown} has "
+                f"{len(corpus.values)} values. Set --model.n_classes {len(corpus.values)}."
             )
         self._n_outputs = n_outputs
         self._huber_delta = setting.task.huber_delta
@@ -44,6 +44,10 @@ class RegressionTask(LabelledTask):
         assert outputs is not None  # the module tells them
         told, values = outputs[:, : self._n_outputs], outputs[:, self._n_outputs :]
         return regression_metrics(told, values)
+
+    def tell(self, outputs_NC: Tensor) -> list[dict[str, Any]]:
+        """The number, or a list where documents have several, in the corpus's order."""
+        return [{"value": row_C[0] if self._n_outputs == 1 else row_C} for row_C in outputs_NC.tolist()]
 
 
 class Regression(LabelledModel):

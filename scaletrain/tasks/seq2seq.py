@@ -44,7 +44,7 @@ class Seq2SeqTask(Task):
                 "task seq2seq reads the source with an encoder, but model.n_encoder_layers is 0. Set it, or train a "
                 "causal model on the same pairs with --task.name sft."
             )
-        self._begin_id = setting.manifest.tokenizer.eos_id
+        self._begin_id = setting.corpus.borders.eos_id
         self._loss = setting.loss
         self._tokenizer = setting.tokenizer
         self._text_metrics = setting.task.text_metrics

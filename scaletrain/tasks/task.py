@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from scaletrain.config.schema import LossConfig, ModelConfig, TaskConfig
-from scaletrain.data.manifest import Manifest
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.rows import Collated, Rows
 from scaletrain.data.shards import ShardReader
 
@@ -26,20 +26,17 @@ class TaskSetting:
         task: Its own settings.
         loss: Terms of the training's loss.
         model: The model's description.
-        readers: Of the training split of each source; all with one tokenizer.
+        corpus: What is known of the first source, whose tokenizer and classes are those of all.
         tokenizer: Of the corpora.
+        readers: Of the training split of each source; none where nothing is trained.
     """
 
     task: TaskConfig
     loss: LossConfig
     model: ModelConfig
-    readers: Sequence[ShardReader]
+    corpus: CorpusFacts
     tokenizer: Tokenizer
-
-    @property
-    def manifest(self) -> Manifest:
-        """The first source's, whose tokenizer and classes are those of all."""
-        return self.readers[0].manifest
+    readers: Sequence[ShardReader] = ()
 
 
 @dataclass(frozen=True)
@@ -81,12 +78,14 @@ class Task(ABC):
     Attributes:
         predicts_text: Whether the targets are all tokens of a text, in ``targets`` of the inputs, so that the loss is
             the cost of that text: then perplexity and bits per byte are told.
+        continues: Whether what it samples goes on with the prompt itself, so that both make one text.
         writes: Whether evaluations have it write texts, by which it is judged.
         judged_by: Settings and version behind each figure of these texts, so that others can compare theirs.
         reads_others: Whether each row comes with another document of its window.
     """
 
     predicts_text = False
+    continues = False
     writes = False
     judged_by: Mapping[str, str] = MappingProxyType({})
     reads_others = False
@@ -140,7 +139,7 @@ class Task(ABC):
         return {}
 
     def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
-        """Goes on with a text; all ranks make the same calls.
+        """Writes what a prompt asks for; all ranks make the same calls.
 
         Args:
             model: In evaluation.
@@ -148,7 +147,7 @@ class Task(ABC):
             sampling: How.
 
         Returns:
-            What follows.
+            What was written.
         """
         raise NotImplementedError  # a task that does not write is given no prompts
 

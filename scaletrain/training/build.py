@@ -14,6 +14,7 @@ from scaletrain.config.batch_plan import BatchPlan, BatchSchedule
 from scaletrain.config.derive import effective_decay_steps, load_deepspeed_json
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share, StepStream, evaluation_batches, evaluation_sequences, iterate_steps
 from scaletrain.data.rows import MicroBatch
@@ -40,7 +41,7 @@ from scaletrain.tasks.registry import build_task
 from scaletrain.tasks.task import Task, TaskSetting
 from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.corpus import Corpora, phases_of, training_readers
-from scaletrain.training.datasets import training_dataset, validation_dataset
+from scaletrain.training.datasets import evaluation_dataset, training_dataset
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
@@ -186,8 +187,8 @@ def setting_of(config: RunConfig, corpora: Corpora) -> TaskSetting:
     Returns:
         The setting.
     """
-    readers = training_readers(corpora)
-    return TaskSetting(config.task, config.loss, config.model, readers, corpora.read_tokenizer())
+    readers, facts = training_readers(corpora), CorpusFacts.of(corpora.first)
+    return TaskSetting(config.task, config.loss, config.model, facts, corpora.read_tokenizer(), readers)
 
 
 def share_of(config: RunConfig, ranks: Ranks, state: TrainingState) -> Share:
@@ -301,7 +302,7 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: 
     Returns:
         The callback.
     """
-    dataset = validation_dataset(config, corpora, task)
+    dataset = evaluation_dataset(config, corpora, task)
     size = config.train.micro_batch_size
     chosen = [] if dataset is None else evaluation_sequences(dataset, config.eval.max_sequences)
 

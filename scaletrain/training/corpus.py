@@ -248,7 +248,7 @@ def phases_of(data: DataConfig, max_seq_len: int) -> list[Phase]:
 
 
 def bind_folder(folder: RunDirectory, config: RunConfig, corpora: Corpora) -> list[str]:
-    """Checks that a run's folder belongs to this run, and keeps in it what its model is used with. For rank 0.
+    """Checks that a run's folder belongs to this run, and keeps in it what using the model needs. For rank 0.
 
     Args:
         folder: The run's folder, claimed.

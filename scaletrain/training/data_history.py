@@ -111,7 +111,7 @@ class DataHistory:
         """
         if not (run_dir / "config.yaml").is_file():
             raise ConfigError(f"--run_dir {run_dir} holds no config.yaml; give the folder of a run that was started")
-        config, fingerprint = _with_absolute_places(load_config(run_dir / "config.yaml", {}), run_dir)
+        config, fingerprint = with_absolute_places(load_config(run_dir / "config.yaml", {}), run_dir)
         corpora = open_corpora(config)
         if corpora.fingerprint != fingerprint:
             raise DataError(
@@ -249,8 +249,19 @@ class DataHistory:
         return len(self.ends) + max(1, self.schedule.steps_between(self._consumed, sequence + 1))
 
 
-def _with_absolute_places(config: RunConfig, run_dir: Path) -> tuple[RunConfig, str]:
-    """The configuration with the corpora's places as the run found them, whatever folder this is called from."""
+def with_absolute_places(config: RunConfig, run_dir: Path) -> tuple[RunConfig, str]:
+    """The configuration with the corpora's places as the run found them, whatever folder this is called from.
+
+    Args:
+        config: Of the run.
+        run_dir: Its folder.
+
+    Returns:
+        The configuration, and the fingerprint that the corpora had.
+
+    Raises:
+        ConfigError: The folder does not tell the places.
+    """
     try:
         content = json.loads((run_dir / "corpus.json").read_text())
         places, fingerprint = dict(content["sources"]), str(content["fingerprint"])

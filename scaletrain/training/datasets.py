@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scaletrain.config.schema import RunConfig
+from scaletrain.corpus.splits import VALIDATION
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.order import DatasetOptions
 from scaletrain.data.shards import ShardReader
@@ -37,30 +38,33 @@ def training_dataset(
     return SequenceDataset(readers, dataset_options(config), phases, skipped, **_reading(task, config.seed))
 
 
-def validation_dataset(config: RunConfig, corpora: Corpora, task: Task | None = None) -> SequenceDataset | None:
-    """The validation splits: neither seed, lanes nor weights choose what a run is judged by.
+def evaluation_dataset(
+    config: RunConfig, corpora: Corpora, task: Task | None = None, split: str = VALIDATION
+) -> SequenceDataset | None:
+    """A split to be judged by: neither seed, lanes nor weights choose what a run is judged by.
 
     Args:
         config: The run's configuration.
         corpora: Its sources.
         task: Makes tensors of rows; next tokens by default.
+        split: The split of each source, as far as it has one.
 
     Returns:
-        The sequences, by index; None where no source has a validation split.
+        The sequences, by index; None where no source has such a split.
     """
     # Packing depends on the lengths of the documents alone, and need not be counted where they are simply joined.
     packing: Packing = "document" if config.data.packing == "document" else "concat"
     options = DatasetOptions(config.train.max_seq_len, packing=packing, document_borders=config.data.document_borders)
     readers = [
-        ShardReader(manifest, "validation", corpora.storage, name)
+        ShardReader(manifest, split, corpora.storage, name)
         for name, manifest in corpora.manifests.items()
-        if manifest.splits.get("validation")
+        if manifest.splits.get(split)
     ]
-    return SequenceDataset(readers, options, **_reading(task, _VALIDATION_SEED)) if readers else None
+    return SequenceDataset(readers, options, **_reading(task, _EVALUATION_SEED)) if readers else None
 
 
-_VALIDATION_SEED = 0
-"""Of noise in the validation set, which is the same for all runs."""
+_EVALUATION_SEED = 0
+"""Of noise in what is judged, which is the same for all runs."""
 
 
 def _reading(task: Task | None, seed: int) -> dict[str, Any]:

@@ -1,26 +1,19 @@
 """Evaluation on the fixed validation set, and samples of generated text."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from scaletrain.config.schema import EvalConfig
 from scaletrain.data.rows import MicroBatch
-from scaletrain.data.tokenizer import token_byte_lengths
-from scaletrain.engine.batches import to_device
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError
-from scaletrain.evaluation.perplexity import perplexity_of
-from scaletrain.monitors import names
 from scaletrain.monitors.progress import evaluation_line
 from scaletrain.protocols import Callback, Run
-from scaletrain.tasks.task import Sampling, Task, Written
+from scaletrain.tasks.task import Sampling, Task
+from scaletrain.training.judging import ByteCount, figures_of, write_texts
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +51,7 @@ class Evaluating(Callback):
         self._max_context = max_context
         self._source_names = source_names
         self._task = task
-        # Only the cost of a text is told per byte of it.
-        self._byte_lengths = torch.from_numpy(token_byte_lengths(tokenizer)) if task.predicts_text else None
+        self._count_bytes = ByteCount(task, tokenizer)
         self._evaluated_at: int | None = None
         self._samples: list[tuple[str, str]] = []
         self._fetched: list[MicroBatch] | None = None
@@ -109,28 +101,13 @@ class Evaluating(Callback):
         run.notify("on_eval", metrics)
 
     def _judge(self, run: Run) -> dict[str, float]:
-        sums = self._engine.evaluate(iter(self._fetch()), self._bytes_of)
-        figures = perplexity_of(sums.nll, sums.targets, sums.weight)
-        metrics = {names.EVAL_LOSS: figures.loss}
-        if self._task.predicts_text:
-            metrics[names.EVAL_PERPLEXITY] = figures.perplexity
-        if figures.bits_per_byte is not None:
-            metrics[names.EVAL_BITS_PER_BYTE] = figures.bits_per_byte
-        metrics |= self._task.figures(figures.loss, sums.outputs)
+        sums = self._engine.evaluate(iter(self._fetch()), self._count_bytes)
+        metrics = figures_of(sums, self._task, self._source_names)
         if self._task.writes:
             metrics |= self._judge_texts()
-        if len(self._source_names) > 1:
-            for name, nll, targets in zip(self._source_names, sums.source_nll, sums.source_targets, strict=False):
-                metrics[names.of_source(names.EVAL_LOSS, name)] = nll / targets if targets else math.nan
         if run.is_main:
             logger.info(evaluation_line(run.state.step, metrics))
         return metrics
-
-    def _bytes_of(self, micro: MicroBatch) -> Tensor:
-        targets_BT = micro["inputs"].get("targets")
-        if self._byte_lengths is None or targets_BT is None:
-            return torch.zeros(())
-        return self._byte_lengths[targets_BT.clamp(min=0)].where(targets_BT >= 0, 0).sum()
 
     def _continue(self, prompt: str, index: int) -> tuple[str, str]:
         sampling = Sampling(
@@ -141,20 +118,18 @@ class Evaluating(Callback):
             self._engine.broadcast_number,
         )
         with self._engine.generating() as model:
-            return prompt, self._task.sample(model, prompt, sampling)
+            text = self._task.sample(model, prompt, sampling)
+        return prompt, text if self._task.continues else "\n" + text
 
     def _judge_texts(self) -> dict[str, float]:
         """Has the model write texts for the first examples of the set."""
-        own: list[Written] = []
         # The ranks hold equally many micro batches, of equally many rows.
-        batches = self._fetch()
-        size = len(batches[0]["targets"]) * self._engine.world_size
-        with self._engine.generating() as model:
-            for micro in batches[: -(-self._config.max_texts // size)]:
-                inputs = to_device(micro, self._engine.device)
-                sequences, limit = micro["sequences"].tolist(), self._config.sample_tokens
-                own += self._task.write(model, inputs, sequences, limit, self._engine.all_are)
-        written = sorted(chain.from_iterable(self._engine.gather(own)))
+        batches, engine = self._fetch(), self._engine
+        size = len(batches[0]["targets"]) * engine.world_size
+        first = batches[: -(-self._config.max_texts // size)]
+        limit = self._config.sample_tokens
+        with engine.generating() as model:
+            written = write_texts(self._task, model, first, limit, engine.device, engine.all_are, engine.gather)
         return self._task.text_figures(written[: self._config.max_texts])
 
 

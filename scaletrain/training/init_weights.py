@@ -26,7 +26,7 @@ class Fit:
     """What a model takes from a checkpoint, beside all that both have.
 
     Attributes:
-        initial: Names that the checkpoint lacks, so that they begin at their initial values.
+        initial: Names that the checkpoint lacks, or has for other classes, so that they begin at their initial values.
         unused: Names that the model has no use for.
         grown: Names of tensors that have more rows here, with the number there.
         source_names: Names of tensors that the checkpoint has under another one's: they were tied there.
@@ -77,6 +77,8 @@ def fit_weights(state: Mapping[str, Any], live: Mapping[str, Sequence[int]]) -> 
                 and there[0] < shape[0]
             ):
                 grown[name] = int(there[0])
+            elif _is_free(name, ("classifier",)):
+                initial.append(name)  # its classes were others
             else:
                 problems.append(f"{_shown(name)}: {list(there)} there, {list(shape)} here")
     used = {source_names.get(name, name) for name in live}

@@ -90,7 +90,7 @@ def test_a_model_generates_the_same_tokens_there_and_here(tmp_path: Path, name: 
     words = AutoTokenizer.from_pretrained(tmp_path / "back")
     ids = words(prompt, return_tensors="pt").input_ids
     expected = there.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()
-    found = list(generate(ours(tmp_path / "here"), ids[0].tolist(), 24, temperature=0, eos_id=0))
+    found = list(generate(ours(tmp_path / "here"), ids[0].tolist(), 24, temperature=0, ends={0}))
     assert found == [token for token in expected if token != 0]
     assert len(set(found)) > 3
     answer = pipeline("text-generation", model=str(tmp_path / "back"))(prompt, max_new_tokens=8, do_sample=False)

@@ -61,7 +61,7 @@ def test_llama_cpp_says_what_the_model_says(name: str, trained: Callable[[str], 
     tolerance = 5e-3 if name == "gpt2" else 5e-5
     with running(tmp_path / "model.gguf") as llama:
         for tokens in prompts:
-            expected = list(generate(model, tokens, 60, temperature=0, eos_id=END))
+            expected = list(generate(model, tokens, 60, temperature=0, ends={END}))
             assert llama.generate(tokens, 60) == expected
             for length in (1, len(tokens), len(tokens) + len(expected)):
                 part = [*tokens, *expected][:length]
@@ -151,7 +151,7 @@ def test_matrices_are_rounded_and_all_else_is_kept(
             assert tensor.tensor_type.name == kind and torch.equal(bits, exact.to(torch_type).view(torch.int16))
     tokens = tokenizer.encode(PROMPTS[0]).ids
     with running(tmp_path / "model.gguf") as llama:
-        assert llama.generate(tokens, 60) == list(generate(model, tokens, 60, temperature=0, eos_id=END))
+        assert llama.generate(tokens, 60) == list(generate(model, tokens, 60, temperature=0, ends={END}))
 
 
 def test_two_processes_write_the_same_file(trained: Callable[[str], Trained], tmp_path: Path) -> None:

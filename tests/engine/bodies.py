@@ -16,7 +16,8 @@ from scaletrain.config.batch_plan import FILLING, BatchPlan
 from scaletrain.config.schema import LoraConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, TuneConfig
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.ds_config import merge
-from scaletrain.engine.engine import Agreement, Engine, EvaluationSums
+from scaletrain.engine.engine import Agreement, Engine
+from scaletrain.engine.summing import EvaluationSums
 from scaletrain.model.transformer import Transformer
 from scaletrain.model.tuning import prepare
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups

@@ -13,8 +13,8 @@ from scaletrain.checkpoint.weights import read_weights
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.schema import OptimConfig
 from scaletrain.engine.engine import Engine
-from scaletrain.optim.after_step import EMA
 from scaletrain.optim.schedules import learning_rate
+from scaletrain.protocols import EMA
 from tests.engine import bodies
 from tests.engine.bodies import GLOBAL_BATCH, OPTIM, Case
 from tests.training.bodies import live_weights

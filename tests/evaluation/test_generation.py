@@ -77,7 +77,7 @@ def test_the_seed_alone_decides(model: Transformer) -> None:
 def test_it_ends_at_eos_without_yielding_it(model: Transformer) -> None:
     whole = list(generate(model, PROMPT, 20, temperature=0))
     eos_id = whole[7]
-    assert list(generate(model, PROMPT, 20, temperature=0, eos_id=eos_id)) == whole[: whole.index(eos_id)]
+    assert list(generate(model, PROMPT, 20, temperature=0, ends={eos_id})) == whole[: whole.index(eos_id)]
 
 
 def test_all_ranks_go_on_from_the_token_agreed_on(model: Transformer) -> None:

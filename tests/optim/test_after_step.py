@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scaletrain.config.schema import OptimConfig
-from scaletrain.optim.after_step import EMA
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
+from scaletrain.protocols import EMA
 
 LR, L1, DECAY, STEPS = 0.05, 0.4, 0.9, 6
 

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from scaletrain.config.batch_plan import FILLING
 from scaletrain.config.schema import LossConfig, ModelConfig, TaskConfig
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.manifest import Manifest, TokenizerEntry
 from scaletrain.data.packing import Row
 from scaletrain.data.rows import Rows
@@ -39,7 +40,7 @@ def setting(task: dict[str, object], model: dict[str, object], **manifest: objec
         TaskConfig(**task),
         LossConfig(),
         ModelConfig(**(sizes | model)),
-        (OneReader(**manifest),),  # type: ignore[arg-type]
+        CorpusFacts.of(OneReader(**manifest).manifest),
         tokenizer(),
     )
 

@@ -1,5 +1,7 @@
 """Documents with classes or numbers: rows without padding in sight, and losses as torch has them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scaletrain.config.batch_plan import FILLING
-from scaletrain.config.schema import LossConfig
 from scaletrain.errors import ConfigError
 from scaletrain.model.build import build_model
 from scaletrain.tasks.classification import ClassificationTask, MultiLabel, SingleLabel
@@ -149,9 +150,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
     made = setting({"name": "classification", "class_weights": "balanced"}, HEAD, values=("label",), classes=CLASSES)
-    made = type(made)(
-        made.task, LossConfig(), made.model, (CountedReader(values=("label",), classes=CLASSES),), made.tokenizer
-    )
+    made = replace(made, readers=(CountedReader(values=("label",), classes=CLASSES),))
     module = ClassificationTask(made).module(Told(torch.zeros(1, 3)))
     expected = compute_class_weight("balanced", classes=np.arange(3), y=np.array(LABELS))
     np.testing.assert_allclose(module.weights, expected, rtol=1e-6)
@@ -171,3 +170,19 @@ def test_figures_are_of_the_outputs_beside_the_values() -> None:
     assert task().figures(0.0, outputs)["eval/accuracy"] == 0.75
     numbers = RegressionTask(setting({"name": "regression"}, HEAD | {"n_classes": 1}, values=("size",)))
     assert numbers.figures(0.0, torch.tensor([[1.0, 2.0], [2.0, 2.0], [3.0, 5.0]]))["eval/mse"] == pytest.approx(5 / 3)
+
+
+def test_classes_and_numbers_are_told_by_name() -> None:
+    logits = torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 1.0]])
+    (one, other) = task().tell(logits)
+    assert (one["label"], other["label"]) == ("plants", "animals")
+    assert list(one["probabilities"]) == list(CLASSES)
+    assert list(one["probabilities"].values()) == pytest.approx(torch.softmax(logits[0], 0).tolist())
+    several = ClassificationTask(setting({"name": "classification"}, HEAD, values=CLASSES, classes=CLASSES))
+    (one, other) = several.tell(logits)
+    assert (one["label"], other["label"]) == (["animals", "plants"], ["animals", "stones"])
+    assert list(other["probabilities"].values()) == pytest.approx(torch.sigmoid(logits[1]).tolist())
+    numbers = RegressionTask(setting({"name": "regression"}, HEAD | {"n_classes": 1}, values=("size",)))
+    assert numbers.tell(torch.tensor([[1.5], [2.0]])) == [{"value": 1.5}, {"value": 2.0}]
+    pairs = RegressionTask(setting({"name": "regression"}, HEAD | {"n_classes": 2}, values=("size", "age")))
+    assert pairs.tell(torch.tensor([[1.5, 2.0]])) == [{"value": [1.5, 2.0]}]

@@ -1,16 +1,21 @@
 """Documents of two parts: answers that are learnt in their context, and targets beside their sources."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletrain.config.batch_plan import FILLING
+from scaletrain.data.chat import ChatEncoder, ChatTemplate
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import next_tokens
+from scaletrain.data.tokenizer import END_OF_TEXT, train_byte_level_bpe
 from scaletrain.tasks.seq2seq import Seq2SeqTask
 from scaletrain.tasks.sft import SFTTask
-from tests.tasks.made_rows import EOS, rows, setting
+from tests.tasks.made_rows import EOS, TEXT, rows, setting
 
 
 def pairs_of(lengths: list[tuple[int, int]], width: int, sequences: list[int] | None = None):
@@ -71,3 +76,23 @@ def test_answers_are_learnt_and_nothing_else(pieces: list[list[int]], seed: int)
     for key in ("tokens", "documents", "positions"):
         found, wanted = collated.inputs[key], plain.inputs[key]
         assert (found is None and wanted is None) or torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "plain", None])
+def test_a_prompt_is_what_stands_before_an_answer_that_was_learnt(template: str | None) -> None:
+    source = None if template is None else ChatTemplate.load(template).source
+    special = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    words = train_byte_level_bpe(TEXT, 300, special)
+    made = setting({"name": "sft"}, {}, parts=True, chat_template=source)
+    task = SFTTask(replace(made, tokenizer=words))
+    tokens, ends = task.prompt("the fox")
+    named = {words.id_to_token(end) for end in ends}
+    if source is None:
+        assert tokens == [*words.encode("the fox").ids, EOS] and named == {END_OF_TEXT}
+        return
+    conversation = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
+    learnt = ChatEncoder(ChatTemplate(source), words, made.corpus.borders).encode(conversation)
+    assert tokens == [token for token, part in zip(learnt.tokens, learnt.parts, strict=True) if not part]
+    answer = [token for token, part in zip(learnt.tokens, learnt.parts, strict=True) if part]
+    assert answer[len(words.encode("jumps").ids)] in ends
+    assert named == {END_OF_TEXT, *{"chatml": ["<|im_end|>"], "llama3": ["<|eot_id|>"], "plain": []}[str(template)]}

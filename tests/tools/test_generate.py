@@ -31,12 +31,13 @@ ODD_PROMPTS = ["1e5", "[1,2]", "naïve 😀 <|endoftext|>"]
 @pytest.fixture
 def tool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tool:
     """Calls the tool in this process, which has imported torch already."""
-    main = runpy.run_path(str(TOOL))["main"]
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    tool = runpy.run_path(str(TOOL))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
         try:
-            code = main()
+            code = tool["run_tool"](TOOL.name, tool["parse"], tool["run"])
         except SystemExit as ending:
             code = int(ending.code or 0)
         return code, *capsys.readouterr()
@@ -92,7 +93,7 @@ def test_it_prints_what_the_model_of_that_step_says(run_dir: Path, tool: Tool) -
             tokenizer.encode("def ", add_special_tokens=False).ids,
             12,
             temperature=0,
-            eos_id=find_borders(tokenizer).eos_id,
+            ends={find_borders(tokenizer).eos_id},
             max_context=16,
         )
         arguments = ["--step", str(step)] if step == 5 else []  # 10 is the newest

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.schema import EvalConfig, LossConfig, ModelConfig, TaskConfig
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.rows import MicroBatch
 from scaletrain.data.tokenizer import train_byte_level_bpe
 from scaletrain.model.transformer import Transformer
@@ -69,7 +70,8 @@ def train(folder: str, every_steps: int, steps: int, interval_steps: int) -> dic
     engine = engine_bodies.build_engine(Case(stage=1, model={"dropout": 0.1}), plan)
     config = EvalConfig(every_steps=every_steps, prompts=("a", "b"), sample_tokens=3, temperature=0.0)
     words = tokenizer()
-    task = CausalLMTask(TaskSetting(TaskConfig(), LossConfig(), ModelConfig(), (OneReader(),), words))
+    facts = CorpusFacts.of(OneReader().manifest)
+    task = CausalLMTask(TaskSetting(TaskConfig(), LossConfig(), ModelConfig(), facts, words))
     evaluating = Evaluating(engine, config, evaluated_batches, words, 1, MAX_SEQ_LEN, ["corpus"], task)
     is_main = dist.get_rank() == 0
     often, seldom = Notebook(), Notebook()

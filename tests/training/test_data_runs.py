@@ -16,7 +16,7 @@ from scaletrain.data.loader import evaluation_sequences
 from scaletrain.model.transformer import Transformer
 from scaletrain.protocols import SkippedShard
 from scaletrain.training.corpus import open_corpora
-from scaletrain.training.datasets import validation_dataset
+from scaletrain.training.datasets import evaluation_dataset
 from tests.storage.faults import FaultProxy, fault_proxy
 from tests.storage.servers import nginx, s3_environment, s3_server, upload
 from tests.training.data_runs import SOURCES, STEPS, DataRun, batch_hashes, cache_of_half_the_shards, first_touched
@@ -83,7 +83,7 @@ def test_metrics_tell_the_sources_apart(uncut: DataRun) -> None:
             assert row[f"data/epoch/{source}"] == pytest.approx(counted[source] / per_epoch[number])
         assert row["train/loss"] == pytest.approx(sum(nll) / sum(targets), rel=1e-5)
         assert row["data/epoch"] == pytest.approx(row["data/sequences"] / sum(per_epoch))
-    judged = validation_dataset(uncut.config, open_corpora(uncut.config))
+    judged = evaluation_dataset(uncut.config, open_corpora(uncut.config))
     assert judged is not None
     chosen = evaluation_sequences(judged, uncut.config.eval.max_sequences)
     nll, targets = _judge(uncut, judged, chosen)

@@ -17,6 +17,12 @@ def test_heads_and_adapters_are_named_and_all_else_is_taken() -> None:
     assert fit.lines()[1] == "output_transform.dense.weight, output.bias are not used"
 
 
+def test_a_head_for_other_classes_begins_anew() -> None:
+    head = "model.classifier.weight"
+    assert fit_weights({"shapes": BODY | {head: [2, 4]}, "tied": {}}, BODY | {head: [7, 4]}).initial == (head,)
+    assert fit_weights({"shapes": BODY | {head: [7, 4]}, "tied": {}}, BODY | {head: [7, 4]}) == Fit()
+
+
 def test_equal_models_fit_without_a_word() -> None:
     assert fit_weights({"shapes": BODY, "tied": {}}, BODY) == Fit()
     assert not Fit().lines()
