@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from scaletrain.config.schema import DataConfig, ModelConfig, TaskConfig
 
-_LABELLED = ("classification", "regression")
+LABELLED = ("classification", "regression")
+"""Tasks that tell something of a whole document, with a head of their own."""
 _CAUSAL = ("causal_lm", "sft")
 _WRITING = (*_CAUSAL, "seq2seq")
-_ONE_DOCUMENT = ("seq2seq", *_LABELLED)
+_ONE_DOCUMENT = ("seq2seq", *LABELLED)
 
 
 def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompts: Sequence[str] = ()) -> Iterator[str]:
@@ -24,7 +25,7 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
     """
     # What the loss does not reach gets no gradient.
     has_pairs = task.name == "masked_lm" and task.next_sentence
-    reads_head = task.name in _LABELLED or has_pairs
+    reads_head = task.name in LABELLED or has_pairs
     for key in ("pooler", "n_classes"):
         if getattr(model, key) and not reads_head:
             yield f"model.{key} = {getattr(model, key)} is not read by task {task.name}; leave it out"
@@ -32,16 +33,17 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
         yield f"task {task.name} is told by a head, but model.n_classes is 0; set it to the number of classes or values"
     if has_pairs and model.n_classes not in (0, 2):
         yield f"model.n_classes = {model.n_classes}, but task.next_sentence tells two classes; set it to 2"
-    if model.n_segments and not reads_head:
+    # Of a BERT that goes on with masked tokens alone, all tokens are in the first segment.
+    if model.n_segments and not reads_head and task.name != "masked_lm":
         yield f"model.n_segments = {model.n_segments} is not read by task {task.name}; leave it out"
     if model.n_encoder_layers and task.name != "seq2seq":
         yield (
             f"model.n_encoder_layers = {model.n_encoder_layers} reads a source, which task {task.name} does not have; "
             "set it to 0, or train on pairs with task seq2seq"
         )
-    if model.kind == "cnn" and task.name not in _LABELLED:
+    if model.kind == "cnn" and task.name not in LABELLED:
         yield f"model.kind cnn tells classes or values alone, and no tokens as task {task.name} does; take another kind"
-    if task.name in _LABELLED:
+    if task.name in LABELLED:
         for key in ("output_transform", "output_bias"):
             if getattr(model, key):
                 yield f"model.{key} belongs to the output layer, which task {task.name} does not read; set it to false"
@@ -51,7 +53,7 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
         yield "model.causal = False lets a token see the next one, which it is trained to predict; set it to true"
     if task.name == "masked_lm" and model.causal:
         yield "task masked_lm tells hidden tokens from both sides, but model.causal is true; set it to false"
-    if (task.name in _ONE_DOCUMENT or has_pairs) and data.packing != "document":
+    if reads_one_document(task) and data.packing != "document":
         option = "with task.next_sentence " if has_pairs else ""
         yield (
             f"task {task.name} {option}reads one document a row, but data.packing is {data.packing}; set it to document"
@@ -59,6 +61,11 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
     if prompts and task.name not in _WRITING:
         yield f"eval.prompts = {list(prompts)} are texts to go on with, which task {task.name} does not; set it to []"
     yield from _unread_keys(task)
+
+
+def reads_one_document(task: TaskConfig) -> bool:
+    """Whether each row of a task is one document."""
+    return task.name in _ONE_DOCUMENT or (task.name == "masked_lm" and task.next_sentence)
 
 
 def _unread_keys(task: TaskConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
 from scaletrain.checkpoint.layout import COMPLETE, CONFIG, STATE, list_checkpoints, step_of
 from scaletrain.checkpoint.verify import find_damage, require_checkpoint
 from scaletrain.config.load import load_config
-from scaletrain.config.schema import LoraConfig, ModelConfig
+from scaletrain.config.schema import LoraConfig, ModelConfig, TaskConfig
 from scaletrain.convert.low_rank import add_product
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError
@@ -21,7 +21,7 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 class CheckpointTensors:
-    """The weights of a checkpoint, by their names in ``Transformer``; a tied one stands once.
+    """The weights of a checkpoint, by their names in the model; a tied one stands once.
 
     Where it holds adapters, the weights are those with what the adapters add, in fp32.
 
@@ -33,6 +33,7 @@ class CheckpointTensors:
         state: The content of ``state.json``.
         kind: Which of its numbers are read.
         config: The model.
+        task: What it was trained for.
         lora: The settings of its adapters.
         adapters: Names of the layers that have one.
         frozen: Names of what was not trained.
@@ -70,6 +71,7 @@ class CheckpointTensors:
             raise CheckpointError(f"{folder} has no moving average of its weights; optim.ema_decay makes one")
         config = load_config(folder / CONFIG, {})
         self.config: ModelConfig = config.model
+        self.task: TaskConfig = config.task
         self.lora: LoraConfig = config.lora
         self.frozen = frozenset(map(_name, self._reader.frozen))
         self.adapters = tuple(name.removesuffix(_B) for name in stored if name.endswith(_B))

@@ -1,15 +1,16 @@
 """What a family of models is: a table of names, and two functions between descriptions."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from pydantic import ValidationError
 
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.pairs import Pair, View, row_major
-from scaletrain.convert.rows import Row
+from scaletrain.convert.rows import ENCODER_LAYER, LAYER, Row
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import ConfigError
 
@@ -21,7 +22,7 @@ class Family:
     Attributes:
         model_type: Its name in ``config.json``.
         architectures: Its classes that can be converted, the usual one first.
-        rows: The table; rows with ``{layer}`` hold for every layer.
+        rows: The table; rows with ``{layer}`` or ``{encoder_layer}`` hold for every layer.
         defaults: Values of the keys of ``config.json`` that say what the model computes, where they are left out.
         read: Makes values of a ModelConfig from such keys, all given and unified.
         write: Makes such keys from a ModelConfig, as far as they can tell it; what they cannot is found by reading
@@ -104,7 +105,7 @@ class Family:
         """
         pairs: list[Pair] = []
         theirs: dict[str, TensorInfo] = {}
-        for row in self._expanded(model.n_layers):
+        for row in self._expanded(model):
             there = [name for name in row.ours if name in infos]
             if len(there) < len(row.ours):
                 continue
@@ -147,16 +148,13 @@ class Family:
                 f"config.json ({self.model_type}) describes no model: {told}; get an intact copy"
             ) from None
 
-    def _expanded(self, n_layers: int) -> Sequence[Row]:
-        of_layers = [row for row in self.rows if "{layer}" in row.theirs]
-        first = next((place for place, row in enumerate(self.rows) if row in of_layers), len(self.rows))
-        after = [row for row in self.rows[first:] if row not in of_layers]
-        layers = [
-            Row(tuple(name.format(layer=layer) for name in row.ours), row.theirs.format(layer=layer), row.layout)
-            for layer in range(n_layers)
-            for row in of_layers
-        ]
-        return [*self.rows[:first], *layers, *after]
+    def _expanded(self, model: ModelConfig) -> Iterator[Row]:
+        rows = (row for row in self.rows if row.holds is None or row.holds(model))
+        n_layers = {None: 1, LAYER: model.n_layers, ENCODER_LAYER: model.n_encoder_layers}
+        for number, group in groupby(rows, lambda row: row.counts):
+            of_layer = list(group)
+            for layer in range(n_layers[number]):
+                yield from (row if number is None else row.of_layer(layer) for row in of_layer)
 
 
 def _with_effect(model: ModelConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.family import Family
+from scaletrain.convert.heads import read_labels, task_of
 from scaletrain.convert.model_tensors import infos_of
 from scaletrain.convert.pairs import Copy, Pair
 from scaletrain.convert.proof import Proof
@@ -22,12 +23,20 @@ from scaletrain.convert.start import Start, keep_files, write_start
 from scaletrain.convert.tensors import WEIGHT_DTYPES, TensorInfo, Tensors, dtype_name, nearest_dtype_name
 from scaletrain.convert.verification import verify
 from scaletrain.convert.weights_folder import open_weights
+from scaletrain.data.corpus_facts import TEMPLATE_NAME, CorpusFacts
 from scaletrain.data.tokenizer import Borders, find_borders, parse_tokenizer, vocabulary_rows
 from scaletrain.errors import CheckpointError, ConfigError, DataError
 
 _COMPARED_ELEMENTS = 4 << 20
 # What may be tied to something else, and stand in a file all the same.
-_HEADS = ("lm_head.", "embed_out.", "cls.predictions.")
+_TIED = (
+    "lm_head.",
+    "embed_out.",
+    "cls.predictions.",
+    *(f"{model}{side}.embed_tokens." for model in ("", "model.") for side in ("encoder", "decoder")),
+)
+
+_OF_GENERATION = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -142,12 +151,15 @@ def from_hf(
     types = {pair.ours.name: dtype or found.infos[pair.theirs.name].dtype for pair in found.pairs}
     infos = {name: TensorInfo(info.shape, types[name]) for name, info in ours.items()}
     tokenizer, borders = read_tokenizer(source, found.config, found.model)
+    kept = _kept(source, found)
     provenance = {
         "converted_from": source.resolve().name,
         "model_type": found.family.model_type,
         "architecture": (found.config.get("architectures") or found.family.architectures)[0],
     }
-    start = Start(found.model, infos, tokenizer, borders, provenance, keep_files(source))
+    facts = None if tokenizer is None or borders is None else _facts(source, found, tokenizer, borders, kept)
+    task = task_of(found.model, found.config)
+    start = Start(found.model, infos, tokenizer, facts, provenance, kept, task)
     copies = [Copy(pair.theirs, pair.ours) for pair in found.pairs]
     open_source = functools.partial(NamedTensors, source, dict(found.names))
     proofs: list[Proof] = []
@@ -159,6 +171,26 @@ def from_hf(
 
     write_start(out, start, lambda places: copy_tensors(open_source, copies, places, processes), prove)
     return found, proofs[0] if proofs else None
+
+
+def _kept(source: Path, found: HuggingFaceModel) -> dict[str, bytes]:
+    """Files for the way back, among them how a decoder begins, which old folders tell in ``config.json`` alone."""
+    kept = keep_files(source)
+    given = {key: found.config[key] for key in _OF_GENERATION if found.config.get(key) is not None}
+    if found.model.n_encoder_layers and "generation_config.json" not in kept:
+        kept["generation_config.json"] = (json.dumps(given, indent=2) + "\n").encode()
+    return kept
+
+
+def _facts(
+    source: Path, found: HuggingFaceModel, tokenizer: bytes, borders: Borders, kept: Mapping[str, bytes]
+) -> CorpusFacts:
+    """What a run would keep of a corpus that the model was trained on."""
+    rows = vocabulary_rows(parse_tokenizer(tokenizer, str(source)))
+    template = kept.get(TEMPLATE_NAME)
+    facts = CorpusFacts(str(source), borders, rows, chat_template=None if template is None else template.decode())
+    tells_classes = bool(found.model.n_classes) and not found.model.output_transform
+    return read_labels(facts, found.model, found.config) if tells_classes else facts
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], model: ModelConfig) -> tuple[bytes | None, Borders | None]:
@@ -228,7 +260,7 @@ def _is_copy(
 ) -> bool:
     """Whether a tensor that the model lacks is bit for bit one that it has, as tied ones are in older files."""
     info = there[name]
-    if not name.startswith(_HEADS) or there.get(other) != info:
+    if not name.startswith(_TIED) or there.get(other) != info:
         return False
     return all(
         torch.equal(_bits(tensors, names[name], start, info), _bits(tensors, names[other], start, info))

@@ -12,7 +12,7 @@ from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.pairs import Copy, whole
 from scaletrain.convert.start import KEPT_FOLDER, Start, keep_files, write_start
 from scaletrain.convert.tensors import TensorInfo
-from scaletrain.data.tokenizer import read_borders
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ def merge_run(checkpoint: CheckpointTensors, out: Path, dtype: torch.dtype | Non
 
 
 def start_like(checkpoint: CheckpointTensors, infos: Mapping[str, TensorInfo], provenance: Mapping[str, Any]) -> Start:
-    """What a start holds besides numbers that come out of a run: the run's model and tokenizer.
+    """What a start holds besides numbers that come out of a run: the run's model, task and tokenizer.
 
     Args:
         checkpoint: Of the run.
@@ -56,7 +56,8 @@ def start_like(checkpoint: CheckpointTensors, infos: Mapping[str, TensorInfo], p
         model=checkpoint.config,
         infos=infos,
         tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
-        borders=read_borders(run_dir / "corpus.json") if (run_dir / "corpus.json").is_file() else None,
+        facts=CorpusFacts.read(run_dir) if (run_dir / "corpus.json").is_file() and tokenizer.is_file() else None,
         provenance=provenance,
         kept=keep_files(run_dir / KEPT_FOLDER),
+        task=checkpoint.task,
     )

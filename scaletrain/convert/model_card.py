@@ -13,6 +13,16 @@ from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.family import Family
 from scaletrain.errors import CheckpointError
 
+# By the end of the class's name; what else there is generates text.
+_HUB_TASKS = {
+    "ForMaskedLM": "fill-mask",
+    "ForPreTraining": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForConditionalGeneration": "text2text-generation",
+    "MTModel": "text2text-generation",
+    "BertModel": "feature-extraction",
+}
+
 
 def describe_provenance(checkpoint: CheckpointTensors) -> dict[str, Any]:
     """Where the weights of a checkpoint come from, as far as its folder tells.
@@ -51,17 +61,18 @@ def describe_provenance(checkpoint: CheckpointTensors) -> dict[str, Any]:
     return told
 
 
-def write_card(folder: Path, provenance: Mapping[str, Any], family: Family, parameters: int) -> None:
+def write_card(folder: Path, provenance: Mapping[str, Any], family: Family, architecture: str, parameters: int) -> None:
     """Writes ``README.md``, the card that a model has on a hub, and ``scaletrain.json``.
 
     Args:
         folder: The folder that is being written.
         provenance: As from ``describe_provenance``.
         family: What the model is one of.
+        architecture: Its class there.
         parameters: How many it has.
     """
     (folder / "scaletrain.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    task = "fill-mask" if family.model_type == "bert" else "text-generation"
+    task = next((task for end, task in _HUB_TASKS.items() if architecture.endswith(end)), "text-generation")
     header = {"library_name": "transformers", "pipeline_tag": task, "tags": ["scaletrain", family.model_type]}
     train, optim, data = provenance["train"], provenance["optim"], provenance["data"]
     corpora = [str(source["name"]) for source in data.get("sources") or []] or [

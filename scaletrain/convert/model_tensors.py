@@ -48,6 +48,22 @@ def infos_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str
         return {name: TensorInfo(tuple(weight.shape), dtype) for name, weight in build_model(model).named_parameters()}
 
 
+def tied_names(model: ModelConfig) -> dict[str, str]:
+    """Further names of a model's parameters.
+
+    Args:
+        model: The description.
+
+    Returns:
+        Each with the first name of the same parameter, under which it is stored.
+    """
+    with torch.device("meta"), _Uninitialised():
+        built = build_model(model)
+    first = {id(weight): name for name, weight in built.named_parameters()}
+    every = built.named_parameters(remove_duplicate=False)
+    return {name: first[id(weight)] for name, weight in every if first[id(weight)] != name}
+
+
 def require_tensors(source: CheckpointTensors) -> None:
     """Checks that a checkpoint holds the tensors of the model that its configuration describes.
 

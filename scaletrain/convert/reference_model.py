@@ -5,13 +5,14 @@ tensors may be spelled in the files, and where its layers are.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scaletrain.convert.sample_text import written_tokens
 from scaletrain.convert.streaming import build_without_weights
 from scaletrain.errors import CheckpointError, ConfigError
 
@@ -35,6 +36,8 @@ _AUTO_CLASSES = {
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForCausalLM": "AutoModelForCausalLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "MTModel": "AutoModelForSeq2SeqLM",
     "LMHeadModel": "AutoModelForCausalLM",
 }
 
@@ -49,7 +52,7 @@ def build_reference(folder: Path) -> nn.Module:
         folder: A folder with a ``config.json``.
 
     Returns:
-        A transformers model for evaluation, its parameters on the meta device.
+        A transformers model for evaluation, its parameters on the meta device, but for tables that it computes itself.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -70,6 +73,10 @@ def build_reference(folder: Path) -> nn.Module:
         model: nn.Module = build_without_weights(
             lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
         )
+        for module in model.modules():
+            compute = getattr(module, "create_weight", None)
+            if callable(compute):  # Marian's positions, which are in no file
+                module.weight = nn.Parameter(compute(), requires_grad=False)
     except Exception as error:  # whatever transformers raises for a folder that it cannot use
         raise CheckpointError(
             f"transformers cannot build the model of {folder}: {error}. Check its config.json, or convert without a "
@@ -103,34 +110,40 @@ def reference_spellings(model: nn.Module) -> Callable[[str], Iterable[str]]:
     return spellings
 
 
-def reference_layers(model: nn.Module, n_layers: int) -> list[nn.Module]:
+def reference_layers(model: Any, n_layers: Mapping[str, int]) -> dict[str, list[nn.Module]]:
     """Finds the layers of a transformers model, first to last.
 
     Args:
-        model: The model.
-        n_layers: How many there are.
+        model: The transformers model.
+        n_layers: How many there are of each side: of ``encoder`` and ``decoder``, or of a model that is one stack,
+            which has no name.
 
     Returns:
-        The modules.
+        The modules of each side.
 
     Raises:
-        CheckpointError: No list of that many modules is part of the model.
+        CheckpointError: No list of that many modules is part of that side.
     """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return list(module)
-    raise CheckpointError(
-        f"transformers' {type(model).__name__} has no list of {n_layers} layers, the number in our configuration. The "
-        f"two configurations describe different models."
-    )
+    found = {}
+    for side, count in n_layers.items():
+        part = {"": lambda: model, "encoder": model.get_encoder, "decoder": model.get_decoder}[side]()
+        lists = (module for module in part.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+        layers = next(lists, None)
+        if layers is None:
+            raise CheckpointError(
+                f"transformers' {type(model).__name__} has no list of {count} layers, the number in our "
+                f"configuration. The two configurations describe different models."
+            )
+        found[side] = list(layers)
+    return found
 
 
-def reference_outputs(model: nn.Module, tokens_BT: Tensor) -> dict[str, Tensor]:
+def reference_outputs(model: Any, tokens_BT: Tensor) -> dict[str, Tensor]:
     """Runs a transformers model.
 
     Args:
         model: The model, with its weights.
-        tokens_BT: int64 tokens.
+        tokens_BT: int64 tokens; a decoder is given ``written_tokens`` of them.
 
     Returns:
         By name what it tells, the most telling first: ``logits`` (B, T, V) of tokens, ``classes`` (B, 1, C) of whole
@@ -140,7 +153,8 @@ def reference_outputs(model: nn.Module, tokens_BT: Tensor) -> dict[str, Tensor]:
         CheckpointError: It cannot run on these tokens, or tells nothing of these.
     """
     try:
-        output = model(input_ids=tokens_BT)
+        texts = {"decoder_input_ids": written_tokens(tokens_BT)} if model.config.is_encoder_decoder else {}
+        output = model(input_ids=tokens_BT, **texts)
     except (IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"transformers' {type(model).__name__} cannot run on {tuple(tokens_BT.shape)} tokens below "
@@ -161,6 +175,20 @@ def reference_outputs(model: nn.Module, tokens_BT: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def reference_order(model: Any, width: int) -> Tensor | None:
+    """Tells in which order a transformers model has the dimensions of its hidden states.
+
+    Args:
+        model: The transformers model.
+        width: How many there are.
+
+    Returns:
+        For each of our dimensions the number of theirs (width,); None where they are in the same order.
+    """
+    # All sines of a position before all cosines, where each cosine follows its sine here.
+    return torch.arange(width).view(2, -1).T.flatten() if model.config.model_type == "marian" else None
+
+
 def reference_tables(model: Any) -> dict[str, torch.Size]:
     """Lists the embeddings of a transformers model, that of the tokens first.
 
@@ -168,12 +196,23 @@ def reference_tables(model: Any) -> dict[str, torch.Size]:
         model: The transformers model.
 
     Returns:
-        Names of their weights, and their shapes.
+        Names of their weights, a tied one once, and their shapes.
     """
-    of_tokens = model.get_input_embeddings()
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    found.sort(key=lambda item: item[1] is not of_tokens)
-    return {f"{name}.weight": module.weight.shape for name, module in found}
+    of_tokens = model.get_input_embeddings().weight
+    return dict(sorted(tables_of(model).items(), key=lambda item: model.get_parameter(item[0]) is not of_tokens))
+
+
+def tables_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Lists the embeddings of any model.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Names of their weights, a tied one once, and their shapes, in the order of the model.
+    """
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    return {name: weight.shape for name, weight in model.named_parameters() if name in tables}
 
 
 def _auto_class(content: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ the hidden states that a trained model was made for.
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.errors import CheckpointError
@@ -116,3 +117,15 @@ def sample_tokens(
         )
     stream = (stream * (wanted // len(stream) + 1))[:wanted]
     return [stream[start : start + length] for start in range(0, wanted, length)], f"real text{remark}"
+
+
+def written_tokens(tokens_BT: Tensor) -> Tensor:
+    """What a decoder is given beside sources: their rows the other way round, so that few write what they read.
+
+    Args:
+        tokens_BT: The sources.
+
+    Returns:
+        Tokens of the same shape.
+    """
+    return tokens_BT.flip(0)

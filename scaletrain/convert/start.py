@@ -12,11 +12,13 @@ from scaletrain.checkpoint.fragments import describe_fragments
 from scaletrain.checkpoint.layout import CONFIG, STATE, folder_name, partial_name
 from scaletrain.checkpoint.records import checksum
 from scaletrain.config.load import dump_yaml
-from scaletrain.config.schema import ModelConfig, RunConfig, TrainConfig
+from scaletrain.config.schema import DataConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+from scaletrain.config.task_rules import reads_one_document
+from scaletrain.convert.model_tensors import tied_names
 from scaletrain.convert.output import new_folder
 from scaletrain.convert.placing import Place, lay_out_safetensors
 from scaletrain.convert.tensors import TensorInfo
-from scaletrain.data.tokenizer import Borders
+from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.protocols import Fragment, TrainingState
 
 # Files of a Hugging Face folder that belong to its tokenizer; a start keeps them, for the way back.
@@ -41,17 +43,19 @@ class Start:
         model: The description.
         infos: Our tensors, a tied one once, with the types they are stored in.
         tokenizer: Content of its ``tokenizer.json``; None for none.
-        borders: Tokens that mark documents; None where there is no tokenizer, or it has none.
+        facts: What is told of its corpora; None where there is no tokenizer, or it marks no documents.
         provenance: Where the weights come from, as plain values.
         kept: Further files by name; see ``KEPT``.
+        task: What the model is for.
     """
 
     model: ModelConfig
     infos: Mapping[str, TensorInfo]
     tokenizer: bytes | None
-    borders: Borders | None
+    facts: CorpusFacts | None
     provenance: Mapping[str, Any]
     kept: Mapping[str, bytes] = field(default_factory=dict)
+    task: TaskConfig = field(default_factory=TaskConfig)
 
 
 def write_start(
@@ -73,7 +77,9 @@ def write_start(
     """
     with new_folder(out) as draft:
         train = TrainConfig(max_seq_len=start.model.max_seq_len)
-        config = dump_yaml(RunConfig(run_dir=Path("runs") / out.name, model=start.model, train=train))
+        data = DataConfig(packing="document") if reads_one_document(start.task) else DataConfig()
+        run = RunConfig(run_dir=Path("runs") / out.name, model=start.model, train=train, data=data, task=start.task)
+        config = dump_yaml(run)
         (draft / CONFIG).write_text(config)
         (draft / "provenance.json").write_text(json.dumps(start.provenance, indent=1) + "\n")
         if start.tokenizer is not None:
@@ -91,9 +97,8 @@ def _write_tokenizer(draft: Path, start: Start) -> None:
     (draft / "tokenizer.json").write_bytes(start.tokenizer)
     identity = {"fixed": {"tokenizer": hashlib.sha256(start.tokenizer).hexdigest()}, "free": {}}
     (draft / "identity.json").write_text(json.dumps(identity, indent=1) + "\n")
-    if start.borders is not None:
-        borders = {"eos_id": start.borders.eos_id, "bos_id": start.borders.bos_id}
-        (draft / "corpus.json").write_text(json.dumps(borders, indent=1) + "\n")
+    if start.facts is not None:
+        start.facts.keep(draft)
 
 
 def _write_checkpoint(
@@ -121,7 +126,7 @@ def _fragment(name: str, info: TensorInfo) -> Fragment:
 
 
 def _state(start: Start, stored: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    tied = {f"{_PREFIX}output.weight": f"{_PREFIX}embedding.weight"} if start.model.tie_embeddings else {}
+    tied = {_PREFIX + name: _PREFIX + stored for name, stored in tied_names(start.model).items()}
     engine = {
         "zero_stage": 0,
         "world_size": 1,

@@ -78,6 +78,10 @@ class WeightSource(Generic[_Model]):
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(name)
         self._stored = {name: self._find(name, names) for names in self._names.values() for name in names}
+        # What is saved though nothing trains it.
+        saved = model.state_dict(keep_vars=True).keys()
+        self.buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+        self._stored |= {name: self._find(name, [name]) for name in self.buffers}
 
     def stored_name(self, parameter: str) -> str:
         """Finds the stored tensor of a parameter.
@@ -98,6 +102,10 @@ class WeightSource(Generic[_Model]):
                 f"incomplete, or the configuration describes another model."
             )
         return stored
+
+    def is_stored(self, parameter: str) -> bool:
+        """Whether there is a tensor of this parameter or buffer."""
+        return self._stored[parameter] is not None
 
     def unread(self) -> list[str]:
         """Names of the stored tensors that no module has asked for so far."""
@@ -135,7 +143,7 @@ class WeightSource(Generic[_Model]):
         return flat.view(shape)
 
     def slices(self, parameter: str, round_to: torch.dtype | None) -> Iterator[tuple[int, Tensor]]:
-        """Reads a parameter piece by piece, and gives mapped memory back now and then.
+        """Reads a parameter piece by piece, in whole rows, and gives mapped memory back now and then.
 
         Args:
             parameter: Its name in the model.
@@ -149,8 +157,10 @@ class WeightSource(Generic[_Model]):
         """
         name = self.stored_name(parameter)
         numel = self.infos[name].numel
-        for start in range(0, numel, _SLICE):
-            piece = self.tensors.read(name, start, min(_SLICE, numel - start))
+        width = self.infos[name].shape[-1] if self.infos[name].shape else 1
+        step = max(1, _SLICE // max(1, width)) * width  # of whole rows
+        for start in range(0, numel, step):
+            piece = self.tensors.read(name, start, min(step, numel - start))
             self._numel_mapped += len(piece)
             if self._numel_mapped >= _SLICE:
                 self.tensors.release()
@@ -191,8 +201,13 @@ def streamed(source: WeightSource[Any], round_to: torch.dtype | None) -> Iterato
         round_to: Dtype that the weights are rounded to, to be calculated with in fp32 all the same; None leaves them.
     """
     handles = []
+    for name, buffer in source.buffers.items():
+        if source.is_stored(name):
+            buffer.copy_(source.load(name, buffer.shape, round_to))
     for prefix, module in source.model.named_modules():
-        own = {name: parameter for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)}
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        # Others have numbers that the model has computed itself.
+        own = {name: parameter for name, parameter in parameters if parameter.is_meta}
         if own:
             handles += _feed(source, module, f"{prefix}." if prefix else "", own, round_to)
     try:

@@ -12,6 +12,7 @@ import torch
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.family import Family
+from scaletrain.convert.heads import CLASSIFIER, as_used, check_architecture, describe_labels
 from scaletrain.convert.model_card import describe_provenance, write_card
 from scaletrain.convert.model_tensors import infos_of, require_tensors
 from scaletrain.convert.output import new_folder
@@ -22,11 +23,13 @@ from scaletrain.convert.registry import family_for
 from scaletrain.convert.start import KEPT_FOLDER, keep_files
 from scaletrain.convert.tensors import TensorInfo, nearest_dtype_name
 from scaletrain.convert.verification import verify
-from scaletrain.data.corpus_facts import TEMPLATE_NAME
-from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, read_borders, vocabulary_rows
+from scaletrain.data.corpus_facts import TEMPLATE_NAME, CorpusFacts
+from scaletrain.data.tokenizer import find_borders, load_tokenizer, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
+
+_OF_DECODER = ("decoder_start_token_id", "pad_token_id")
 
 
 def to_hf(
@@ -57,12 +60,14 @@ def to_hf(
         CheckpointError: The weights are not those of the model, cannot be read, or the result is not the same model.
     """
     require_tensors(checkpoint)
-    family, model = family_for(checkpoint.config, model_type)
+    used = as_used(checkpoint.config, checkpoint.task)
+    family, model = family_for(used, model_type)
     # Of a bias that the checkpoint does not have nothing is copied: what is not written in a file is zero.
     dtypes = {info.dtype for info in checkpoint.infos.values()}
-    zeros = infos_of(model, max(dtypes, key=lambda each: each.itemsize)) if model != checkpoint.config else {}
-    pairs, theirs = family.pairs({**zeros, **checkpoint.infos}, model)
+    needed = infos_of(model, max(dtypes, key=lambda each: each.itemsize))
+    pairs, theirs = family.pairs({name: checkpoint.infos.get(name, info) for name, info in needed.items()}, model)
     described = {"architectures": list(family.architectures[:1]), **family.write(model)}
+    check_architecture(described["architectures"][0], checkpoint.task)
     # Without a head, the names of the body stand alone.
     prefix = family.prefix if described["architectures"][0] in family.bare else ""
     infos = {name.removeprefix(prefix): TensorInfo(info.shape, dtype or info.dtype) for name, info in theirs.items()}
@@ -80,7 +85,7 @@ def to_hf(
             places,
             processes,
         )
-        proof = verify(checkpoint, checkpoint.config, draft, dtype=nearest_dtype_name(infos)) if proves else None
+        proof = verify(checkpoint, used, draft, dtype=nearest_dtype_name(infos)) if proves else None
     return family, proof
 
 
@@ -92,31 +97,54 @@ def _write_descriptions(
     described: Mapping[str, Any],
 ) -> None:
     run_dir = checkpoint.folder.parent.parent
-    borders = _borders_of(run_dir)
-    ids = {} if borders is None else {"bos_token_id": borders.bos_id, "eos_token_id": borders.eos_id}
+    facts = _facts_of(run_dir)
+    kept = keep_files(run_dir / KEPT_FOLDER)
+    ids = _special_ids(facts, checkpoint, kept)
     dtype = max(infos.values(), key=lambda info: info.numel).dtype
     stored = {"torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True}
-    config = {"model_type": family.model_type, **described, **ids, **stored}
+    tells_classes = described["architectures"][0].endswith(CLASSIFIER)
+    labels = describe_labels(checkpoint.config, checkpoint.task, facts) if tells_classes else {}
+    config = {"model_type": family.model_type, **described, **labels, **ids, **stored}
     _write_json(draft / "config.json", config)
     if checkpoint.config.causal:
         _write_json(draft / "generation_config.json", {**ids, "do_sample": False})
-    _write_tokenizer(draft, run_dir, borders, checkpoint)
-    parameters = sum(info.numel for info in checkpoint.infos.values())
-    write_card(draft, describe_provenance(checkpoint), family, parameters)
+    _write_tokenizer(draft, run_dir, facts, checkpoint, kept)
+    parameters = sum(info.numel for info in infos.values())
+    write_card(draft, describe_provenance(checkpoint), family, described["architectures"][0], parameters)
 
 
-def _borders_of(run_dir: Path) -> Borders | None:
+def _facts_of(run_dir: Path) -> CorpusFacts | None:
+    """What a run keeps of its corpus; of one that keeps a tokenizer alone, what that tells."""
+    path = run_dir / "tokenizer.json"
+    if not path.is_file():
+        return None
     if (run_dir / "corpus.json").is_file():
-        return read_borders(run_dir / "corpus.json")
-    if (run_dir / "tokenizer.json").is_file():
-        try:
-            return find_borders(load_tokenizer(run_dir / "tokenizer.json"))
-        except DataError:
-            return None
-    return None
+        return CorpusFacts.read(run_dir)
+    tokenizer = load_tokenizer(path)
+    try:
+        return CorpusFacts(str(path), find_borders(tokenizer), vocabulary_rows(tokenizer))
+    except DataError:
+        return None
 
 
-def _write_tokenizer(draft: Path, run_dir: Path, borders: Borders | None, checkpoint: CheckpointTensors) -> None:
+def _special_ids(
+    facts: CorpusFacts | None, checkpoint: CheckpointTensors, kept: Mapping[str, bytes]
+) -> dict[str, int | None]:
+    """Tokens that mean something to whoever generates."""
+    if facts is None:  # the defaults of a class may be tokens that a small model does not have
+        return {"pad_token_id": None, "eos_token_id": None} if checkpoint.config.n_encoder_layers else {}
+    ids = {"bos_token_id": facts.borders.bos_id, "eos_token_id": facts.borders.eos_id}
+    if checkpoint.config.n_encoder_layers:
+        # As task seq2seq begins targets; a model that was imported begins them as it did there.
+        ids |= dict.fromkeys(_OF_DECODER, facts.borders.eos_id)
+        given = json.loads(kept.get("generation_config.json", b"{}"))
+        ids |= {key: given[key] for key in _OF_DECODER if key in given}
+    return ids
+
+
+def _write_tokenizer(
+    draft: Path, run_dir: Path, facts: CorpusFacts | None, checkpoint: CheckpointTensors, kept: Mapping[str, bytes]
+) -> None:
     path = run_dir / "tokenizer.json"
     if not path.is_file():
         return
@@ -127,9 +155,8 @@ def _write_tokenizer(draft: Path, run_dir: Path, borders: Borders | None, checkp
             "rows; they do not belong together"
         )
     (draft / "tokenizer.json").write_bytes(path.read_bytes())
-    kept = keep_files(run_dir / KEPT_FOLDER)
     if "tokenizer_config.json" not in kept:
-        ids = {} if borders is None else {"bos_token": borders.bos_id, "eos_token": borders.eos_id}
+        ids = {} if facts is None else {"bos_token": facts.borders.bos_id, "eos_token": facts.borders.eos_id}
         names = {key: tokenizer.id_to_token(token) for key, token in ids.items() if token is not None}
         described = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,6 +1,6 @@
 """The proof after a conversion: both models run on the same text, and must tell the same at every layer.
 
-Each side is run by its own code, ours by ``Transformer``, theirs by transformers, with weights that are read from the
+Each side is run by its own code, ours by ``model/``, theirs by transformers, with weights that are read from the
 files that the conversion read and wrote, and that are in memory one module at a time.
 
 Bounds. First the weights of both sides are rounded to the stored dtype, which changes nothing in the side that is
@@ -38,16 +38,22 @@ from scaletrain.convert.proof import (
 from scaletrain.convert.reference_model import (
     build_reference,
     reference_layers,
+    reference_order,
     reference_outputs,
     reference_spellings,
     reference_tables,
+    tables_of,
 )
-from scaletrain.convert.sample_text import sample_tokens
+from scaletrain.convert.sample_text import sample_tokens, written_tokens
 from scaletrain.convert.streaming import WeightSource, allocate, build_without_weights, streamed
 from scaletrain.convert.tensors import DTYPES, Tensors
 from scaletrain.convert.weights_folder import open_weights
 from scaletrain.errors import CheckpointError, ConfigError
+from scaletrain.model.build import build_model
+from scaletrain.model.encoder_decoder import EncoderDecoder
 from scaletrain.model.transformer import Transformer
+
+_Model = Transformer | EncoderDecoder
 
 _KERNEL_BOUND = 3e-5
 _ROUNDING_BOUNDS = {"fp32": _KERNEL_BOUND, "bf16": 1e-1, "fp16": 1.25e-2}
@@ -67,7 +73,7 @@ def verify(
     a few hundred tokens has.
 
     Args:
-        ours: Our weights, by their names in ``Transformer.state_dict()``, tied ones once.
+        ours: Our weights, by their names in the model's ``state_dict()``, tied ones once.
         config: Our model.
         hf_folder: The other side, a Hugging Face folder.
         tokens: At least one row of tokens, all rows of one length; real text by default, or random tokens where the
@@ -85,7 +91,7 @@ def verify(
     if dtype not in DTYPES:
         raise ConfigError(f"The dtype {dtype} of a proof is none of {', '.join(DTYPES)}. Give one of them.")
     rows, text = _choose_tokens(tokens, config, hf_folder)
-    our_side = WeightSource(build_without_weights(lambda: Transformer(config)), ours, "our model")
+    our_side = WeightSource(build_without_weights(lambda: _build(config)), ours, "our model")
     reference = build_reference(hf_folder)
     folder = open_weights(hf_folder)
     their_side = WeightSource(reference, folder, str(hf_folder), reference_spellings(reference))
@@ -126,10 +132,10 @@ class _Trace:
 
 
 def _compare(
-    ours: WeightSource[Transformer], theirs: WeightSource[nn.Module], tokens_BT: Tensor, dtype: torch.dtype
+    ours: WeightSource[_Model], theirs: WeightSource[nn.Module], tokens_BT: Tensor, dtype: torch.dtype
 ) -> tuple[Comparison, Comparison | None]:
     """Compares with weights rounded alike, and with those that are stored, where rounding changes any."""
-    layers = reference_layers(theirs.model, len(ours.model.blocks))
+    layers = reference_layers(theirs.model, {side: len(blocks) for side, blocks in _our_layers(ours.model).items()})
     trace = _run_theirs(theirs, layers, tokens_BT, dtype)
     comparison = _run_ours(ours, tokens_BT, dtype, trace)
     theirs_change = _is_changed(theirs, dtype)
@@ -147,11 +153,16 @@ def _is_changed(source: WeightSource[Any], dtype: torch.dtype) -> bool:
 
 
 def _run_theirs(
-    theirs: WeightSource[nn.Module], layers: Sequence[nn.Module], tokens_BT: Tensor, round_to: torch.dtype | None
+    theirs: WeightSource[nn.Module],
+    layers: Mapping[str, Sequence[nn.Module]],
+    tokens_BT: Tensor,
+    round_to: torch.dtype | None,
 ) -> _Trace:
     states: dict[str, Tensor] = {}
 
     def keep(name: str, theirs_BTD: Tensor) -> None:
+        order = reference_order(theirs.model, theirs_BTD.shape[-1])
+        theirs_BTD = theirs_BTD if order is None else theirs_BTD[..., order]
         states[name] = allocate(theirs_BTD.numel()).view(theirs_BTD.shape).copy_(theirs_BTD)
 
     with torch.no_grad(), streamed(theirs, round_to), _watched(layers, keep):
@@ -159,9 +170,7 @@ def _run_theirs(
     return _Trace(states, outputs)
 
 
-def _run_ours(
-    ours: WeightSource[Transformer], tokens_BT: Tensor, round_to: torch.dtype | None, trace: _Trace
-) -> Comparison:
+def _run_ours(ours: WeightSource[_Model], tokens_BT: Tensor, round_to: torch.dtype | None, trace: _Trace) -> Comparison:
     states: list[StageDifference] = []
     outputs: list[StageDifference] = []
     n_positions, share = 0, 0.0
@@ -169,7 +178,7 @@ def _run_ours(
     def compare(name: str, ours_BTD: Tensor) -> None:
         states.append(difference_of_states(name, ours_BTD, _counterpart(name, ours_BTD, trace.states)))
 
-    with torch.no_grad(), streamed(ours, round_to), _watched(list(ours.model.blocks), compare):
+    with torch.no_grad(), streamed(ours, round_to), _watched(_our_layers(ours.model), compare):
         for name, output_BTV in _our_outputs(ours.model, tokens_BT, trace.outputs):
             theirs_BTV = _counterpart(name, output_BTV, trace.outputs)
             if not outputs:
@@ -178,8 +187,24 @@ def _run_ours(
     return Comparison(tuple(states), tuple(outputs), n_positions, share)
 
 
-def _our_outputs(model: Transformer, tokens_BT: Tensor, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+def _build(config: ModelConfig) -> _Model:
+    model = build_model(config)
+    assert isinstance(model, _Model)  # of others there is no family
+    return model
+
+
+def _our_layers(model: _Model) -> dict[str, Sequence[nn.Module]]:
+    """The layers by the side that they belong to, as ``reference_layers`` calls it."""
+    if isinstance(model, EncoderDecoder):
+        return {"encoder": list(model.encoder.blocks), "decoder": list(model.decoder.blocks)}
+    return {"": list(model.blocks)}
+
+
+def _our_outputs(model: _Model, tokens_BT: Tensor, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
     """Runs our model for those of the outputs of ``reference_outputs`` that are wanted and that it has."""
+    if isinstance(model, EncoderDecoder):
+        yield "logits", model(tokens_BT, written_tokens(tokens_BT))
+        return
     hidden_BTD = model.hidden(tokens_BT)
     if "logits" in wanted:
         yield "logits", model.logits(hidden_BTD)
@@ -202,17 +227,21 @@ def _counterpart(name: str, ours: Tensor, theirs: Mapping[str, Tensor]) -> Tenso
 
 
 @contextmanager
-def _watched(layers: Sequence[nn.Module], visit: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watched(layers: Mapping[str, Sequence[nn.Module]], visit: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Tells the hidden states before the first layer, as those of the ``embedding``, and behind each layer."""
 
-    def visit_input(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        visit("embedding", inputs[0] if inputs else named["hidden_states"])
+    def input_visitor(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda module, inputs, named: visit(name, inputs[0] if inputs else named["hidden_states"])
 
     def visitor(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         return lambda module, inputs, output: visit(name, output[0] if isinstance(output, tuple) else output)
 
-    handles = [layers[0].register_forward_pre_hook(visit_input, with_kwargs=True)]
-    handles += [layer.register_forward_hook(visitor(f"layer {index}")) for index, layer in enumerate(layers)]
+    handles = []
+    for side, of_side in layers.items():
+        begin = f"{side} " if side else ""
+        handles.append(of_side[0].register_forward_pre_hook(input_visitor(f"{begin}embedding"), with_kwargs=True))
+        for index, layer in enumerate(of_side):
+            handles.append(layer.register_forward_hook(visitor(f"{begin}layer {index}")))
     try:
         yield
     finally:
@@ -221,39 +250,43 @@ def _watched(layers: Sequence[nn.Module], visit: Callable[[str, Tensor], None]) 
 
 
 def _compare_tables(
-    ours: WeightSource[Transformer], theirs: WeightSource[nn.Module], dtype: torch.dtype
+    ours: WeightSource[_Model], theirs: WeightSource[nn.Module], dtype: torch.dtype
 ) -> tuple[list[str], list[str]]:
     """Compares embeddings number by number.
 
     Returns:
         Which were compared, and what differs, both in words. One without a counterpart of its shape is left out, and
-        so is one with several.
+        so is one with more than there are here.
     """
     compared: list[str] = []
     faults: list[str] = []
     tables = reference_tables(theirs.model)
-    for name, module in ours.model.named_modules():
-        if not isinstance(module, nn.Embedding):
-            continue
-        alike = [table for table, shape in tables.items() if shape == module.weight.shape]
-        # That of the tokens stands first in both models, and is found whatever has its shape besides.
-        if not alike or (len(alike) > 1 and compared):
+    own = tables_of(ours.model)
+    for our_name, wanted in own.items():
+        alike = [table for table, shape in tables.items() if shape == wanted]
+        # That of the tokens stands first in both models, and is found whatever has its shape besides. As many of one
+        # shape as here stand in one order in both: that of an encoder before that of a decoder.
+        n_left = sum(shape == wanted for name, shape in own.items() if name.removesuffix(".weight") not in compared)
+        if not alike or (len(alike) > n_left and compared):
             continue
         del tables[alike[0]]
-        compared.append(name)
-        row = _first_difference(ours, f"{name}.weight", theirs, alike[0], dtype)
+        compared.append(our_name.removesuffix(".weight"))
+        row = _first_difference(ours, our_name, theirs, alike[0], dtype)
         if row is not None:
-            faults.append(f"row {row} of the {name} table is not the same number by number")
+            faults.append(f"row {row} of the {compared[-1]} table is not the same number by number")
     return compared, faults
 
 
 def _first_difference(
-    ours: WeightSource[Transformer], our_name: str, theirs: WeightSource[nn.Module], their_name: str, dtype: torch.dtype
+    ours: WeightSource[_Model], our_name: str, theirs: WeightSource[nn.Module], their_name: str, dtype: torch.dtype
 ) -> int | None:
     """Finds the first row of a table in which two sides differ, all rounded to the same dtype."""
     width = ours.infos[ours.stored_name(our_name)].shape[1]
+    order = reference_order(theirs.model, width)
     both = zip(ours.slices(our_name, dtype), theirs.slices(their_name, dtype), strict=True)
     for (start, our_piece), (_, their_piece) in both:
+        if order is not None:
+            their_piece = their_piece.view(-1, width)[:, order].flatten()
         differing = torch.nonzero(our_piece != their_piece)
         if len(differing):
             return (start + int(differing[0])) // width

@@ -1,4 +1,4 @@
-"""BERT: bidirectional, norms behind the sums, segments, and heads for masked tokens and for pairs of sentences."""
+"""BERT: bidirectional, norms behind the sums, segments, and heads for masked tokens, pairs of sentences and classes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,21 +6,30 @@ from typing import Any
 from scaletrain.config.schema import ModelConfig
 from scaletrain.convert.activations import read_gelu, unify_gelu, write_gelu
 from scaletrain.convert.family import Family
-from scaletrain.convert.rows import same
+from scaletrain.convert.rows import same, where
 
 # Classes, with what stands behind the encoder in each.
 _HEADS: dict[str, dict[str, Any]] = {
     "BertForMaskedLM": {"output_transform": True, "output_bias": True},
     "BertForPreTraining": {"output_transform": True, "output_bias": True, "pooler": True, "n_classes": 2},
+    "BertForSequenceClassification": {"pooler": True},
     "BertModel": {"pooler": True},
 }
 
 
 def _unify(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    return {**theirs, "hidden_act": unify_gelu(theirs["hidden_act"])}
+    labels = theirs.get("id2label")
+    return {
+        **theirs,
+        "hidden_act": unify_gelu(theirs["hidden_act"]),
+        # Two are not told by older versions.
+        "num_labels": theirs.get("num_labels") or 2 if labels is None else len(labels),
+    }
 
 
 def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    architecture = theirs["architectures"][0]
+    classes = {"n_classes": theirs["num_labels"]} if architecture == "BertForSequenceClassification" else {}
     return {
         "vocab_size": theirs["vocab_size"],
         "d_model": theirs["hidden_size"],
@@ -35,23 +44,29 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
         "norm_position": "post",
         "embedding_norm": True,
         "tie_embeddings": theirs["tie_word_embeddings"],
-        **_HEADS[theirs["architectures"][0]],
+        **_HEADS[architecture],
+        **classes,
     }
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    architecture = "BertModel" if not model.output_transform else "BertForMaskedLM"
-    if model.output_transform and model.pooler:
-        architecture = "BertForPreTraining"
+    if _tells_tokens(model):
+        architecture, labels = "BertForPreTraining" if model.pooler else "BertForMaskedLM", {}
+    elif model.n_classes:
+        architecture, labels = "BertForSequenceClassification", {"num_labels": model.n_classes}
+    else:
+        architecture, labels = "BertModel", {}
     return {
         "architectures": [architecture],
+        **labels,
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
         "num_hidden_layers": model.n_layers,
         "num_attention_heads": model.n_heads,
         "intermediate_size": model.d_ff,
         "max_position_embeddings": model.max_seq_len,
-        "type_vocab_size": model.n_segments,
+        # At least one, which transformers looks up always: who reads it again finds a model without any to differ.
+        "type_vocab_size": max(1, model.n_segments),
         "layer_norm_eps": model.norm_eps,
         "hidden_act": write_gelu(model.activation),
         "tie_word_embeddings": model.tie_embeddings,
@@ -59,6 +74,14 @@ def _write(model: ModelConfig) -> dict[str, Any]:
         "is_decoder": False,
         "add_cross_attention": False,
     }
+
+
+def _tells_tokens(model: ModelConfig) -> bool:
+    return model.output_transform
+
+
+def _tells_classes(model: ModelConfig) -> bool:
+    return not model.output_transform
 
 
 _EMBEDDINGS, _LAYER = "bert.embeddings.", "bert.encoder.layer.{layer}."
@@ -92,12 +115,16 @@ BERT = Family(
                 ("pooler", "bert.pooler.dense"),
                 ("output_transform.dense", "cls.predictions.transform.dense"),
                 ("output_transform.norm", "cls.predictions.transform.LayerNorm"),
-                ("classifier", "cls.seq_relationship"),
             )
             for kind in ("weight", "bias")
         ),
-        same("output.weight", "cls.predictions.decoder.weight"),
-        same("output.bias", "cls.predictions.bias"),
+        *(
+            where(holds, same(f"classifier.{kind}", f"{theirs}.{kind}"))
+            for holds, theirs in ((_tells_tokens, "cls.seq_relationship"), (_tells_classes, "classifier"))
+            for kind in ("weight", "bias")
+        ),
+        where(_tells_tokens, same("output.weight", "cls.predictions.decoder.weight")),
+        where(_tells_tokens, same("output.bias", "cls.predictions.bias")),
     ),
     defaults={
         "architectures": ["BertForMaskedLM"],
