@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fire
-from fire_tool import is_given, run_tool, step_of
+from fire_tool import run_tool
+from typed_values import step_number, truth
 
 from scaletrain.corpus.splits import SPLITS
 from scaletrain.errors import ConfigError
@@ -56,11 +57,11 @@ def parse(
         raise ConfigError(f"--split {split}: must be one of {', '.join(SPLITS)}")
     return Request(
         Path(run_dir),
-        step_of(step),
+        step_number(step),
         split,
         manifest,
-        is_given("json", json),
-        is_given("trust_checkpoint", trust_checkpoint),
+        truth("json", json),
+        truth("trust_checkpoint", trust_checkpoint),
     )
 
 

@@ -10,20 +10,6 @@ import fire
 from scaletrain.errors import ConfigError, ScaletrainError
 
 
-def step_of(text: str | None) -> int | None:
-    """The checkpoint that ``--step`` names; None for the newest intact one."""
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
-    raise ConfigError(f"--step {text} is not a whole number; give one, such as --step 100, or leave it out")
-
-
-def is_given(name: str, text: str) -> bool:
-    """Whether a flag without a value is given."""
-    if text.lower() not in ("true", "false"):
-        raise ConfigError(f"--{name} {text}: expected true or false, or nothing at all")
-    return text.lower() == "true"
-
-
 def run_tool(
     name: str, parse: Callable[..., Any] | Mapping[str, Callable[..., Any]], run: Callable[[Any], int | None]
 ) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import fire
-from fire_tool import is_given, run_tool, step_of
+from fire_tool import run_tool
+from typed_values import step_number, truth
 
 from scaletrain.errors import ConfigError, DataError
 
@@ -80,8 +81,8 @@ def parse(
         top_k=None if top_k is None else number("top_k", top_k, int),
         top_p=None if top_p is None else number("top_p", top_p, float),
         seed=None if seed is None else number("seed", seed, int),
-        step=step_of(step),
-        trust_checkpoint=is_given("trust_checkpoint", trust_checkpoint),
+        step=step_number(step),
+        trust_checkpoint=truth("trust_checkpoint", trust_checkpoint),
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fire
-from fire_tool import is_given, run_tool, step_of
+from fire_tool import run_tool
+from typed_values import step_number, truth
 
 from scaletrain.errors import ConfigError
 
@@ -57,8 +58,8 @@ def parse(
         Path(run_dir),
         input,
         None if out is None else Path(out),
-        step_of(step),
-        is_given("trust_checkpoint", trust_checkpoint),
+        step_number(step),
+        truth("trust_checkpoint", trust_checkpoint),
     )
 
 

@@ -40,7 +40,6 @@ class LabelledTask(Task):
         )
         return Collated(inputs, is_real_B.long())
 
-    @abstractmethod
     def tell(self, outputs_NC: Tensor) -> list[dict[str, Any]]:
         """What a model says of documents, for people.
 
@@ -48,8 +47,9 @@ class LabelledTask(Task):
             outputs_NC: Of the head, fp32.
 
         Returns:
-            Plain values by name, for each document.
+            Plain values by name, for each document; here the outputs as they are.
         """
+        return [{"outputs": row_C} for row_C in outputs_NC.tolist()]
 
 
 class LabelledModel(nn.Module):

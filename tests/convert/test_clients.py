@@ -59,6 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return run_dir, run_dir / "hf"
 
 
+@pytest.mark.thorough
 def test_lm_eval_scores_a_text_as_it_scores_here(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run_dir, folder = trained
     text = TEXT[:120]

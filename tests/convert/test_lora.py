@@ -277,6 +277,7 @@ print(peak_mib() - before)
 """
 
 
+@pytest.mark.thorough
 def test_memory_does_not_depend_on_the_largest_tensor(tmp_path: Path) -> None:
     """A matrix of 256 MiB to which a product of ones is added; the source is a hole in a file, that is, zeros."""
     source, adapter = tmp_path / "source", tmp_path / "adapter"

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, LlamaForCausalLM
 
@@ -25,6 +26,7 @@ def converted(folder: Path, out: Path) -> tuple[Transformer, Proof]:
     return model.eval(), proof
 
 
+@pytest.mark.thorough
 def test_the_llama_reads_prose_as_well_as_in_transformers(pretrained_llama: Path, tmp_path: Path) -> None:
     model, proof = converted(pretrained_llama, tmp_path / "start")
     assert proof.comparison.agreeing_share > 0.99

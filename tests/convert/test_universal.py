@@ -35,9 +35,11 @@ def saved(tmp_path: Path, case: Case, world_size: int, steps: int = CUT) -> Path
     ("source", "on", "target", "to"),
     [
         (Case(stage=3), 2, Case(stage=1), 3),
-        (Case(stage=0, model=UNTIED), 2, Case(stage=3, model=UNTIED), 3),
+        pytest.param(Case(stage=0, model=UNTIED), 2, Case(stage=3, model=UNTIED), 3, marks=pytest.mark.thorough),
         (Case(stage=2, offload="optimizer"), 2, Case(stage=2), 1),
-        (Case(stage=1, precision="bf16"), 2, Case(stage=3, precision="bf16"), 4),
+        pytest.param(
+            Case(stage=1, precision="bf16"), 2, Case(stage=3, precision="bf16"), 4, marks=pytest.mark.thorough
+        ),
         pytest.param(Case(stage=1), 4, Case(stage=2, offload="optimizer"), 3, marks=pytest.mark.thorough),
         pytest.param(
             Case(stage=3, offload="all"), 2, Case(stage=3, offload="optimizer"), 1, marks=pytest.mark.thorough
@@ -219,6 +221,7 @@ print(peak_mib() - before)
 """
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path) -> None:
     folder = tmp_path / "step_00000001"
     folder.mkdir()

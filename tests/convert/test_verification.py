@@ -339,6 +339,7 @@ print((peaks[1] - peaks[0]) / 1024)
 """
 
 
+@pytest.mark.thorough
 def test_memory_is_that_of_the_largest_module(tmp_path: Path) -> None:
     names = ("one_large_layer", "sixteen_large_layers")
     for name in names:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.splits import write_records
 from scaletrain.data.manifest import Manifest
 from tests.examples.invented_lists import invented, write_lists
 
@@ -24,12 +25,12 @@ def commands(example: str) -> list[str]:
 
 
 def run(command: str, folder: Path, *more: str | Path) -> None:
-    words = [word.replace("data/", f"{folder}/") for word in shlex.split(command)]
+    words = [re.sub("^(data|runs)/", f"{folder}/", word) for word in shlex.split(command)]
     words[0] = sys.executable
     if "--train_tokenizer" in words:
         words[words.index("--train_tokenizer") + 1] = "300"
     done = subprocess.run(
-        [*words, *map(str, more)], cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=120
+        [*words, *map(str, more)], cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=300
     )
     assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
 
@@ -45,7 +46,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_of_debian(tmp_path: Path) -> None:
     lists = write_lists(tmp_path / "lists", [invented(number) for number in range(300)])
-    prepare, baselines, *builds = commands("debian")
+    prepare, baselines, *builds, examples = commands("debian")
     run(prepare, tmp_path, "--lists", lists)
     run(baselines, tmp_path, "--files", "topics_10,regression_1,translation_it,summarisation")
     for build in builds:
@@ -53,14 +54,22 @@ def test_the_page_of_debian(tmp_path: Path) -> None:
     splits = {"train", "validation", "test"}
     for name in ("topics", "regression", "summarisation", "translation_it"):
         assert Manifest.open(tmp_path / f"debian/{name}/manifest.json").totals.keys() == splits
+    run(examples, tmp_path, "--only", "translation", "--max_steps", "1")
+    assert "| copy of the source (no network) |" in (tmp_path / "debian/results.md").read_text()
     assert Manifest.open(tmp_path / "debian/topics/manifest.json").classes == ("admin", "games", "net", "sound")
 
 
 def test_the_page_of_the_library(tmp_path: Path, library: Path) -> None:
-    prepare, *builds = commands("stdlib")
+    prepare, *builds, examples = commands("stdlib")
     run(prepare, tmp_path, "--library", library)
     for build in builds:
         run(build, tmp_path, "--num_workers", "0")
     manifest = Manifest.open(tmp_path / "stdlib/chat/manifest.json")
     assert manifest.parts
     assert sum(totals.documents for totals in manifest.totals.values()) > 50
+    # So few modules that none may be held out.
+    write_records(
+        tmp_path / "stdlib/code.jsonl", [{"text": f"def f{one}():\n    return {one}\n"} for one in range(300)]
+    )
+    run(examples, tmp_path, "--only", "code", "--max_steps", "1")
+    assert "| pretrained | " in (tmp_path / "stdlib/results.md").read_text()

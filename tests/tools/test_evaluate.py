@@ -67,7 +67,7 @@ def test_a_corpus_of_another_kind_is_refused(trained: TrainedRuns, tool: Tool, t
     [
         (["--run_dir", "no/such/run"], "holds no config.yaml"),
         (["--split", "dev"], "--split dev: must be one of train, validation, test"),
-        (["--step", "soon"], "--step soon is not a whole number"),
+        (["--step", "soon"], "--step soon is no whole number"),
         (["--step", "5"], "5"),
         (["--json", "yes"], "--json yes: expected true or false"),
     ],

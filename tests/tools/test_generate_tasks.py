@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
 from scaletrain.checkpoint.weights import load_weights
@@ -49,6 +50,19 @@ def test_a_turn_is_answered_as_the_template_asks(trained: TrainedRuns, tool: Too
     answer = likeliest(run, "### User:\nred one\n\n### Assistant:\n")
     for flag in ("--chat", "--prompt"):  # samples of evaluations are rendered the same way
         assert tool("generate.py", "--run_dir", str(run), flag, "red one", *GREEDY) == (0, answer + "\n", "")
+
+
+def test_samples_of_a_run_are_what_its_user_is_answered(trained: TrainedRuns, tool: Tool) -> None:
+    run = trained.run("sft")
+    events = EventAccumulator(str(run.run_dir / "tb")).Reload()
+    shown = events.Tensors("text/samples/text_summary")[-1].tensor_proto.string_val[0].decode()
+    judged = load_config(run.run_dir / "config.yaml", {})
+    drawn = ("--seed", str(judged.seed), "--temperature", str(judged.eval.temperature))
+    arguments = ("--run_dir", str(run.run_dir), "--chat", "red", *drawn)
+    answer = tool("generate.py", *arguments, "--max_new_tokens", str(judged.eval.sample_tokens))[1]
+    assert judged.eval.prompts == ("red",)
+    # As a block of Markdown that is shown as it is, without the line's end at which the tool stops.
+    assert shown == "\n".join("    " + line for line in ("red\n" + answer[:-1]).splitlines())
 
 
 def test_turns_are_remembered(trained: TrainedRuns, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,12 @@ CONTEXT = 96
 """Tokens of a conversation that the model sees: two short turns fit."""
 _OWN = {
     ADAPTED: Kind("classes", KINDS["classification"].overrides | {"lora.rank": 2, "optim.ema_decay": 0.6}),
-    "sft": Kind("chat", KINDS["sft"].overrides | {"train.max_seq_len": CONTEXT, "model.max_seq_len": CONTEXT}),
+    "sft": Kind(
+        "chat",
+        KINDS["sft"].overrides
+        | {"train.max_seq_len": CONTEXT, "model.max_seq_len": CONTEXT}
+        | {"log.writers": "[tensorboard]", "log.every_steps": 1},
+    ),
 }
 
 

@@ -17,6 +17,8 @@ from scaletrain.model.transformer import Transformer
 from scaletrain.protocols import SkippedShard
 from scaletrain.training.corpus import open_corpora
 from scaletrain.training.datasets import evaluation_dataset
+from scaletrain.training.scoring import score
+from scaletrain.training.trained_run import TrainedRun
 from tests.storage.faults import FaultProxy, fault_proxy
 from tests.storage.servers import nginx, s3_environment, s3_server, upload
 from tests.training.data_runs import SOURCES, STEPS, DataRun, batch_hashes, cache_of_half_the_shards, first_touched
@@ -91,6 +93,22 @@ def test_metrics_tell_the_sources_apart(uncut: DataRun) -> None:
     for number, source in enumerate(SOURCES):
         assert rows[-1][f"eval/loss/{source}"] == pytest.approx(nll[number] / targets[number], rel=1e-5)
     assert rows[-1]["eval/loss"] == pytest.approx(sum(nll) / sum(targets), rel=1e-5)
+
+
+def test_all_of_a_mixture_is_judged_afterwards(uncut: DataRun) -> None:
+    found = score(TrainedRun.open(uncut.run_dir), "validation")
+    judged = evaluation_dataset(uncut.config, open_corpora(uncut.config))
+    assert judged is not None
+    chosen = evaluation_sequences(judged)
+    places = [judged.order.locate(sequence) for sequence in chosen]
+    for number, own in enumerate(judged.order.sources):
+        assert sum((place.source, place.epoch) == (number, 0) for place in places) == own.sequences_per_epoch
+    assert found.sequences == len(chosen) == sum(own.sequences_per_epoch for own in judged.order.sources)
+    nll, targets = _judge(uncut, judged, chosen)
+    assert found.targets == sum(targets)
+    for number, source in enumerate(SOURCES):
+        assert found.metrics[f"eval/loss/{source}"] == pytest.approx(nll[number] / targets[number], rel=1e-5)
+    assert found.metrics["eval/loss"] == pytest.approx(sum(nll) / sum(targets), rel=1e-5)
 
 
 @torch.no_grad()
