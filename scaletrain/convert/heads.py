@@ -15,22 +15,6 @@ CLASSIFIER = "ForSequenceClassification"
 _SINGLE, _MULTI, _REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
-def as_used(model: ModelConfig, task: TaskConfig) -> ModelConfig:
-    """A model as its task uses it.
-
-    Args:
-        model: The description.
-        task: What it was trained for.
-
-    Returns:
-        The same without layers that tell tokens, where the task tells something of whole texts: an encoder that was
-        pretrained keeps these, and what they were, but nothing has trained them since.
-    """
-    if task.name not in LABELLED:
-        return model
-    return model.model_copy(update={"output_transform": False, "output_bias": False, "tie_embeddings": True})
-
-
 def check_architecture(architecture: str, task: TaskConfig) -> None:
     """Refuses a class that does not tell what was trained.
 

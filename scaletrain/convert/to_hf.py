@@ -12,7 +12,7 @@ import torch
 from scaletrain.convert.checkpoint_tensors import CheckpointTensors
 from scaletrain.convert.copying import copy_tensors
 from scaletrain.convert.family import Family
-from scaletrain.convert.heads import CLASSIFIER, as_used, check_architecture, describe_labels
+from scaletrain.convert.heads import CLASSIFIER, check_architecture, describe_labels
 from scaletrain.convert.model_card import describe_provenance, write_card
 from scaletrain.convert.model_tensors import infos_of, require_tensors
 from scaletrain.convert.output import new_folder
@@ -60,8 +60,7 @@ def to_hf(
         CheckpointError: The weights are not those of the model, cannot be read, or the result is not the same model.
     """
     require_tensors(checkpoint)
-    used = as_used(checkpoint.config, checkpoint.task)
-    family, model = family_for(used, model_type)
+    family, model = family_for(checkpoint.config, model_type)
     # Of a bias that the checkpoint does not have nothing is copied: what is not written in a file is zero.
     dtypes = {info.dtype for info in checkpoint.infos.values()}
     needed = infos_of(model, max(dtypes, key=lambda each: each.itemsize))
@@ -85,7 +84,7 @@ def to_hf(
             places,
             processes,
         )
-        proof = verify(checkpoint, used, draft, dtype=nearest_dtype_name(infos)) if proves else None
+        proof = verify(checkpoint, checkpoint.config, draft, dtype=nearest_dtype_name(infos)) if proves else None
     return family, proof
 
 

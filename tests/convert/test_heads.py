@@ -137,20 +137,10 @@ def write(model: Transformer, out: Path, task: TaskConfig) -> CheckpointTensors:
     return start_of(out)
 
 
-def test_a_classifier_leaves_the_head_behind_that_it_was_pretrained_with(tmp_path: Path) -> None:
-    """And says so: nothing has trained it since."""
-    untied = {"tie_embeddings": False, "pooler": True, "n_classes": 3}
-    model = Transformer(ModelConfig(**SMALL, **BERT, **PRETRAINED, **untied)).eval()
-    checkpoint = write(model, tmp_path / "here", TaskConfig(name="classification"))
-    _, proof = to_hf(checkpoint, tmp_path / "there", proves=True)
-    assert proof is not None and {name.split(".")[0] for name in proof.unread} == {"output", "output_transform"}
-    assert any(line.startswith("not compared") for line in proof.lines())
-    assert config_of(tmp_path / "there")["architectures"] == ["BertForSequenceClassification"]
-    there = AutoModelForSequenceClassification.from_pretrained(tmp_path / "there").eval()
-    tokens = torch.arange(40).view(2, 20)
-    with torch.no_grad():
-        found, expected = there(tokens).logits, model.class_logits(model.hidden(tokens))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def test_an_output_layer_that_nothing_reads_is_not_asked_for(tmp_path: Path) -> None:
+    save(tmp_path / "there", tie_word_embeddings=False)
+    from_hf(tmp_path / "there", tmp_path / "here", proves=True)
+    assert start_of(tmp_path / "here").config.tie_embeddings
 
 
 @pytest.mark.parametrize("lacking", [("n_segments",), ("output_bias",), ("n_segments", "output_bias")])
@@ -176,6 +166,7 @@ def test_what_a_masked_model_lacks_goes_out_as_zeros(tmp_path: Path, lacking: tu
         ({"pooler": False}, "regression", "bert: pooler = False"),
         ({"causal": True, "pooling": "last"}, "classification", "n_classes = 3"),
         ({"norm_position": "pre"}, "classification", "norm_position = pre"),
+        ({"tie_embeddings": False}, "classification", "tie_embeddings = False"),
         ({}, "masked_lm", "BertForSequenceClassification, which tells no tokens, as task masked_lm does"),
         ({**PRETRAINED}, "masked_lm", "n_classes = 3"),
     ],

@@ -17,19 +17,25 @@ _HEADS: dict[str, dict[str, Any]] = {
 }
 
 
+def _head_of(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    return _HEADS[theirs["architectures"][0]]
+
+
 def _unify(theirs: Mapping[str, Any]) -> dict[str, Any]:
     labels = theirs.get("id2label")
     return {
         **theirs,
         "hidden_act": unify_gelu(theirs["hidden_act"]),
+        # Without a head that tells tokens there is no output layer.
+        "tie_word_embeddings": theirs["tie_word_embeddings"] or "output_transform" not in _head_of(theirs),
         # Two are not told by older versions.
         "num_labels": theirs.get("num_labels") or 2 if labels is None else len(labels),
     }
 
 
 def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    architecture = theirs["architectures"][0]
-    classes = {"n_classes": theirs["num_labels"]} if architecture == "BertForSequenceClassification" else {}
+    has_classes = theirs["architectures"][0] == "BertForSequenceClassification"
+    classes = {"n_classes": theirs["num_labels"]} if has_classes else {}
     return {
         "vocab_size": theirs["vocab_size"],
         "d_model": theirs["hidden_size"],
@@ -44,7 +50,7 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
         "norm_position": "post",
         "embedding_norm": True,
         "tie_embeddings": theirs["tie_word_embeddings"],
-        **_HEADS[architecture],
+        **_head_of(theirs),
         **classes,
     }
 
