@@ -12,7 +12,8 @@ from typing import Any
 
 import fire
 
-from examples.running import START, Corpus, Example, Outcome, Plan, folder_of, short_run
+from examples.outcomes import Outcome
+from examples.running import START, Corpus, Example, Plan, folder_of, short_run
 from scaletrain.monitors.svg_charts import WIDTH, Series, curves, standalone
 from tools.fire_tool import run_tool
 

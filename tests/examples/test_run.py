@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from examples.debian import run as debian
-from examples.running import Example, Outcome, Plan, table
+from examples.outcomes import Outcome, table
+from examples.running import Example, Plan
 from examples.splits import Record, write_records
 from examples.stdlib import run as stdlib
 from examples.stdlib.answers import Answer, is_well_formed
