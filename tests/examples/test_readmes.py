@@ -59,6 +59,7 @@ def test_the_page_of_debian(tmp_path: Path) -> None:
     assert Manifest.open(tmp_path / "debian/topics/manifest.json").classes == ("admin", "games", "net", "sound")
 
 
+@pytest.mark.thorough
 def test_the_page_of_the_library(tmp_path: Path, library: Path) -> None:
     prepare, *builds, examples = commands("stdlib")
     run(prepare, tmp_path, "--library", library)

@@ -83,6 +83,7 @@ def test_debian_in_miniature(descriptions: Path, tmp_path: Path) -> None:
         run("examples.debian.run", *asked[:-1], "3")
 
 
+@pytest.mark.thorough
 def test_the_library_in_miniature(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
