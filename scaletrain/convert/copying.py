@@ -95,7 +95,7 @@ def _copy_share(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     try:
         _copy_all(open_source, copies, places)
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent raises it
         error.add_note(traceback.format_exc())
         result.send(error)
     else:

@@ -12,6 +12,7 @@ from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.mixture import Phase
 from scaletrain.data.order import DatasetOptions, order_of
 from scaletrain.data.packing import Row, row_checksum, value_checksum
+from scaletrain.data.parts import split_parts
 from scaletrain.data.rows import Collate, MicroBatch, Rows, next_tokens
 from scaletrain.data.shards import ShardReader, Wanted
 from scaletrain.data.source_order import Window
@@ -58,7 +59,7 @@ class SequenceDataset:
         self._in_use: dict[tuple[int, int], list[Wanted]] = {}
         self._ahead: dict[tuple[int, int], list[Wanted]] = {}
         self._collate, self._reads_others = collate, reads_others
-        self._part_bit = 8 * self._dtype.itemsize - 1 if manifest.parts else 0
+        self._has_parts = manifest.parts
         # Of rows that hold several documents no value is asked for.
         self._n_values = len(manifest.values) if options.packing == "document" else 0
 
@@ -74,9 +75,10 @@ class SequenceDataset:
         Raises:
             BadShardError: A shard or its index is missing or damaged, and not skipped.
         """
-        sources, rows, checksum = self._rows(indices, 0)
+        sources, rows, checksum = self._rows(indices)
         if self._reads_others:
-            rows = dataclasses.replace(rows, others=self._rows(indices, 1)[1])
+            _, others, _ = self._rows(indices, halves=1)
+            rows = dataclasses.replace(rows, others=others)
         collated = self._collate(rows)
         return MicroBatch(
             inputs=collated.inputs,
@@ -86,33 +88,31 @@ class SequenceDataset:
             checksum=checksum % 2**64,
         )
 
-    def _rows(self, indices: Sequence[int], halves: int) -> tuple[list[int], Rows, int]:
+    def _rows(self, indices: Sequence[int], halves: int = 0) -> tuple[list[int], Rows, int]:
         """The sources of sequences, their rows, or those that many half windows further on, and their checksum."""
         words = np.full((len(indices), self.options.max_seq_len + 1), self.eos_id, dtype=self._dtype)
         values = np.zeros((len(indices), self._n_values))
-        placed, sources, checksum = [], [], 0
+        placed, sources, pieces, checksum = [], [], [], 0
         for number, index in enumerate(indices):
-            source, row = (0, _EMPTY)
+            source, row, read = (0, _EMPTY, _NOTHING)
             if index != FILLING:
-                source, row = self._read(index, words[number], values[number], halves)
+                source, row, read = self._read(index, words[number], values[number], halves)
                 checksum += row_checksum(index, words[number], row) + value_checksum(index, values[number])
             placed.append(row)
             sources.append(source)
-        parts = None
-        if self._part_bit:
-            parts = (words >> self._part_bit).astype(np.uint8)
-            words &= (1 << self._part_bit) - 1
-        if int(words.max()) >= self.vocab_size:
-            self._blame(words, indices)
+            pieces.append(read)
+        tokens, parts = split_parts(words) if self._has_parts else (words, None)
+        if int(tokens.max()) >= self.vocab_size:
+            self._blame(tokens, indices, sources, pieces)
         borders = self.options.document_borders
-        return sources, Rows(words, placed, indices, borders, parts, values if self._n_values else None), checksum
+        return sources, Rows(tokens, placed, indices, borders, parts, values if self._n_values else None), checksum
 
     def _read(
         self, index: int, out: NDArray[np.unsignedinteger], values: NDArray[np.float64], halves: int
-    ) -> tuple[int, Row]:
-        """Fills a row with the tokens of a sequence, and with the values of its document."""
+    ) -> tuple[int, Row, Sequence[Sequence[int]]]:
+        """Fills a row with a sequence's tokens, and with the values of its document; and says from which pieces."""
         if self.lost_shards(index):
-            return self.order.locate(index).source, _EMPTY
+            return self.order.locate(index).source, _EMPTY, _NOTHING
         place, lane = divmod(index, self.options.num_lanes)
         source, number = self.order.mixture.locate(lane, place)
         # Neighbours of a lane mostly lie in one window: only the first of them is looked up.
@@ -126,7 +126,7 @@ class SequenceDataset:
         if self._n_values:
             shard, document, *_ = pieces[0]
             values[:] = self.readers[source].values(shard, document)
-        return source, self.readers[source].read_row(out, pieces, left_out)
+        return source, self.readers[source].read_row(out, pieces, left_out), pieces
 
     def _enter(self, source: int, lane: int, number: int) -> tuple[int, int, Window]:
         """Opens the window of a sequence of a lane; fetches all of it at once, and the next one ahead of need."""
@@ -168,23 +168,29 @@ class SequenceDataset:
             first[key] = min(shard.from_sequence, first.get(key, shard.from_sequence))
         return first
 
-    def _blame(self, stream: NDArray[np.unsignedinteger], indices: Sequence[int]) -> None:
-        row, place = np.argwhere(stream >= self.vocab_size)[0].tolist()
-        begin = 0
-        for piece in self.order.pieces(indices[row]):
-            end = begin + piece.stop - piece.start
+    def _blame(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        indices: Sequence[int],
+        sources: Sequence[int],
+        pieces: Sequence[Sequence[Sequence[int]]],
+    ) -> None:
+        row, place = np.argwhere(tokens >= self.vocab_size)[0].tolist()
+        begin, reader = 0, self.readers[sources[row]]
+        for shard, _, start, stop in pieces[row]:
+            end = begin + stop - start
             if place < end:
-                reader = self.readers[piece.source]
                 raise BadShardError(
-                    f"Sequence {indices[row]} holds token {int(stream[row, place])}, but the vocabulary has "
-                    f"{self.vocab_size}: {reader.describe(piece.shard)} is damaged. Copy it again from where it came, "
+                    f"Sequence {indices[row]} holds token {int(tokens[row, place])}, but the vocabulary has "
+                    f"{self.vocab_size}: {reader.describe(shard)} is damaged. Copy it again from where it came, "
                     "or build the corpus again with tools/make_shards.py.",
                     reader.name,
-                    piece.shard,
+                    shard,
                 )
             begin = end
 
 
 _EMPTY = Row((0,), 1)
 """A row without targets, which fills up a micro batch and weighs nothing."""
+_NOTHING: Sequence[Sequence[int]] = ()
 _NOWHERE = (0, 0, Window(np.zeros(1, dtype=np.int64), np.zeros((0, 4), dtype=np.int32)))

@@ -69,6 +69,23 @@ class MicroBatch(TypedDict):
     checksum: int
 
 
+_WIDTH_STEP = 16
+
+
+def rounded_width(longest: int) -> int:
+    """Places of rows that are as long as they need to be.
+
+    Few different widths: so few graphs are compiled, and kernels meet shapes that suit them.
+
+    Args:
+        longest: Tokens of the longest row.
+
+    Returns:
+        A multiple of 16, at least 16.
+    """
+    return -(-max(1, longest) // _WIDTH_STEP) * _WIDTH_STEP
+
+
 def next_tokens(rows: Rows) -> Collated:
     """Each token is predicted from those before it in its document.
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,13 @@ def kill(process: Process, number: int) -> None:
         pass  # it ended in this moment, or it belongs to somebody else by now
     finally:
         os.close(descriptor)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens at now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def die_with_launcher() -> None:

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from scaletrain.config.load import load_config, raise_all
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import ConfigError
 from scaletrain.launch.attempts import attempt_numbers
+from scaletrain.launch.processes import free_port
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.slurm.scripts import sweep_lines
 from scaletrain.launch.verdicts import Verdict, read_verdicts
@@ -226,11 +226,5 @@ class Sweep:
 def _command(place: Place, run: SweptRun) -> list[str]:
     launcher = []
     if place.world_size > 1:
-        launcher = ["-m", "deepspeed.launcher.runner", "--master_port", str(_free_port())]
+        launcher = ["-m", "deepspeed.launcher.runner", "--master_port", str(free_port())]
     return [sys.executable, *launcher, str(_TRAIN), *run.arguments]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -30,7 +30,9 @@ class Hardware:
     mfu: float = ASSUMED_MFU
 
 
-def plan_lines(model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardware: Hardware) -> list[str]:
+def plan_lines(
+    model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardware: Hardware, output_share: float = 1.0
+) -> list[str]:
     """Describe a run before it starts.
 
     Source: Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", for 20 tokens per parameter.
@@ -40,6 +42,7 @@ def plan_lines(model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardw
         train: the run's size.
         memory: what ``plan_memory`` returned.
         hardware: what there is to run on.
+        output_share: of the task, see ``flops.output_share``.
 
     Returns:
         Lines without line ends.
@@ -48,7 +51,7 @@ def plan_lines(model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardw
     tokens = BatchSchedule.of(train).sequence_after(0, train.max_steps) * train.max_seq_len
     sizes = [*(phase.global_batch_size for phase in train.batch_schedule), train.global_batch_size]
     step_tokens = ", then ".join(f"{size * train.max_seq_len:,}" for size in sizes)
-    per_token = flops_per_token(model, train.max_seq_len)
+    per_token = flops_per_token(model, train.max_seq_len, output_share)
     rows = [
         ("parameters", f"{count.total:,} ({count.non_embedding:,} without embeddings, {count.per_layer:,} in a layer)"),
         ("tokens", f"{step_tokens} a step x {train.max_steps:,} steps = {tokens:,}"),

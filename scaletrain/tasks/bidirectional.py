@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scaletrain.data.packing import pack
-from scaletrain.data.rows import Rows
+from scaletrain.data.rows import Rows, rounded_width
 
 
 def padded(rows: Rows) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
@@ -54,7 +54,7 @@ def document_tensors(rows: Rows) -> dict[str, Tensor | None]:
     found = separated(rows)
     width = rows.tokens.shape[1] - 1
     longest = max(max(1, row.end) for row in rows.placed)
-    cut = min(width, -(-longest // _WIDTH_STEP) * _WIDTH_STEP)
+    cut = min(width, rounded_width(longest))
     tokens_BT, documents_BT = found["tokens"], found["documents"]
     assert tokens_BT is not None
     parts_BT = None if rows.parts is None else torch.from_numpy(rows.parts[:, :cut]).long()
@@ -64,7 +64,3 @@ def document_tensors(rows: Rows) -> dict[str, Tensor | None]:
         "documents": None if documents_BT is None else documents_BT[:, :cut],
         "segments": parts_BT,
     }
-
-
-_WIDTH_STEP = 16
-"""Few different widths, so that few graphs are compiled and kernels meet shapes that suit them."""

@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from scaletrain.config.schema import LossConfig
 from scaletrain.data.rows import Collated, Rows, next_tokens
 from scaletrain.data.tokenizer import prompt_tokens
 from scaletrain.evaluation.generation import generate
-from scaletrain.model.losses import LossTerms, cross_entropy_terms
+from scaletrain.model.losses import LossTerms
 from scaletrain.tasks.task import Sampling, Task, TaskSetting
+from scaletrain.tasks.text_loss import TextModel
 
 
 class Prompt(NamedTuple):
@@ -66,20 +66,8 @@ class CausalLMTask(Task):
         return self._tokenizer.decode(list(made))
 
 
-class CausalLM(nn.Module):
+class CausalLM(TextModel):
     """A causal model together with its loss."""
-
-    def __init__(self, model: nn.Module, loss: LossConfig) -> None:
-        """Wraps a model.
-
-        Args:
-            model: Turns tokens, positions and documents into logits.
-            loss: Terms added to the cross-entropy while training; evaluation is without them.
-        """
-        super().__init__()
-        self.model = model
-        self.label_smoothing = loss.label_smoothing
-        self.z_loss = loss.z_loss
 
     def forward(
         self,
@@ -100,5 +88,4 @@ class CausalLM(nn.Module):
             Sums, not means: the engine divides by the number of targets of the whole global batch.
         """
         logits_BTV = self.model(tokens, positions, documents)
-        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
-        return cross_entropy_terms(logits_BTV, targets, smoothing, z_loss)
+        return self.terms(logits_BTV, targets)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.rows import Collated, Rows
 from scaletrain.model.losses import LossTerms
 from scaletrain.tasks.bidirectional import document_tensors
@@ -36,7 +37,7 @@ class LabelledTask(Task):
             "values": torch.from_numpy(np.float32(rows.values)),
         }
         inputs["is_real"] = is_real_B = torch.tensor([row.end > 0 and not row.masked for row in rows.placed]) & (
-            torch.tensor(rows.sequences) >= 0
+            torch.tensor(rows.sequences) != FILLING
         )
         return Collated(inputs, is_real_B.long())
 

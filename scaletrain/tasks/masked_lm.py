@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scaletrain.config.batch_plan import FILLING
-from scaletrain.config.schema import LossConfig
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import Collated, Rows
 from scaletrain.data.shuffle import fold
 from scaletrain.errors import ConfigError
-from scaletrain.model.losses import LossTerms, cross_entropy_terms
+from scaletrain.model.losses import LossTerms
 from scaletrain.monitors import names
 from scaletrain.tasks.bidirectional import document_tensors, padded, separated
 from scaletrain.tasks.sentence_pairs import pair_sentences
 from scaletrain.tasks.task import Task, TaskSetting
+from scaletrain.tasks.text_loss import TextModel
 
 _MASK_NAMES = ("<mask>", "[MASK]", "<|mask|>")
 _MASKS_IN_TEXT = re.compile(r"\s*(?:" + "|".join(map(re.escape, _MASK_NAMES)) + ")")
@@ -214,20 +214,8 @@ def continues_a_word(name: str) -> bool:
     return not name.startswith("Ġ") and name[:1].isalnum()
 
 
-class MaskedLM(nn.Module):
+class MaskedLM(TextModel):
     """A bidirectional model together with its loss."""
-
-    def __init__(self, model: Any, loss: LossConfig) -> None:
-        """Wraps a model.
-
-        Args:
-            model: With ``hidden`` and ``logits``, and ``class_logits`` of two classes where sentence pairs are given.
-            loss: Terms added to the cross-entropy while training.
-        """
-        super().__init__()
-        self.model = model
-        self.label_smoothing = loss.label_smoothing
-        self.z_loss = loss.z_loss
 
     def forward(
         self,
@@ -257,8 +245,7 @@ class MaskedLM(nn.Module):
         hidden_BTD = self.model.hidden(tokens, positions, documents, segments_BT=segments)
         hidden_BKD = hidden_BTD.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden_BTD.shape[-1]))
         logits_BKV = self.model.logits(hidden_BKD)
-        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
-        terms = cross_entropy_terms(logits_BKV, targets, smoothing, z_loss)
+        terms = self.terms(logits_BKV, targets)
         is_right_BK = (logits_BKV.argmax(-1) == targets) & (targets != IGNORED)
         told = [is_right_BK.sum(1), terms.targets_B]
         if follows is not None:

@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scaletrain.config.batch_plan import FILLING
-from scaletrain.config.schema import LossConfig
 from scaletrain.data.packing import IGNORED
-from scaletrain.data.rows import Collated, Rows
+from scaletrain.data.rows import Collated, Rows, rounded_width
 from scaletrain.errors import ConfigError
 from scaletrain.evaluation.beam_search import Search, search_texts
 from scaletrain.evaluation.text_overlap import signatures, summary_metrics, translation_metrics
-from scaletrain.model.losses import LossTerms, cross_entropy_terms
+from scaletrain.model.losses import LossTerms
 from scaletrain.tasks.task import Sampling, Task, TaskSetting, Written
-
-_WIDTH_STEP = 16
-"""Few different widths, so that few graphs are compiled and kernels meet shapes that suit them."""
+from scaletrain.tasks.text_loss import TextModel
 
 
 class Seq2SeqTask(Task):
@@ -68,7 +65,7 @@ class Seq2SeqTask(Task):
         assert rows.parts is not None  # the corpus was checked before the run began
         sources, targets = [], []
         for row, (placed, sequence) in enumerate(zip(rows.placed, rows.sequences, strict=True)):
-            end = 0 if placed.masked or sequence < 0 else placed.end
+            end = 0 if placed.masked or sequence == FILLING else placed.end
             words, parts = rows.tokens[row, :end], rows.parts[row, :end]
             sources.append(words[parts == 0])
             targets.append(words[parts == 1])
@@ -131,27 +128,14 @@ def _side_by_side(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Texts as rows of one width, filled up at their ends, and their lengths."""
     lengths = np.array([len(text) for text in texts])
-    width = -(-max(1, int(lengths.max())) // _WIDTH_STEP) * _WIDTH_STEP
-    laid_out = np.full((len(texts), width), filling, dtype=np.int64)
+    laid_out = np.full((len(texts), rounded_width(int(lengths.max()))), filling, dtype=np.int64)
     for row, text in enumerate(texts):
         laid_out[row, : len(text)] = text
     return laid_out, lengths
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(TextModel):
     """An encoder-decoder together with its loss."""
-
-    def __init__(self, model: nn.Module, loss: LossConfig) -> None:
-        """Wraps a model.
-
-        Args:
-            model: Turns sources and targets into logits.
-            loss: Terms added to the cross-entropy while training.
-        """
-        super().__init__()
-        self.model = model
-        self.label_smoothing = loss.label_smoothing
-        self.z_loss = loss.z_loss
 
     def forward(self, source: Tensor, source_mask: Tensor, tokens: Tensor, targets: Tensor) -> LossTerms:
         """Sums of the loss over one micro batch.
@@ -166,5 +150,4 @@ class Seq2Seq(nn.Module):
             Sums.
         """
         logits_BTV = self.model(source, tokens, source_mask)
-        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
-        return cross_entropy_terms(logits_BTV, targets, smoothing, z_loss)
+        return self.terms(logits_BTV, targets)

@@ -1,7 +1,6 @@
 """Wires a run's configuration into objects, and trains."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,25 +19,23 @@ from scaletrain.data.loader import Share, StepStream, evaluation_batches, evalua
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
-from scaletrain.launch.deadline import shown
 from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
-from scaletrain.launch.verdicts import Ending, Verdict
+from scaletrain.launch.verdicts import Ending
 from scaletrain.model.build import build_model
 from scaletrain.model.tuning import prepare
 from scaletrain.monitors.jsonl_writer import JsonlWriter
-from scaletrain.monitors.progress import format_count, start_banner
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.monitors.writers import WriterTarget, open_writers
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
-from scaletrain.planning.flops import flops_per_token
-from scaletrain.planning.parameters import count_parameters
+from scaletrain.planning.flops import flops_per_token, output_share
 from scaletrain.protocols import Run, SequenceRange, SkippedShard, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.registry import build_task
 from scaletrain.tasks.task import Task, TaskSetting
+from scaletrain.training.announcing import announce, conclude
 from scaletrain.training.checkpointing import Checkpointing
 from scaletrain.training.corpus import Corpora, phases_of, training_readers
 from scaletrain.training.datasets import evaluation_dataset, training_dataset
@@ -103,7 +100,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     task = build_task(setting_of(config, corpora))
     engine = build_engine(config, first_plan, len(corpora.manifests), task.module)
     limit_collectives(train.collective_timeout_s)
-    timing = Throughput(flops_per_token(config.model, train.max_seq_len), find_peak(train), ranks.world_size)
+    timing = Throughput(_flops_per_token(config), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, task, ranks)
     records = [JsonlWriter(folder.metrics, attempt)] if ranks.is_main else []
     tiers = open_tiers(config.checkpoint, folder, ranks, keeps_best=config.eval.patience > 0)
@@ -122,7 +119,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
-    _announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
+    announce(config, share_of(config, ranks, state), engine, dataset, state, start.end_s)
     if checkpointing.saved_at == state.step and (done := done_before(state.step, train.max_steps, overfitting.reason)):
         return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
@@ -143,8 +140,12 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             state = resumed.state
             settle_rollback(run, tiers, back, state, documents_of(dataset, back.left_out) if ranks.is_main else ())
             continue
-        _conclude(ending, run, evaluating)
+        conclude(ending, run, evaluating)
         return ending
+
+
+def _flops_per_token(config: RunConfig) -> float:
+    return flops_per_token(config.model, config.train.max_seq_len, output_share(config.task))
 
 
 def _fit(
@@ -344,55 +345,3 @@ def build_engine(
 
     ds_config = merge(load_deepspeed_json(config.deepspeed), train, optim, plan.micro_steps, plan.world_size)
     return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)
-
-
-def _announce(
-    config: RunConfig,
-    share: Share,
-    engine: Engine,
-    dataset: SequenceDataset,
-    state: TrainingState,
-    end_s: float | None,
-) -> None:
-    train, plan = config.train, share.plan(state.sequences)
-    step_tokens = plan.global_batch_size * train.max_seq_len
-    sequences = share.schedule.sequence_after(state.sequences, max(0, train.max_steps - state.step))
-    epochs = sequences / sum(source.sequences_per_epoch for source in dataset.order.sources)
-    tokens = format_count(sequences * train.max_seq_len)
-    rows = [
-        ("parameters", f"{count_parameters(config.model).total:,}"),
-        (
-            "batch",
-            f"{plan.global_batch_size} sequences x {train.max_seq_len} = {format_count(step_tokens)} tokens a step",
-        ),
-        ("", f"{plan.world_size} ranks x {plan.micro_steps} micro steps x {plan.micro_batch_size} sequences"),
-        ("run", f"{train.max_steps} steps = {tokens} tokens = {epochs:.2f} epochs"),
-        ("arithmetic", f"{train.precision}, ZeRO {engine.stage}, {'compiled' if train.compile else 'eager'}"),
-        ("device", f"{engine.device.type}, {torch.get_num_threads()} threads a rank"),
-    ]
-    if plan.filling_share > 0:
-        rows.append(("filling", f"{plan.filling_share:.1%} of the rows are masked: the sizes do not divide"))
-    if len(dataset.names) > 1:
-        rows.append(("sources", ", ".join(dataset.names)))
-    if state.skipped:
-        rows.append(("left out", ", ".join(sorted({skipped.path for skipped in state.skipped}))))
-    if state.skipped_sequences:
-        ranges = ", ".join(f"{one.first} to {one.stop - 1}" for one in share.schedule.left_out)
-        rows.append(("passed over", f"sequences {ranges}"))
-    if end_s is not None:
-        rows.append(
-            ("job's end", f"saves and ends before {shown(end_s)}, {(end_s - time.time()) / 3600:.2f} h from now")
-        )
-    start = f"goes on at step {state.step}" if state.step else "starts"
-    logger.info("%s", start_banner(f"{config.run_dir} {start}", rows))
-
-
-def _conclude(ending: Ending, run: TrainingRun, evaluating: Evaluating) -> None:
-    if ending.verdict is not Verdict.COMPLETE:
-        logger.info("ends at step %d (%s); the same command goes on", run.state.step, ending.reason)
-        return
-    for prompt, text in evaluating.samples:
-        logger.info("sample, from %r:\n%s%s", prompt, prompt, text)
-    told = f": {run.complete_because}" if run.complete_because else ""
-    where = run.folder.parent
-    logger.info("the run is complete: %d steps%s; watch it: tensorboard --logdir %s", run.state.step, told, where)

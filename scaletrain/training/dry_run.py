@@ -16,6 +16,7 @@ from scaletrain.hardware.peaks import peak_flops_per_s
 from scaletrain.launch.identity import identity_of
 from scaletrain.launch.run_dir import RunDirectory, local_folder, read_run_id
 from scaletrain.planning.checkpoints import LOCAL_KEEP_LAST, Kept, Room, checkpoint_bytes, checkpoint_lines, room_for
+from scaletrain.planning.flops import output_share
 from scaletrain.planning.memory import Offload, plan_memory
 from scaletrain.planning.report import Hardware, format_bytes, plan_lines
 from scaletrain.training.corpus import check_corpora, dataset_options, open_corpora, phases_of, training_readers
@@ -55,7 +56,8 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     )
     if plan.filling_share > 0:
         print(f"{'filling':<14} {plan.filling_share:.1%} of the rows are masked, because the sizes do not divide")
-    lines = plan_lines(config.model, config.train, memory, _hardware(host, config, world_size))
+    hardware = _hardware(host, config, world_size)
+    lines = plan_lines(config.model, config.train, memory, hardware, output_share(config.task))
     count = partial(checkpoint_bytes, config.model, config.train.precision, stage, world_size, config.optim.name)
     size = count(averages=averages)
     kept = Kept.of(config.checkpoint, config.train.max_steps, keeps_best=config.eval.patience > 0)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import socket
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,6 +15,7 @@ from torch.distributed import distributed_c10d
 from scaletrain.config.schema import TrainConfig
 from scaletrain.hardware.host import describe_host
 from scaletrain.hardware.peaks import peak_flops_per_s
+from scaletrain.launch.processes import free_port
 from scaletrain.monitors.throughput import measure_matmul_flops_per_s
 from scaletrain.ranks import Ranks
 
@@ -78,7 +78,7 @@ def connect(ranks: Ranks, deterministic: bool, collective_timeout_s: float) -> N
         for key, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}.items():
             os.environ.setdefault(key, str(value))
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     # DeepSpeed calls functions that torch 2.13 renames: nothing a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
     timeout = timedelta(seconds=collective_timeout_s)
@@ -118,12 +118,6 @@ def find_peak(train: TrainConfig) -> float | None:
     dist.barrier()
     # Long enough that what else the machine does now and then cannot make the peak look low.
     return measure_matmul_flops_per_s(train.precision, seconds=1.0)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def share_attempt(attempt: int | None) -> int:

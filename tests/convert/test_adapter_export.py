@@ -156,4 +156,4 @@ def test_a_run_without_adapters_is_told_so(tmp_path: Path) -> None:
     plain = save(tmp_path / "run", base, LoraConfig())
     for convert in (export_adapter, merge_run):
         with pytest.raises(ConfigError, match="has no adapters"):
-            convert(plain, tmp_path / "out")  # type: ignore[operator]
+            convert(plain, tmp_path / "out")

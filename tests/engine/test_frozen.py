@@ -24,7 +24,7 @@ def is_trained(name: str, kind: dict[str, object]) -> bool:
 
 @pytest.fixture(scope="module", params=[LORA, FREEZE], ids=["lora", "freeze"])
 def kind(request: pytest.FixtureRequest) -> dict[str, dict[str, object]]:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_only_what_is_trained_moves(kind: dict[str, dict[str, object]], uncut: t
 def test_offload_and_recomputed_activations_change_nothing(
     kind: dict[str, dict[str, object]], uncut: tuple[Trained, Path], tmp_path: Path, way: dict[str, object]
 ) -> None:
-    case = Case(stage=3, **kind, **way)  # type: ignore[arg-type]
+    case = Case(stage=3, **kind, **way)
     trained = run_on_ranks(2, tuned.train, case, CUT, END, str(tmp_path))[0]
     check(trained, kind)
     assert trained.losses == pytest.approx(uncut[0].losses, abs=STAGES_APART)

@@ -43,7 +43,7 @@ def test_no_text_is_in_two_splits_and_training_keeps_what_it_has(records: list[d
 
 
 @given(RECORDS, st.randoms())
-def test_the_order_is_that_of_the_texts_alone(records: list[dict[str, str]], random) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_is_that_of_the_texts_alone(records: list[dict[str, str]], random) -> None:
     distinct = list({identity(record["text"]): record for record in records}.values())
     shuffled = random.sample(distinct, len(distinct))
     assert arrange(distinct, itemgetter("text")) == arrange(shuffled, itemgetter("text"))

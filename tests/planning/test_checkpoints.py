@@ -41,7 +41,7 @@ def test_it_is_what_is_written(
     size = sum(path.stat().st_size for path in folder.iterdir())
     model = ModelConfig(**(MODEL | shape))
     assert 0.9e6 < count_parameters(model).total < 1.2e6
-    planned = checkpoint_bytes(model, precision, stage, ranks, name, averages=bool(averaged))  # type: ignore[arg-type]
+    planned = checkpoint_bytes(model, precision, stage, ranks, name, averages=bool(averaged))
     assert planned == pytest.approx(size, rel=0.01)
     assert planned >= size
     shutil.rmtree(folder)

@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaletrain.config.schema import ModelConfig
+from scaletrain.config.schema import ModelConfig, TaskConfig
 from scaletrain.model.build import build_model
 from scaletrain.model.transformer import Transformer
-from scaletrain.planning.flops import flops_per_token, training_time_s
+from scaletrain.planning.flops import flops_per_token, output_share, training_time_s
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,19 @@ def test_the_count_is_what_torch_counts(shape: dict[str, object]) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(tokens).sum().backward()
     assert counter.get_total_flops() == flops_per_token(config, 16) * tokens.numel()
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("classification", 0), ("masked_lm", 4), ("causal_lm", 16)])
+def test_a_task_counts_the_output_layer_where_it_computes_it(name: str, hidden: int) -> None:
+    """Of the 16 tokens of a row, as many as are predicted from."""
+    task = TaskConfig(name=name, mask_share=0.25)
+    config = ModelConfig(vocab_size=50, d_model=32, n_layers=3, n_heads=4, max_seq_len=16, bias=False, causal=False)
+    model = Transformer(config)
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        hidden_BTD = model.hidden(tokens)
+        (hidden_BTD.sum() + model.logits(hidden_BTD[:, :hidden]).sum()).backward()
+    assert counter.get_total_flops() == flops_per_token(config, 16, output_share(task)) * tokens.numel()
 
 
 SEQ2SEQ = {"n_encoder_layers": 2, "positions": "sinusoidal", "n_kv_heads": 2, "head_dim": 12, "activation": "relu"}

@@ -72,4 +72,4 @@ def rows(
         tokens[row, : ends[-1]] = drawn[: ends[-1]]
         tokens[row, ends - 1] = EOS
         placed.append(Row([0, *ends[:-1].tolist()], int(ends[-1])))
-    return Rows(tokens, placed, list(sequences), **more)  # type: ignore[arg-type]
+    return Rows(tokens, placed, list(sequences), **more)

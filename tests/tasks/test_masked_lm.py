@@ -187,7 +187,10 @@ def test_the_loss_is_that_of_the_hidden_places() -> None:
 def test_masks_in_a_text_take_the_blanks_before_them() -> None:
     words = tokenizer()
     mask = words.get_vocab_size()
-    encode = lambda text: words.encode(text, add_special_tokens=False).ids  # noqa: E731
+
+    def encode(text: str) -> list[int]:
+        return words.encode(text, add_special_tokens=False).ids
+
     assert task().tokens_of("the <mask> fox") == [*encode("the"), mask, *encode(" fox"), EOS]
     assert task().tokens_of("<mask>  [MASK]<|mask|>!") == [mask, mask, mask, *encode("!"), EOS]
     assert task().tokens_of("") == [EOS]

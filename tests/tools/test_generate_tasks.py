@@ -34,7 +34,7 @@ def likeliest(run: Path, text: str) -> str:
     made: list[int] = []
     with torch.no_grad():
         for _ in range(6):
-            made.append(int(model.eval()(torch.tensor([tokens + made]))[0, -1].argmax()))  # type: ignore[operator]
+            made.append(int(model.eval()(torch.tensor([tokens + made]))[0, -1].argmax()))
     return str(tokenizer.decode(made[: made.index(EOS)] if EOS in made else made))
 
 
@@ -134,7 +134,7 @@ def test_a_source_becomes_the_likeliest_text(name: str, trained: TrainedRuns, to
     model = build_model(load_config(run / "config.yaml", {}).model)
     model.load_state_dict(load_weights(run / "checkpoints"))
     source = torch.tensor([[*tokens_of(run, "red one"), EOS]])
-    found = search_texts(model.eval(), source, None, Search(12, EOS, EOS, beams=4))  # type: ignore[arg-type]
+    found = search_texts(model.eval(), source, None, Search(12, EOS, EOS, beams=4))
     expected = load_tokenizer(run / "tokenizer.json").decode(found[0])
     arguments = ("--run_dir", str(run), "--prompt", "red one", "--max_new_tokens", "12")
     assert tool("generate.py", *arguments) == (0, expected + "\n", "")

@@ -114,7 +114,7 @@ def build_examples(folder: Path, format: str) -> Path:
     file = folder / "records.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records(format)))
     template = "plain" if format == "chat" else None
-    examples = None if format == "text" else ExampleOptions(format, chat_template=template)  # type: ignore[arg-type]
+    examples = None if format == "text" else ExampleOptions(format, chat_template=template)
     options = BuildOptions(300, source="made", validation_share=0.2, shard_tokens=400, examples=examples)
     build_from_files(find_corpus(file, examples=examples), folder / "corpus", options)
     return folder / "corpus"

@@ -44,7 +44,7 @@ def test_it_ends_after_the_evaluations_that_were_no_better_and_keeps_the_best(st
     losses = {step: loss for step, loss, _ in evaluated(stopped)}
     best = min(losses, key=lambda step: losses[step])
     last = stopped.rows[-1]["step"]
-    assert last == best + 2 * WORSENS["eval.patience"] < 12  # type: ignore[operator]
+    assert last == best + 2 * WORSENS["eval.patience"] < 12
     (event,) = stopped.events("early_stop")
     assert (event["step"], event["best_step"], event["best_loss"]) == (last, best, losses[best])
     assert checkpoints(stopped) == [best, last]
