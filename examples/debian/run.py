@@ -20,7 +20,7 @@ from tools.fire_tool import run_tool
 CONFIGS = Path(__file__).parent / "configs"
 BUDGETS = {"topics_1": 1, "topics_10": 10, "topics": 100}  # percent of the labels
 # Passes over the records of each: few labels are learnt in many, and many in few.
-TUNED_STEPS = {"topics_1": 90, "topics_10": 174, "topics": 640}
+TUNED_STEPS = {"topics_1": 90, "topics_10": 174, "topics": 580}
 SMALL_STEPS = {"topics_1": 100, "topics_10": 200, "topics": 580}
 WORDS_STEPS = {"topics_1": 300, "topics_10": 600, "topics": 2000}
 
