@@ -20,6 +20,8 @@ from scaletrain.errors import ConfigError, DataError, ScaletrainError, Unreachab
 from scaletrain.launch.deadline import SLURM_VARIABLE, hard_end_s, is_stale
 from scaletrain.launch.endings import end_at_once, let_go_of_streams, record_ending, say
 from scaletrain.launch.events import append_event
+from scaletrain.launch.hang.heartbeat import Heartbeat
+from scaletrain.launch.hang.start import limits_of, watch_this_process
 from scaletrain.launch.keeper import start_keeper
 from scaletrain.launch.processes import die_with_launcher
 from scaletrain.launch.run_dir import RunDirectory
@@ -96,7 +98,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
             signal.signal(number, _leave)
         SignalThread(leave_stuck)
         end_s = _hard_end_s(config.train.exit_by_s, ranks)
-        start_keeper(folder.path, ranks.rank, end_s=end_s)
+        heartbeat = _start_watched(config, ranks, end_s)
         from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 
         if ranks.is_main:
@@ -116,7 +118,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
             folder.join(attempt, ranks.rank)
             from scaletrain.training.build import Start, train
 
-            ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint), ranks)
+            ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint, heartbeat), ranks)
     except BaseException as error:
         ending = Ending.of_error(error)
         # First of all: words may fail, where nobody reads them any more or the disk of a log is full.
@@ -134,6 +136,15 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
         # The interpreter takes its handlers back before it is gone: a late signal would change the exit code.
         signal.signal(number, signal.SIG_IGN)
     return EXIT_CODES[ending.verdict]
+
+
+def _start_watched(config: RunConfig, ranks: Ranks, end_s: float | None) -> Heartbeat:
+    """Starts the keeper of this rank, and makes the heartbeat by which it sees whether the rank hangs."""
+    hang = config.monitor.hang
+    limits = limits_of(hang.factor, hang.first_limit_s, hang.min_limit_s, config.train.collective_timeout_s)
+    heartbeat, watched = watch_this_process(limits, ranks, os.environ)
+    start_keeper(config.run_dir, ranks.rank, end_s=end_s, watched=watched if hang.enabled else None)
+    return heartbeat
 
 
 def _hard_end_s(exit_by_s: float, ranks: Ranks) -> float | None:

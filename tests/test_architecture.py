@@ -45,7 +45,7 @@ MAX_FUNCTION_LINES = 60
 MAX_FIT_LINES = 80
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 # Folders of tests that mirror no package of the library.
-OTHER_TESTS = {"integration", "chaos", "slurm", "golden", "tools", "benchmarks", "examples"}
+OTHER_TESTS = {"integration", "chaos", "hangs", "slurm", "golden", "tools", "benchmarks", "examples"}
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -23,10 +23,8 @@ def fields() -> Mapping[str, FieldInfo]:
 
 @cache
 def sections() -> Mapping[str, type[Section]]:
-    """The parts of the configuration by name, "optim" for instance, in the order of the schema."""
-    return MappingProxyType(
-        {name: kind for name, field in RunConfig.model_fields.items() if (kind := _section(field.annotation))}
-    )
+    """The parts of the configuration by name, "optim" or "monitor.hang" for instance, in the order of the schema."""
+    return MappingProxyType(dict(_walk_sections(RunConfig, "")))
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
@@ -128,6 +126,14 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, FieldInfo]
             yield from _walk(section, f"{prefix}{name}.")
         else:
             yield prefix + name, field
+
+
+def _walk_sections(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, type[Section]]]:
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section:
+            yield prefix + name, section
+            yield from _walk_sections(section, f"{prefix}{name}.")
 
 
 def _section(kind: Any) -> type[Section] | None:

@@ -34,7 +34,7 @@ def help_text() -> str:
     """
     defaults = flatten(RunConfig())
     groups = {"The run": [key for key in fields() if "." not in key]}
-    for name, section in sections().items():
+    for name, section in ((name, section) for name, section in sections().items() if "." not in name):
         title = (section.__doc__ or name).strip().splitlines()[0].rstrip(".")
         groups[f"{name}: {title}"] = [key for key in fields() if key.startswith(name + ".")]
     return _HEAD + "".join(f"\n{title}\n" + _lines(keys, defaults) for title, keys in groups.items())

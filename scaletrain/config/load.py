@@ -71,10 +71,17 @@ def dump_yaml(config: RunConfig) -> str:
     """
     tree: dict[str, Any] = {}
     for key, value in flatten(config).items():
-        section, _, name = key.rpartition(".")
-        values = tree.setdefault(section, {}) if section else tree
+        values, name = _section_of(tree, key)
         values[name] = plain(value)
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _section_of(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The dictionary of a tree that a dotted key belongs into, made where it is missing, and the key's last part."""
+    *names, last = key.split(".")
+    for name in names:
+        tree = tree.setdefault(name, {})
+    return tree, last
 
 
 def raise_all(problems: Iterable[str]) -> None:
@@ -127,8 +134,7 @@ def _build(given: Mapping[str, Given]) -> RunConfig:
         elif key not in fields():
             problems.append(f"{place(key, entry)}: {_no_such_key(key)}")
         else:
-            section, _, name = key.rpartition(".")
-            values = tree.setdefault(section, {}) if section else tree
+            values, name = _section_of(tree, key)
             annotation = fields()[key].annotation
             item = item_section(annotation)
             try:

@@ -68,7 +68,7 @@ def range_problems(error: ValidationError, given: Mapping[str, Given]) -> Iterat
         if detail["type"] in _CONSEQUENCES:
             continue
         names = [str(part) for part in detail["loc"]]
-        length = next((end for end in (2, 1) if ".".join(names[:end]) in fields()), len(names))
+        length = next((end for end in (3, 2, 1) if ".".join(names[:end]) in fields()), len(names))
         key, rest = ".".join(names[:length]), detail["loc"][length:]
         field = fields().get(key)
         entry = given.get(key, Given(str(detail["input"]), "derived"))

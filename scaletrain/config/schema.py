@@ -339,6 +339,23 @@ class LogConfig(Section):
     )
 
 
+class HangConfig(Section):
+    """When a rank that does not move on is taken to hang."""
+
+    enabled: bool = Field(True, description="a rank's keeper watches it; without, only collectives end by themselves")
+    factor: float = Field(5.0, ge=2, description="a phase may last this many times the longest that it ever has")
+    first_limit_s: float = Field(
+        1200.0, gt=0, description="limit, in seconds, of a phase that was not seen to end yet: start, first step"
+    )
+    min_limit_s: float = Field(600.0, gt=0, description="no limit is shorter, in seconds")
+
+
+class MonitorConfig(Section):
+    """What is watched while a run trains."""
+
+    hang: HangConfig = HangConfig()
+
+
 class RunConfig(Section):
     """All that a run is made of."""
 
@@ -359,4 +376,5 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     stability: StabilityConfig = StabilityConfig()
+    monitor: MonitorConfig = MonitorConfig()
     log: LogConfig = LogConfig()

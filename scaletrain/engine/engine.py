@@ -24,6 +24,7 @@ from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
 from scaletrain.engine.summing import EvaluationSums, sum_over
 from scaletrain.errors import CheckpointError, ConfigError
+from scaletrain.launch.hang.heartbeat import Heartbeat
 from scaletrain.model.stack import Block
 from scaletrain.protocols import FragmentSource, SavedPart, StepResult
 
@@ -60,6 +61,7 @@ class Engine:
         seed: int,
         compile_module: bool = False,
         n_sources: int = 1,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         """Builds the model and hands it to DeepSpeed; every rank calls it.
 
@@ -71,7 +73,9 @@ class Engine:
             seed: The run's seed; gives the initial weights and the dropout.
             compile_module: Whether to use torch.compile.
             n_sources: Sources that the rows of micro batches are numbered by.
+            heartbeat: Is told what this rank does; None where nobody looks.
         """
+        self.heartbeat = heartbeat or Heartbeat()
         self.stage = zero_stage(ds_config)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
@@ -99,7 +103,7 @@ class Engine:
             _differentiate_from_the_bottom(module)
         if compile_module:
             self.ds.compile()
-        self._stepping = Stepping(self.ds, self.stage, seed, n_sources, self.device)
+        self._stepping = Stepping(self.ds, self.stage, seed, n_sources, self.device, self.heartbeat)
 
     @contextlib.contextmanager
     def _sharded_construction(self, ds_config: dict[str, Any]) -> Iterator[None]:
@@ -181,6 +185,12 @@ class Engine:
         value = torch.tensor(is_so, dtype=torch.int32, device="cpu")
         dist.all_reduce(value, op=dist.ReduceOp.MIN)
         return bool(value)
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest on any rank of each of some numbers; every rank calls it with equally many."""
+        numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return list(map(float, numbers.tolist()))
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank has, on all ranks and in their order; every rank calls it."""

@@ -12,6 +12,7 @@ from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.batches import add_by_source, to_device
 from scaletrain.engine.gradient_watch import GradientWatch
 from scaletrain.engine.randomness import seed_dropout
+from scaletrain.launch.hang.heartbeat import Heartbeat, Phase
 from scaletrain.model.losses import LossTerms
 from scaletrain.protocols import Fault, StepResult
 from scaletrain.ranks import from_environment
@@ -23,7 +24,9 @@ _COUNTERS = ("global_steps", "micro_steps", "global_samples", "skipped_steps")
 class Stepping:
     """Takes steps; one that is not finite is computed twice before it is given up."""
 
-    def __init__(self, ds: Any, stage: int, seed: int, n_sources: int, device: torch.device) -> None:
+    def __init__(
+        self, ds: Any, stage: int, seed: int, n_sources: int, device: torch.device, heartbeat: Heartbeat
+    ) -> None:
         """Sets up what is looked at in each step.
 
         Args:
@@ -32,7 +35,9 @@ class Stepping:
             seed: Of the dropout.
             n_sources: Sources whose losses are summed one by one.
             device: Where the model is.
+            heartbeat: Is told which pass this rank is in.
         """
+        self._heartbeat = heartbeat
         self._ds = ds
         self._stage = stage
         self._seed = seed
@@ -93,10 +98,12 @@ class Stepping:
         for index, micro in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             self._ds.set_gradient_accumulation_boundary(is_last)
+            self._heartbeat.enter(Phase.FORWARD, micro_step=index)
             seed_dropout(self._seed, step, index, self._rank)
             terms: LossTerms = self._ds(**to_device(micro, self._device))
             add_by_source(sums[:-1], micro, terms.nll_B)
             sums[-1] += terms.loss_sum.detach()
+            self._heartbeat.enter(Phase.BACKWARD, micro_step=index)
             if is_last:
                 self._own_sums = sums.clone()
                 # Before the last backward pass: a loss that is not finite must not be learnt from, whatever its
@@ -106,6 +113,8 @@ class Stepping:
             self._ds.backward(terms.loss_sum * scale, scale_wrt_gas=False)
             if is_last and self._stage == 0:
                 norm, applied = self._inspect_whole_gradients()
+            if is_last:
+                self._heartbeat.enter(Phase.UPDATE)
             self._update(applied)
         if self._stage > 0:
             norm = float(self._ds.get_global_grad_norm())

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import scaletrain
 from scaletrain.errors import ConfigError
 from scaletrain.launch.attempts import launch_of_this_process
+from scaletrain.launch.hang.limits import Watched
 from scaletrain.launch.processes import launchers_above, this_process
 
 GRACE_S = 20.0
@@ -18,7 +20,9 @@ GRACE_S = 20.0
 _START_TIMEOUT_S = 30.0
 
 
-def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: float | None = None) -> int:
+def start_keeper(
+    run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: float | None = None, watched: Watched | None = None
+) -> int:
     """Starts a keeper for this process, and returns when it watches.
 
     The keeper is no child of this process and in no session with it: a launcher that kills whole process
@@ -32,6 +36,8 @@ def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: floa
     - The job is about to end: this process gets SIGKILL, the verdict ``requeue``, and a line in its standard error.
     - Another rank of the attempt ended before the first step, and this one waits for it: half of ``grace_s`` later it
       is ended with the same verdict.
+    - This process stays in a phase for too long, or waits for one that does: a report is written, and it is ended with
+      the verdict ``hang``. See ``hang``.
     - Processes that this one leaves behind, such as DataLoader workers, are killed.
     - The lease of the run directory is refreshed while this process lives, if it is the owner.
 
@@ -40,6 +46,7 @@ def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: floa
         rank: Global index of this process.
         grace_s: Seconds between SIGUSR1 and SIGKILL.
         end_s: When this process is ended, in Unix seconds; None for never.
+        watched: How to see that this process hangs; None where nobody is to look.
 
     Returns:
         Process number of the keeper.
@@ -63,11 +70,12 @@ def start_keeper(run_dir: Path, rank: int, grace_s: float = GRACE_S, end_s: floa
         "launchers": [asdict(above) for above in launchers_above(os.getpid())],
         "grace_s": grace_s,
         "end_s": end_s,
+        "watched": watched.to_json() if watched else None,
     }
-    return _start(task)
+    return _start(task, (watched.heartbeat, watched.stacks) if watched else ())
 
 
-def _start(task: dict[str, Any]) -> int:
+def _start(task: dict[str, Any], descriptors: Sequence[int]) -> int:
     # -S and -E leave site-packages and the environment's settings out: it starts in a fraction of the time.
     command = [sys.executable, "-S", "-E", "-m", "scaletrain.launch.keeper_process", json.dumps(task)]
     starting = subprocess.Popen(
@@ -78,6 +86,7 @@ def _start(task: dict[str, Any]) -> int:
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
+        pass_fds=tuple(descriptors),
     )
     try:
         printed, complaint = starting.communicate(timeout=_START_TIMEOUT_S)

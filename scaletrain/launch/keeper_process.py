@@ -16,6 +16,8 @@ from typing import Any
 
 from scaletrain.launch.attempts import attempt_of
 from scaletrain.launch.events import append_event
+from scaletrain.launch.hang.limits import Watched
+from scaletrain.launch.hang.watch import HangWatch
 from scaletrain.launch.heartbeat import REFRESH_S, refresh_lease
 from scaletrain.launch.processes import Process, descendants, exit_signal_or_code, kill
 from scaletrain.launch.siblings import Siblings
@@ -40,6 +42,7 @@ class Keeper:
         grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone; twice the time for which the
             rank may wait for a sibling that is gone.
         end_s: When the rank is killed, in Unix seconds; None for never.
+        hangs: Watches the rank's heartbeat; None where nobody does.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Keeper:
         launchers: list[Process],
         grace_s: float,
         end_s: float | None,
+        hangs: HangWatch | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._rank = rank
@@ -59,12 +63,14 @@ class Keeper:
         self._launchers = launchers
         self._grace_s = grace_s
         self._end_s = end_s
+        self._hangs = hangs
         self._children: set[Process] = set()
         self._refreshed_s = float("-inf")
         self._siblings = Siblings(run_dir, rank, process, grace_s / 2)
         self._fallen: Ending | None = None
         self._cause = ""
         self._verdict = Verdict.CRASH
+        self._hosts: tuple[str, ...] = ()
 
     def watch(self) -> None:
         """Returns when the rank has ended and everything is settled."""
@@ -74,7 +80,7 @@ class Keeper:
             and not self._wait([self._process, *self._launchers], min(_TICK_S, self._time_left_s()))
         ):
             self.look_around()
-            self._fallen = self._siblings.fallen()
+            self._fallen = self._siblings.fallen() or (self._hangs.look(time.monotonic()) if self._hangs else None)
         gone = next((launcher for launcher in self._launchers if not launcher.is_alive()), None)
         if gone is not None:
             self._cause = f"its launcher (process {gone.pid}) ended, and it was ended with it"
@@ -83,6 +89,9 @@ class Keeper:
         elif self._process.is_alive():
             late = "the job is about to end (train.exit_by_s), and the rank had not ended by itself"
             self._end_for(self._fallen or Ending(Verdict.REQUEUE, late))
+        if self._hangs is not None and (hang := self._hangs.settle()) is not None:
+            # Somebody was quicker to end it than its keeper, such as the launcher of a rank that was ended first.
+            self._cause, self._verdict, self._hosts = hang.reason, hang.verdict, hang.hosts
         manner = exit_signal_or_code(self._process)
         try:
             self._write_verdict(manner)
@@ -101,8 +110,8 @@ class Keeper:
             self._refreshed_s = time.monotonic()
 
     def _end_for(self, ending: Ending) -> None:
-        """Ends a rank for which it is too late, or which waits for a sibling that is gone, with a word in its log."""
-        self._cause, self._verdict = ending.reason, ending.verdict
+        """Ends a rank that hangs, is too late, or waits for a sibling that is gone, with a word in its log."""
+        self._cause, self._verdict, self._hosts = ending.reason, ending.verdict, ending.hosts
         self.look_around()
         log = _open_stderr(self._process)
         if self._fallen is not None and ending.verdict in _REQUESTS:
@@ -141,6 +150,8 @@ class Keeper:
         how = f"ended by {manner}" if manner else "ended"
         reason = "; ".join(part for part in (self._cause, f"{how} without a verdict") if part)
         facts: dict[str, Any] = {"written_by": "keeper", "manner": manner}
+        if self._hosts:
+            facts["hosts"] = self._hosts
         write_verdict(self._run_dir, attempt, self._rank, self._verdict, reason, pid=self._process.pid, **facts)
         append_event(
             self._run_dir / "events.jsonl",
@@ -199,6 +210,7 @@ def main(task: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
     run_dir = Path(task["run_dir"])
+    known = {key: task[key] for key in ("run_dir", "rank", "rank_process", "launch")}
     keeper = Keeper(
         run_dir,
         task["rank"],
@@ -207,6 +219,7 @@ def main(task: dict[str, Any]) -> None:
         [Process(**launcher) for launcher in task["launchers"]],
         task["grace_s"],
         task["end_s"],
+        HangWatch(Watched.from_json(task["watched"]), known) if task["watched"] else None,
     )
     keeper.look_around()
     print(os.getpid(), flush=True)

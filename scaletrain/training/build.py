@@ -20,6 +20,7 @@ from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.endings import end_at_once
+from scaletrain.launch.hang.heartbeat import Heartbeat, Phase
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending
@@ -47,6 +48,7 @@ from scaletrain.training.lineage import shared_lineage
 from scaletrain.training.loop import TrainingRun, done_before, fit
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.overfitting import Overfitting
+from scaletrain.training.phase_limits import PhaseLimits
 from scaletrain.training.processes import find_peak, limit_collectives
 from scaletrain.training.range_test import RangeTest
 from scaletrain.training.reporting import Reporting
@@ -75,11 +77,13 @@ class Start:
         attempt: Its number.
         end_s: When this process will be ended, in Unix seconds; None for never.
         trust_checkpoint: Whether objects of any class in a checkpoint may be unpickled, which runs what it says.
+        heartbeat: Is told what this rank does.
     """
 
     attempt: int
     end_s: float | None
     trust_checkpoint: bool
+    heartbeat: Heartbeat
 
 
 def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Start, ranks: Ranks) -> Ending:
@@ -98,7 +102,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     train, attempt, verify = config.train, start.attempt, config.checkpoint.verify
     first_plan = BatchSchedule.of(train).plan_at(0, train.micro_batch_size, ranks.world_size)
     task = build_task(setting_of(config, corpora))
-    engine = build_engine(config, first_plan, len(corpora.manifests), task.module)
+    engine = build_engine(config, first_plan, len(corpora.manifests), task.module, start.heartbeat)
     limit_collectives(train.collective_timeout_s)
     timing = Throughput(_flops_per_token(config), find_peak(train), ranks.world_size)
     evaluating = build_evaluating(config, corpora, engine, task, ranks)
@@ -123,17 +127,18 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     if checkpointing.saved_at == state.step and (done := done_before(state.step, train.max_steps, overfitting.reason)):
         return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
-    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, ())
+    run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, (), heartbeat=start.heartbeat)
     run.complete_because = overfitting.reason
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1)
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
-        run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:])
+        run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:], PhaseLimits(engine))
         try:
             open_dataset = partial(training_dataset, config, corpora, task=task)
             ending = _fit(config, open_dataset, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
+            start.heartbeat.enter(Phase.START, back.newest_step)
             checkpointing.settle(run)
             resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint, back.newest_step)
             resumed.record_refused(run)
@@ -319,7 +324,11 @@ def build_evaluating(config: RunConfig, corpora: Corpora, engine: Engine, task: 
 
 
 def build_engine(
-    config: RunConfig, plan: BatchPlan, n_sources: int, join_loss: Callable[[Any], torch.nn.Module]
+    config: RunConfig,
+    plan: BatchPlan,
+    n_sources: int,
+    join_loss: Callable[[Any], torch.nn.Module],
+    heartbeat: Heartbeat,
 ) -> Engine:
     """Builds the model and hands it to DeepSpeed; every rank calls it.
 
@@ -328,6 +337,7 @@ def build_engine(
         plan: How a step is cut.
         n_sources: Sources whose losses are told one by one.
         join_loss: Joins a model and the loss of its task.
+        heartbeat: Is told what this rank does.
 
     Returns:
         The engine, with initial weights.
@@ -344,4 +354,4 @@ def build_engine(
         return build_optimizer(optim, groups)
 
     ds_config = merge(load_deepspeed_json(config.deepspeed), train, optim, plan.micro_steps, plan.world_size)
-    return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources)
+    return Engine(module, optimizer, ds_config, config.seed, train.compile, n_sources, heartbeat)

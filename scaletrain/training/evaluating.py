@@ -10,6 +10,7 @@ from scaletrain.config.schema import EvalConfig
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import DataError
+from scaletrain.launch.hang.heartbeat import Phase
 from scaletrain.monitors.progress import evaluation_line
 from scaletrain.protocols import Callback, Run
 from scaletrain.tasks.task import Sampling, Task
@@ -94,10 +95,13 @@ class Evaluating(Callback):
     def _evaluate(self, run: Run) -> None:
         start_s = time.perf_counter()
         self._evaluated_at = run.state.step
-        metrics = self._judge(run) if self._source_names else {}
-        self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
+        with self._engine.heartbeat.during(Phase.EVAL):
+            metrics = self._judge(run) if self._source_names else {}
+            self._samples = [self._continue(prompt, index) for index, prompt in enumerate(self._config.prompts)]
         told = {"judged_by": dict(self._task.judged_by)} if self._task.judged_by else {}
-        run.record_event("evaluated", seconds=round(time.perf_counter() - start_s, 3), **told)
+        seconds = time.perf_counter() - start_s
+        self._engine.heartbeat.observe(Phase.EVAL, seconds)
+        run.record_event("evaluated", seconds=round(seconds, 3), **told)
         run.notify("on_eval", metrics)
 
     def _judge(self, run: Run) -> dict[str, float]:

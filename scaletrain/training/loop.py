@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import CheckpointError, DataError
 from scaletrain.launch.events import append_event
+from scaletrain.launch.hang.heartbeat import Heartbeat, Phase
 from scaletrain.launch.siblings import mark_trained
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors import names
@@ -20,6 +22,9 @@ from scaletrain.training.feed import Feed
 from scaletrain.training.signals import KINDS, SAVE_KIND, StopRequests
 
 logger = logging.getLogger(__name__)
+
+_PHASES = MappingProxyType({"on_step_end": Phase.CALLBACKS, "on_end": Phase.END, "on_exception": Phase.ERROR})
+"""What a rank does while the callbacks are called."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ class TrainingRun:
     save_requested: bool = False
     save_s: float = 0.0
     complete_because: str = ""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def step_done(self, result: StepResult) -> None:
@@ -47,6 +53,8 @@ class TrainingRun:
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of all callbacks: in their order, and in the reverse order where things end."""
+        if hook in _PHASES:
+            self.heartbeat.enter(_PHASES[hook])
         ends = hook in ("on_end", "on_exception")
         for callback in reversed(self.callbacks) if ends else self.callbacks:
             getattr(callback, hook)(self, *args)
@@ -101,8 +109,10 @@ def fit(
         run.notify("on_start")
         while run.state.step < run.max_steps and not run.complete_because:
             timing.start_step()
+            run.heartbeat.enter(Phase.DATA, run.state.step + 1)
             batch, problem = feed.fetch()
             timing.data_ready()
+            run.heartbeat.enter(Phase.AGREE)
             # The one collective that decides: all ranks see the same requests at the same border.
             wants = (*stop.pending(run.save_s), problem is not None)
             agreed = engine.agree(batch.micro_batches if batch else (), wants)

@@ -26,6 +26,7 @@ from scaletrain.checkpoint.writing import write_part
 from scaletrain.engine.engine import Engine
 from scaletrain.engine.snapshot import HostCopies, storages
 from scaletrain.hardware.host import free_memory
+from scaletrain.launch.hang.heartbeat import Phase
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.protocols import SavedPart
 from scaletrain.training.tiers import Tier
@@ -167,7 +168,11 @@ class Saver:
         Returns:
             The outcome where the save could not begin.
         """
-        save = _Save(tier, step, prunes, time.perf_counter())
+        with self._engine.heartbeat.during(Phase.SAVE):
+            return self._begin(_Save(tier, step, prunes, time.perf_counter()), texts)
+
+    def _begin(self, save: _Save, texts: Callable[[dict[str, Any], str], Mapping[str, str]]) -> Outcome | None:
+        tier = save.tier
         part = self._engine.collect(tier.is_committer)
         size = sum(storage.nbytes() for storage in storages(part.contents))
         more = size - self._copies.allocated_bytes if self.in_background else 0
@@ -197,13 +202,17 @@ class Saver:
             return None
         start_s = time.perf_counter()
         is_over = False
-        while not is_over and self._all_are_done(save, waits):
-            is_over = self._next_phase(save)
+        # A look at one that is written beside the training takes no time, and is none of its phases.
+        with self._engine.heartbeat.during(Phase.SAVE) if waits else contextlib.nullcontext():
+            while not is_over and self._all_are_done(save, waits):
+                is_over = self._next_phase(save)
         save.stall_s += time.perf_counter() - start_s
         if not is_over:
             return None
         self._save = None
-        return save.end()
+        outcome = save.end()
+        self._engine.heartbeat.observe(Phase.SAVE, outcome.seconds)
+        return outcome
 
     def _all_are_done(self, save: _Save, waits: bool) -> bool:
         assert save.job is not None  # it has begun

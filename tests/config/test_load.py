@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -212,7 +213,17 @@ class TestFiles:
         assert "not UTF-8" in message(path)
 
     def test_empty_sections_are_nothing(self, tmp_path: Path) -> None:
-        assert load_config(written(tmp_path, "model:\noptim: {}\nseed: 3\n"), {}).seed == 3
+        assert load_config(written(tmp_path, "model:\noptim: {}\nmonitor: {hang: }\nseed: 3\n"), {}).seed == 3
+
+    def test_sections_in_sections(self, tmp_path: Path) -> None:
+        path = written(tmp_path, "monitor:\n  hang: {factor: 3, min_limit_s: 60}\n")
+        config = load_config(path, {"monitor.hang.min_limit_s": "90"})
+        assert (config.monitor.hang.factor, config.monitor.hang.min_limit_s) == (3.0, 90.0)
+        assert yaml.safe_load(dump_yaml(config))["monitor"]["hang"]["min_limit_s"] == 90.0
+        assert "did you mean monitor.hang.factor?" in message(written(tmp_path, "monitor: {hang: {fator: 3}}\n"))
+        told = message(written(tmp_path, "monitor: {hang: {factor: 1.5}}\n"))
+        assert "monitor.hang.factor = 1.5" in told and "line 1" in told and "must be at least 2" in told
+        assert "monitor.hang = 3" in message(None, {"monitor.hang": "3"})
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)

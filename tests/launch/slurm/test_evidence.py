@@ -60,6 +60,16 @@ def test_who_knows_why_counts_before_who_saw_it_gone(read: Launched) -> None:
     assert read.outcome() == Outcome(Verdict.USER_ERROR, "rank 1 on n2: no such shard")
 
 
+def test_a_hang_names_the_machine_that_held_the_others_up(read: Launched) -> None:
+    """As keepers write it, on all ranks alike; one of them was too late, and its rank saw its peers gone."""
+    reason = "hang at step 12: rank 1 on h2 (GPU 3) did not arrive: stopped in forward of step 12 for 601 s"
+    read.verdict(0, Verdict.CRASH, "Connection closed by peer")
+    read.verdict(1, Verdict.HANG, f"{reason}; {KILL}", hosts=("h2",), **KILLED)
+    outcome = read.outcome(None)
+    assert outcome.verdict is Verdict.HANG and list(outcome.sick) == ["h2"]
+    assert reason in outcome.reason and reason in outcome.sick["h2"]
+
+
 KILLED = {"manner": "signal 9 (SIGKILL)", "written_by": "keeper"}
 KILL = "ended by signal 9 (SIGKILL) without a verdict"
 

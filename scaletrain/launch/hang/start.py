@@ -1,0 +1,60 @@
+"""Has this process watched for hangs: makes the memory that its keeper looks at."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from scaletrain.launch.hang.heartbeat import Heartbeat, shared_memory
+from scaletrain.launch.hang.limits import HangLimits, Watched
+from scaletrain.launch.hang.stacks import offer_stacks
+from scaletrain.ranks import Ranks
+
+_SHARE_OF_COLLECTIVES = 0.75
+"""Of the time limit of collectives: a report takes less than the rest of it."""
+
+
+def limits_of(factor: float, first_limit_s: float, min_limit_s: float, collective_timeout_s: float) -> HangLimits:
+    """The limits of a run.
+
+    Args:
+        factor: A phase may last this many times the longest seen.
+        first_limit_s: Limit of a phase that has not been seen to end, in seconds.
+        min_limit_s: No limit is shorter, in seconds.
+        collective_timeout_s: When a collective ends by itself; no limit is longer than three quarters of it, or than
+            ``min_limit_s`` where that is more.
+    """
+    most_s = max(_SHARE_OF_COLLECTIVES * collective_timeout_s, min_limit_s)
+    return HangLimits(factor, first_limit_s, min_limit_s, most_s)
+
+
+def watch_this_process(limits: HangLimits, ranks: Ranks, environment: Mapping[str, str]) -> tuple[Heartbeat, Watched]:
+    """Makes the heartbeat of this process, and what its keeper must know of it.
+
+    Args:
+        limits: How long a phase may last.
+        ranks: The place of this process.
+        environment: Says which GPUs it has.
+
+    Returns:
+        Both. The heartbeat's descriptor may be closed once the keeper has started.
+    """
+    memory = shared_memory()
+    watched = Watched(
+        memory, offer_stacks(), limits, ranks.world_size, _gpu(ranks.local_rank, environment), _find_py_spy()
+    )
+    return Heartbeat(memory), watched
+
+
+def _gpu(local_rank: int, environment: Mapping[str, str]) -> str:
+    if not os.path.exists("/dev/nvidiactl"):
+        return ""
+    visible = [one for one in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return f"GPU {visible[local_rank] if local_rank < len(visible) else local_rank}"
+
+
+def _find_py_spy() -> str:
+    """The program, beside the interpreter or on the path."""
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if beside.exists() else shutil.which("py-spy") or ""

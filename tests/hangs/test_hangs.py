@@ -1,0 +1,30 @@
+"""A real training of which a rank is held: it is named, everywhere; more of it: ``python -m tests.hangs``."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.hangs.trial import KINDS, PHASES, Trial, carry_out
+from tests.integration.runs import TinyRun, build_tiny_corpus
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_corpus(tmp_path_factory.mktemp("hangs"))
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        # In the one phase where both wait in collectives that are called in it, so that the stacks must tell.
+        Trial(rank=1, phase="backward", step=4, kind="gil"),
+        *(
+            pytest.param(Trial(number % 2, phase, 4, kind, stage=number % 4), marks=pytest.mark.thorough)
+            for phase in PHASES
+            for number, kind in enumerate(KINDS)
+        ),
+    ],
+    ids=str,
+)
+def test_the_rank_is_named_and_all_end(trial: Trial, manifest: Path, tmp_path: Path) -> None:
+    assert carry_out(trial, TinyRun(tmp_path / "run", manifest)) == []
