@@ -88,18 +88,21 @@ def memory_limit(folder: Path) -> int | None:
     return None
 
 
-def memory_room(groups: Sequence[Sequence[Path]]) -> int | None:
-    """What is left below the tightest limit of the control groups, in bytes; negative above it, None without a limit.
+def memory_room(groups: Sequence[Sequence[Path]]) -> list[tuple[int, int]]:
+    """What is left below the memory limits of control groups.
 
     Args:
         groups: Folders of the groups, from ``own_groups``.
+
+    Returns:
+        For each limit, what is left in bytes, negative above it, and the limit.
     """
     room = []
     for levels in groups:
         for folder in levels:
             if (limit := memory_limit(folder)) is not None:
-                room.append(limit - _memory_in_use(folder))
-    return min(room, default=None)
+                room.append((limit - _memory_in_use(folder), limit))
+    return room
 
 
 def _memory_in_use(folder: Path) -> int:

@@ -69,8 +69,7 @@ def free_memory(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int:
         What the machine has left, or what is left below the tightest limit of the control groups.
     """
     free = int(psutil.virtual_memory().available)
-    room = memory_room(own_groups(membership, mount))
-    return max(0, free if room is None else min(free, room))
+    return max(0, min([free, *(left for left, _ in memory_room(own_groups(membership, mount)))]))
 
 
 def _list_gpus() -> tuple[Gpu, ...]:

@@ -35,34 +35,40 @@ class ClockReading:
             included, and growing until it is told again.
         boot_s: When the machine was started, in Unix seconds, as the clock tells it now: it changes when the clock is
             set, and does not while it is corrected by running slower or faster.
+        set_by_s: How far the clock was set since the first reading, forward or back, in seconds.
     """
 
     is_synchronized: bool | None
     offset_s: float | None
     max_error_s: float | None
     boot_s: float
+    set_by_s: float
 
 
-def read_clock() -> ClockReading:
+def read_clock(first_boot_s: float | None = None) -> ClockReading:
     """Asks the kernel about the clock.
+
+    Args:
+        first_boot_s: When the machine was started, as the first reading told it.
 
     Returns:
         The reading.
     """
     timex = _Timex()
     boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    set_by_s = 0.0 if first_boot_s is None else abs(boot_s - first_boot_s)
     try:
         # With no modes set it changes nothing, and needs no privilege; a container's filter may still refuse it.
         state = _libc().adjtimex(ctypes.byref(timex))
     except AttributeError:
         state = -1
     if state < 0:
-        return ClockReading(None, None, None, boot_s)
+        return ClockReading(None, None, None, boot_s, set_by_s)
     unit_s = 1e-9 if timex.status & _NANOSECONDS else 1e-6
     is_synchronized = not timex.status & _UNSYNCHRONIZED
     # Without a service the bound is a limit of the kernel's, which says nothing.
     max_error_s = timex.maxerror * 1e-6 if is_synchronized else None
-    return ClockReading(is_synchronized, timex.offset * unit_s, max_error_s, boot_s)
+    return ClockReading(is_synchronized, timex.offset * unit_s, max_error_s, boot_s, set_by_s)
 
 
 @cache

@@ -17,7 +17,9 @@ class FolderReading:
     Attributes:
         name: What the folder is for, such as "run_dir".
         free_bytes: Room for users. A user's or a project's quota may leave less.
+        used_share: How full it is for users, 0 to 1.
         free_inodes: New files that fit; None where the file system has no such limit.
+        used_inodes_share: How full it is of files, 0 to 1.
         is_read_only: Whether it is mounted so, or the kernel has made it so after an error.
         error: What the file system said instead; empty where it answered.
         waited_s: For how long it has not answered, in seconds; 0 where it did.
@@ -25,7 +27,9 @@ class FolderReading:
 
     name: str
     free_bytes: int | None = None
+    used_share: float | None = None
     free_inodes: int | None = None
+    used_inodes_share: float | None = None
     is_read_only: bool | None = None
     error: str = ""
     waited_s: float = 0.0
@@ -40,13 +44,13 @@ class DiskReading:
         errors: Commands that ended with an error, since boot. Some of them are harmless questions that a disk does not
             know.
         timeouts: Commands that did not end in time, since boot.
-        is_usable: Whether the kernel still works with it.
+        is_given_up: Whether the kernel works with it no more.
     """
 
     name: str
     errors: int | None
     timeouts: int | None
-    is_usable: bool | None
+    is_given_up: bool | None
 
 
 class FolderWatch:
@@ -102,9 +106,17 @@ class FolderWatch:
         self._answer = FolderReading(
             self._name,
             found.f_bavail * found.f_frsize,
+            _used_share(found.f_blocks, found.f_bfree, found.f_bavail),
             found.f_favail if found.f_files else None,
+            _used_share(found.f_files, found.f_ffree, found.f_favail),
             bool(found.f_flag & os.ST_RDONLY),
         )
+
+
+def _used_share(total: int, free: int, available: int) -> float | None:
+    """As df counts: what is set aside for root is neither used nor free."""
+    used = total - free
+    return used / (used + available) if used + available > 0 else None
 
 
 class Folders:
@@ -148,8 +160,8 @@ def read_disks(sys: Path) -> tuple[DiskReading, ...]:
         errors, timeouts = (read_number(device / file, 0) for file in ("ioerr_cnt", "iotmo_cnt"))
         if (state, errors, timeouts) != (None, None, None):
             # "resetting" and "connecting" of NVMe pass, or end in "dead".
-            is_usable = None if state is None else state not in ("offline", "transport-offline", "dead", "deleting")
-            disks.append(DiskReading(name, errors, timeouts, is_usable))
+            is_given_up = None if state is None else state in ("offline", "transport-offline", "dead", "deleting")
+            disks.append(DiskReading(name, errors, timeouts, is_given_up))
     return tuple(disks)
 
 

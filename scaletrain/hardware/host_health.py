@@ -78,6 +78,9 @@ class HostReading:
     def signals(self) -> dict[str, float]:
         """The reading as flat numbers, such as ``host.oom_kills`` and ``host.nic.eth0.rx_errors``.
 
+        All of them grow with what is wrong, but for those that tell what there is: ``free_gib``, ``free_inodes``,
+        ``speed_mbit_per_s`` and ``rate_gbit_per_s``.
+
         Returns:
             Numbers by name; what is not told has none. What is or is not so is 1 or 0.
         """
@@ -86,6 +89,7 @@ class HostReading:
     def _all(self) -> Iterator[tuple[str, float | None]]:
         memory, processors, clock = self.memory, self.processors, self.clock
         yield "host.memory.free_gib", None if memory.free_bytes is None else memory.free_bytes / _GIB
+        yield "host.memory.used_share", memory.used_share
         yield from _stalls("host.memory", memory.stalls)
         yield "host.oom_kills", memory.oom_kills
         yield "host.group_oom_kills", memory.group_oom_kills
@@ -99,25 +103,27 @@ class HostReading:
         for disk in self.disks:
             yield f"host.disk.{disk.name}.errors", disk.errors
             yield f"host.disk.{disk.name}.timeouts", disk.timeouts
-            yield f"host.disk.{disk.name}.usable", disk.is_usable
+            yield f"host.disk.{disk.name}.given_up", disk.is_given_up
         for name, count in self.file_system_errors.items():
             yield f"host.file_system.{name}.errors", count
         for interface in self.interfaces:
-            yield f"host.nic.{interface.name}.carrier", interface.has_carrier
+            yield f"host.nic.{interface.name}.carrier_lost", not interface.has_carrier
             yield f"host.nic.{interface.name}.carrier_changes", interface.carrier_changes
             yield f"host.nic.{interface.name}.speed_mbit_per_s", interface.speed_mbit_per_s
+            yield f"host.nic.{interface.name}.slowed_share", interface.slowed_share
             yield from ((f"host.nic.{interface.name}.{name}", count) for name, count in interface.errors.items())
         for port in self.ports:
-            yield f"host.ib.{port.name}.active", port.is_active
+            yield f"host.ib.{port.name}.inactive", not port.is_active
             yield f"host.ib.{port.name}.rate_gbit_per_s", port.rate_gbit_per_s
+            yield f"host.ib.{port.name}.slowed_share", port.slowed_share
             yield from ((f"host.ib.{port.name}.{name}", count) for name, count in port.errors.items())
         for controller in self.memory_controllers:
             yield f"host.edac.{controller.name}.corrected", controller.corrected
             yield f"host.edac.{controller.name}.uncorrected", controller.uncorrected
-        yield "host.clock.synchronized", clock.is_synchronized
+        yield "host.clock.unsynchronized", None if clock.is_synchronized is None else not clock.is_synchronized
         yield "host.clock.offset_s", clock.offset_s
         yield "host.clock.max_error_s", clock.max_error_s
-        yield "host.clock.boot_s", clock.boot_s
+        yield "host.clock.set_by_s", clock.set_by_s
         yield from ((f"host.kernel.{kind}", count) for kind, count in (self.messages or {}).items())
 
 
@@ -149,6 +155,7 @@ class HostReader:
         groups = own_groups(self.roots.proc / "self/cgroup", self.roots.cgroup)
         self._memory_groups = folders_with(groups, *MEMORY_FILES)
         self._cpu_groups = folders_with(groups, "cpu.stat")
+        self._first_boot_s = read_clock().boot_s
         self._messages = KernelMessages()
         self._thermal = ThermalCounters.find(self.roots.sys)
 
@@ -170,7 +177,7 @@ class HostReader:
             interfaces,
             ports,
             read_edac(sys),
-            read_clock(),
+            read_clock(self._first_boot_s),
             None if self.kernel_log is None else self._messages.add(self.kernel_log()),
         )
 
@@ -200,5 +207,7 @@ def _folder(prefix: str, folder: FolderReading) -> Iterator[tuple[str, float | N
         return
     yield f"{prefix}.failed", bool(folder.error)
     yield f"{prefix}.free_gib", None if folder.free_bytes is None else folder.free_bytes / _GIB
+    yield f"{prefix}.used_share", folder.used_share
     yield f"{prefix}.free_inodes", folder.free_inodes
+    yield f"{prefix}.used_inodes_share", folder.used_inodes_share
     yield f"{prefix}.read_only", folder.is_read_only

@@ -34,6 +34,7 @@ class MemoryReading:
 
     Attributes:
         free_bytes: What a process here could still take: left on the machine, and below the control groups' limits.
+        used_share: How much is taken, 0 to 1: of the machine's memory, or of the tightest limit.
         stalls: Waiting for memory: the worse of the machine and of the own control groups, whose limit may be tighter.
         oom_kills: Processes that the kernel has killed since boot because memory had run out, in any control group.
         group_oom_kills: Those of them in the own control group: the one nearest above with a limit, or the own one
@@ -41,6 +42,7 @@ class MemoryReading:
     """
 
     free_bytes: int | None
+    used_share: float | None
     stalls: Stalls
     oom_kills: int | None
     group_oom_kills: int | None
@@ -64,7 +66,7 @@ def read_memory(proc: Path, groups: Sequence[Sequence[Path]]) -> MemoryReading:
         largest([machine.full_s, *(one.full_s for one in own)]),
     )
     return MemoryReading(
-        _free_bytes(proc, groups),
+        *_room(proc, groups),
         stalls,
         read_table(proc / "vmstat").get("oom_kill"),
         total(_oom_kills(levels) for levels in groups),
@@ -92,18 +94,15 @@ def _scaled(value: float | None, unit: float) -> float | None:
     return None if value is None else value / unit
 
 
-def _free_bytes(proc: Path, groups: Sequence[Sequence[Path]]) -> int | None:
-    available_kib = next(
-        (
-            int(line.split()[1])
-            for line in (read_text(proc / "meminfo") or "").splitlines()
-            if line.startswith("MemAvailable:")
-        ),
-        None,
-    )
+def _room(proc: Path, groups: Sequence[Sequence[Path]]) -> tuple[int | None, float | None]:
+    """Free bytes and used share, of the machine or the control group that has least."""
+    meminfo = {line.partition(":")[0]: line.split() for line in (read_text(proc / "meminfo") or "").splitlines()}
     room = memory_room(groups)
-    told = [*([] if available_kib is None else [available_kib * 1024]), *([] if room is None else [max(0, room)])]
-    return min(told, default=None)
+    if "MemAvailable" in meminfo and "MemTotal" in meminfo:
+        available, size = (int(meminfo[name][1]) * 1024 for name in ("MemAvailable", "MemTotal"))
+        room.append((available, size))
+    free = max(0, min(left for left, _ in room)) if room else None
+    return free, largest(1 - left / size for left, size in room if size > 0)
 
 
 def _oom_kills(levels: Sequence[Path]) -> int | None:

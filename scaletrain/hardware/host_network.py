@@ -32,6 +32,7 @@ class InterfaceReading:
         has_carrier: Whether its link is up. An interface that is gone or was switched off has none.
         carrier_changes: How often the link went up or down.
         speed_mbit_per_s: Of the link.
+        slowed_share: How much of the speed it had in the beginning it has lost, 0 to 1.
         errors: Counters since the interface was made, by name.
     """
 
@@ -39,6 +40,7 @@ class InterfaceReading:
     has_carrier: bool
     carrier_changes: int | None
     speed_mbit_per_s: int | None
+    slowed_share: float | None
     errors: dict[str, int]
 
 
@@ -50,12 +52,14 @@ class PortReading:
         name: Device and port, such as "mlx5_0.1".
         is_active: Whether the link carries traffic.
         rate_gbit_per_s: Of the link: it falls where lanes are lost.
+        slowed_share: How much of the rate it had in the beginning it has lost, 0 to 1.
         errors: Counters by name. The older ones stop at their largest value, until somebody resets them.
     """
 
     name: str
     is_active: bool
     rate_gbit_per_s: float | None
+    slowed_share: float | None
     errors: dict[str, int]
 
 
@@ -75,6 +79,7 @@ class Network:
         self._net = sys / "class/net"
         self._ports_root = sys / "class/infiniband"
         self._interfaces = list(interfaces) if interfaces is not None else self._find_interfaces(proc)
+        self._first_speeds: dict[str, float] = {}
         self._ports = [port for port in self._find_ports() if self._read_port(port).is_active]
 
     def read(self) -> tuple[tuple[InterfaceReading, ...], tuple[PortReading, ...]]:
@@ -101,13 +106,15 @@ class Network:
 
     def _read_interface(self, name: str) -> InterfaceReading:
         folder = self._net / name
-        speed = read_number(folder / "speed")
+        told = read_number(folder / "speed")
+        speed = told if told is not None and told > 0 else None  # virtual ones say -1
         counters = {one: read_number(folder / "statistics" / one) for one in _INTERFACE_COUNTERS}
         return InterfaceReading(
             name,
             read_number(folder / "carrier") == 1,
             read_number(folder / "carrier_changes"),
-            speed if speed is not None and speed > 0 else None,  # virtual ones say -1
+            speed,
+            self._slowed_share(name, speed),
             {one: count for one, count in counters.items() if count is not None},
         )
 
@@ -122,14 +129,23 @@ class Network:
         device, port = place
         folder = self._ports_root / device / "ports" / port
         state = (read_text(folder / "state") or "").partition(":")[0]  # "4: ACTIVE"
-        rate = (read_text(folder / "rate") or "").split()  # "400 Gb/sec (4X NDR)"
+        words = (read_text(folder / "rate") or "").split()  # "400 Gb/sec (4X NDR)"
+        rate, name = _number(words[0]) if words else None, f"{device}.{port}"
         counters = {one: read_number(folder / "counters" / one) for one in _PORT_COUNTERS}
         return PortReading(
-            f"{device}.{port}",
+            name,
             state == str(_ACTIVE),
-            _number(rate[0]) if rate else None,
+            rate,
+            self._slowed_share(name, rate),
             {one: count for one, count in counters.items() if count is not None},
         )
+
+    def _slowed_share(self, name: str, speed: float | None) -> float | None:
+        """Against the speed that it told first; a link that is down has none."""
+        if speed is None:
+            return None
+        first = self._first_speeds.setdefault(name, speed)
+        return max(0.0, 1 - speed / first) if first > 0 else None
 
 
 def _routed(routes: str) -> set[str]:

@@ -95,7 +95,7 @@ def test_a_link_that_goes_down_and_an_interface_that_goes_away() -> None:
         back = host.signals()
         host.run("ip link delete eth0")
         gone = host.signals()
-    assert [one["host.nic.eth0.carrier"] for one in (before, cut, back, gone)] == [1, 0, 1, 0]
+    assert [one["host.nic.eth0.carrier_lost"] for one in (before, cut, back, gone)] == [0, 1, 0, 1]
     changes = [one["host.nic.eth0.carrier_changes"] - before["host.nic.eth0.carrier_changes"] for one in (cut, back)]
     assert changes == [1, 2] and "host.nic.eth0.carrier_changes" not in gone
 
@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up_and_one_that_becomes_read_only(tmp_path: Path) -> 
         host.run(f"touch {tmp_path}/1 {tmp_path}/2; mount -o remount,ro {tmp_path}")
         read_only = host.signals()
     free_gib = [one["host.folder.run_dir.free_gib"] for one in (before, full)]
-    assert free_gib == [4 / 1024, 1 / 1024]
+    assert free_gib == [4 / 1024, 1 / 1024] and full["host.folder.run_dir.used_share"] == 0.75
     assert full["host.folder.run_dir.free_inodes"] - read_only["host.folder.run_dir.free_inodes"] == 2
     assert [one["host.folder.run_dir.read_only"] for one in (before, full, read_only)] == [0, 0, 1]
     assert read_only["host.folder.run_dir.waited_s"] == 0
