@@ -9,7 +9,15 @@ from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
-from scaletrain.config.schema import CheckpointConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.config.schema import (
+    CheckpointConfig,
+    EvalConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 from scaletrain.config.task_rules import task_problems
 from scaletrain.errors import ConfigError
 
@@ -82,6 +90,7 @@ def check(config: RunConfig) -> None:
         *_schedule_problems(config.optim, config.train.max_steps),
         *_checkpoint_problems(config.checkpoint),
         *_patience_problems(config.eval, config.checkpoint),
+        *_prometheus_problems(config.log),
     ]
     try:
         load_deepspeed_json(config.deepspeed)
@@ -229,3 +238,15 @@ def _schedule_problems(optim: OptimConfig, max_steps: int) -> Iterator[str]:
         )
     if optim.schedule == "range_test" and not optim.min_lr_ratio:
         yield "optim.min_lr_ratio = 0 is no rate that range_test could grow from; give the first one as a share of lr"
+
+
+def _prometheus_problems(log: LogConfig) -> Iterator[str]:
+    textfile = log.prometheus_textfile
+    if "prometheus" not in log.writers:
+        if textfile is not None:
+            yield f"log.prometheus_textfile = {textfile} has no effect; add prometheus to log.writers, or remove it"
+        return
+    if textfile is None and log.prometheus_port is None:
+        yield "log.prometheus_port = none leaves the writer prometheus nothing to do; set log.prometheus_textfile too"
+    if textfile is not None and textfile.suffix != ".prom":
+        yield f"log.prometheus_textfile = {textfile} must end in .prom: node_exporter reads no other files; rename it"

@@ -337,6 +337,15 @@ class LogConfig(Section):
     writers: tuple[str, ...] = Field(
         ("tensorboard",), description="metric writers beside metrics.jsonl, which is always written"
     )
+    prometheus_host: str = Field(
+        "127.0.0.1", min_length=1, description="address of the writer prometheus; 0.0.0.0 lets other machines ask"
+    )
+    prometheus_port: int | None = Field(
+        0, ge=0, le=65535, description="its port; 0 for a free one, none for a textfile only"
+    )
+    prometheus_textfile: Path | None = Field(
+        None, description="its file for node_exporter's textfile collector, whose name ends in .prom"
+    )
 
 
 class HangConfig(Section):

@@ -131,7 +131,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     run.complete_because = overfitting.reason
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
-        target = WriterTarget(folder.path, attempt, state.step + 1)
+        target = WriterTarget(folder.path, attempt, state.step + 1, config.log)
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
         run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:], PhaseLimits(engine))
         try:

@@ -154,3 +154,13 @@ def test_baselines_have_neither_learned_positions_nor_layers_to_recompute() -> N
     checkpointing = {"train__activation_checkpointing": "true"}
     assert "train.activation_checkpointing recomputes the layers" in told(model__kind="lstm", **checkpointing)
     accepted(**checkpointing)
+
+
+def test_prometheus_gets_something_to_do_and_somebody_to_do_it() -> None:
+    assert "add prometheus to log.writers" in told(log__prometheus_textfile="run.prom")
+    chosen = {"log__writers": "[prometheus]"}
+    assert "log.prometheus_port = none leaves" in told(**chosen, log__prometheus_port="none")
+    assert "run.txt must end in .prom" in told(**chosen, log__prometheus_textfile="run.txt")
+    assert "70000" in told(log__prometheus_port="70000")
+    accepted(**chosen)
+    accepted(**chosen, log__prometheus_port="none", log__prometheus_textfile="run.prom")

@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scaletrain.hardware.host import CgroupLimits, cgroup_limits, describe_host, free_memory
+from scaletrain.hardware.cgroups import CgroupLimits, cgroup_limits
+from scaletrain.hardware.host import describe_host, free_memory
 
 # The calls of NVIDIA's library that the client makes, for two GPUs, the second of which shares the host's memory.
 NVML = r"""

@@ -1,5 +1,6 @@
 """Writers are found by name, those of installed packages as well."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_all_named_writers_get_the_metrics(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("installed_plugin")
 def test_an_unknown_writer_is_refused_before_any_file_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'wandb'.*use one of jsonl, lines, tensorboard"):
+    with pytest.raises(ConfigError, match=r"'wandb'.*use one of jsonl, lines, prometheus, tensorboard"):
         open_writers(["jsonl", "wandb"], WriterTarget(tmp_path, attempt=1, first_step=1))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_writer_that_lacks_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "scaletrain.monitors.prometheus_writer", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)  # as Python marks what cannot be imported
+    with pytest.raises(ConfigError, match=r"prometheus_client.*pip install 'scaletrain\[prometheus\]'"):
+        open_writers(["prometheus"], WriterTarget(tmp_path, attempt=1, first_step=1))
