@@ -22,6 +22,7 @@ def saved(folder: Path, case: Case, world_size: int, steps: int) -> Path:
     return list_checkpoints(folder / "checkpoints")[0]
 
 
+@pytest.mark.thorough
 def test_it_is_the_mean_of_what_each_run_would_load(tmp_path: Path) -> None:
     first = saved(tmp_path / "a", Case(stage=3), 2, 2)
     second = saved(tmp_path / "b", Case(stage=1, precision="bf16"), 1, 4)

@@ -73,6 +73,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
 
 
+@pytest.mark.thorough
 def test_weights_are_rounded_as_torch_rounds_them(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, Case(stage=3, precision="bf16"), 2)
     exact = load_weights(tmp_path / "checkpoints")

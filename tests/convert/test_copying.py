@@ -57,7 +57,7 @@ def test_the_parts_of_a_copy_are_the_copy(shape: tuple[int, ...], data: st.DataO
     assert torch.equal(result.view(permuted), flat.view(shape).permute(order))
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_joined_and_transposed_tensors_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, processes: int
@@ -133,7 +133,7 @@ def test_a_disk_without_room_is_told_before_anything_is_copied(tmp_path: Path) -
         copy_tensors(open_source, [], places)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_disk_that_others_fill_in_the_meantime_leaves_nothing(tmp_path: Path, processes: int) -> None:
     open_source = source_of(tmp_path / "source", {"x": torch.ones(1 << 20), "y": torch.ones(1 << 20)})
     with small_disk(tmp_path / "disk", 12) as disk:
@@ -174,6 +174,7 @@ print(peak_mib() - before)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mib", [64, 512])
 def test_memory_does_not_depend_on_the_tensor(tmp_path: Path, mib: int) -> None:
     """One matrix, transposed."""
@@ -226,7 +227,7 @@ def readers_in(folder: Path) -> list[psutil.Process]:
     return [psutil.Process(int(path.name)) for path in (folder / "readers").iterdir()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 def test_no_process_outlives_the_one_that_began_it(tmp_path: Path, number: int) -> None:
     code = f"from pathlib import Path; from {__name__} import copy_slowly; copy_slowly(Path({str(tmp_path / 'out')!r}))"
     parent = subprocess.Popen(

@@ -154,6 +154,7 @@ def test_matrices_are_rounded_and_all_else_is_kept(
         assert llama.generate(tokens, 60) == list(generate(model, tokens, 60, temperature=0, ends={END}))
 
 
+@pytest.mark.thorough
 def test_two_processes_write_the_same_file(trained: Callable[[str], Trained], tmp_path: Path) -> None:
     checkpoint = trained("llama").checkpoint
     for processes in (1, 2):
@@ -178,6 +179,7 @@ print(peak_mib() - before)
 """
 
 
+@pytest.mark.thorough
 def test_memory_is_less_than_one_large_tensor(tmp_path: Path) -> None:
     shape = {**SHAPES["gpt2"], "d_model": 1024, "d_ff": 64, "n_layers": 1, "max_seq_len": 100_000}
     model = Transformer(ModelConfig(**shape))

@@ -164,6 +164,7 @@ def test_a_dtype_is_written_and_told(llama: tuple[Path, Path], tmp_path: Path) -
         merge_lora(*llama, tmp_path / "other", "int8", 1)
 
 
+@pytest.mark.thorough
 def test_shards_and_processes_give_the_same_bits(llama: tuple[Path, Path], tmp_path: Path) -> None:
     source, adapter = llama
     sharded = tmp_path / "sharded"

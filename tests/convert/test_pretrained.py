@@ -62,6 +62,7 @@ def test_the_bert_embeds_sentences_as_in_transformers(pretrained_bert: Path, tmp
             torch.testing.assert_close(model.pooled(hidden_BTD), there.pooler_output, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_masked_bert_knows_antibodies_as_well_as_in_transformers(
     pretrained_masked_bert: Path, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ def saved(tmp_path: Path, case: Case, world_size: int, steps: int = CUT) -> Path
 @pytest.mark.parametrize(
     ("source", "on", "target", "to"),
     [
-        (Case(stage=3), 2, Case(stage=1), 3),
+        pytest.param(Case(stage=3), 2, Case(stage=1), 3, marks=pytest.mark.thorough),
         pytest.param(Case(stage=0, model=UNTIED), 2, Case(stage=3, model=UNTIED), 3, marks=pytest.mark.thorough),
         (Case(stage=2, offload="optimizer"), 2, Case(stage=2), 1),
         pytest.param(
@@ -73,7 +73,7 @@ def test_a_checkpoint_before_the_first_update_has_moments_of_zero(tmp_path: Path
     assert results[0][1] == run_on_ranks(2, saving_bodies.load_ours, Case(stage=2), str(checkpoint), range(1, 3))[0]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.thorough)])
 def test_it_is_what_deepspeeds_own_conversion_writes(stage: int, tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, Case(stage=stage), 2)
     to_universal(checkpoint, tmp_path / "out")

@@ -12,7 +12,14 @@ from tests.engine.tuned import Trained
 
 CUT, END = 4, 8
 OPTIM = {"l1": 0.3, "ema_decay": 0.8}
-PLACES = [(2, 0, "fp32"), (2, 1, "fp32"), (1, 2, "fp32"), (2, 3, "fp32"), (2, 1, "bf16"), (2, 3, "bf16")]
+PLACES = [
+    (2, 0, "fp32"),
+    (2, 3, "fp32"),
+    (2, 1, "bf16"),
+    pytest.param(2, 1, "fp32", marks=pytest.mark.thorough),
+    pytest.param(1, 2, "fp32", marks=pytest.mark.thorough),
+    pytest.param(2, 3, "bf16", marks=pytest.mark.thorough),
+]
 
 
 @pytest.fixture(scope="module")

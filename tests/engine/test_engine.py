@@ -92,12 +92,12 @@ def test_evaluation_tells_the_sources_apart(reference_of_sizes: list[tuple[list[
     assert found[0].weight == sum(int((bodies.sequence(i)["targets"] == 3).sum()) for i in indices)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.thorough)])
 def test_activation_checkpointing_changes_nothing(stage: int, reference: list[float]) -> None:
     assert losses(Case(stage=stage, checkpointing=True), 2) == pytest.approx(reference, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize(("stage", "micro"), [(0, 2), (1, 1), (3, 4)])
+@pytest.mark.parametrize(("stage", "micro"), [pytest.param(0, 2, marks=pytest.mark.thorough), (1, 1), (3, 4)])
 def test_three_ranks_with_masked_filling(stage: int, micro: int, reference: list[float]) -> None:
     assert losses(Case(stage=stage, micro=micro), 3) == pytest.approx(reference, abs=TOLERANCE)
 

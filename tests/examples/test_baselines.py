@@ -96,6 +96,7 @@ def test_methods_without_a_model() -> None:
     assert nearest.test["bleu"] == 0
 
 
+@pytest.mark.thorough
 def test_the_program_writes_what_it_prints(tmp_path: Path) -> None:
     lists = write_lists(tmp_path / "lists", [invented(number) for number in range(400)])
     data, out = tmp_path / "data", tmp_path / "baselines.json"

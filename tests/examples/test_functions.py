@@ -60,6 +60,7 @@ def test_functions_lose_their_docstring_and_nothing_else() -> None:
     assert read.code.splitlines()[1:] == ["    # a comment", "# another", "    return path * n"]
 
 
+@pytest.mark.thorough
 def test_code_of_the_library_is_that_of_its_source() -> None:
     modules = read_modules(Path(sysconfig.get_path("stdlib")))
     assert "json.decoder" in modules

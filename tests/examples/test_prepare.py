@@ -105,6 +105,7 @@ def test_a_mistake_is_told_in_a_line(tmp_path: Path, arguments: tuple[str, ...],
     assert message in done.stderr
 
 
+@pytest.mark.thorough
 def test_conversations_of_this_pythons_own_library(tmp_path: Path) -> None:
     done = prepare("stdlib.prepare", "--out", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -44,6 +44,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_the_page_of_debian(tmp_path: Path) -> None:
     lists = write_lists(tmp_path / "lists", [invented(number) for number in range(300)])
     prepare, baselines, *builds, examples = commands("debian")

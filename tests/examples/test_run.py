@@ -54,6 +54,7 @@ def descriptions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_debian_in_miniature(descriptions: Path, tmp_path: Path) -> None:
     asked = [
         "--data",
