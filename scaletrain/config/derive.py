@@ -11,6 +11,7 @@ from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
 from scaletrain.config.schema import CheckpointConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.config.task_rules import task_problems
+from scaletrain.config.tune_rules import tune_problems
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -75,6 +76,7 @@ def check(config: RunConfig) -> None:
     problems = [
         *model_problems(config.model),
         *task_problems(config.task, config.model, config.data, config.eval.prompts),
+        *_tune_problems(config),
         *_length_problems(config.model, config.train),
         *_checkpointing_problems(config.model, config.train),
         *batch_problems(config.train),
@@ -167,6 +169,12 @@ def _offload_device(ds: dict[str, Any], part: str) -> str:
     zero = ds.get("zero_optimization")
     offload = zero.get(part) if isinstance(zero, dict) else None
     return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
+
+
+def _tune_problems(config: RunConfig) -> Iterator[str]:
+    # Of a model that cannot be, nothing is looked for.
+    if not list(model_problems(config.model)):
+        yield from tune_problems(config.model, config.lora, config.tune)
 
 
 def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import Collated, Rows, rounded_width
-from scaletrain.errors import ConfigError
 from scaletrain.evaluation.beam_search import Search, search_texts
 from scaletrain.evaluation.text_overlap import signatures, summary_metrics, translation_metrics
 from scaletrain.model.losses import LossTerms
@@ -31,16 +30,8 @@ class Seq2SeqTask(Task):
         """Looks up the token that begins a target: the one that ends documents.
 
         Args:
-            setting: With a corpus of pairs.
-
-        Raises:
-            ConfigError: The model has no encoder.
+            setting: With a corpus of pairs, and a model with an encoder.
         """
-        if not setting.model.n_encoder_layers:
-            raise ConfigError(
-                "task seq2seq reads the source with an encoder, but model.n_encoder_layers is 0. Set it, or train a "
-                "causal model on the same pairs with --task.name sft."
-            )
         self._begin_id = setting.corpus.borders.eos_id
         self._loss = setting.loss
         self._tokenizer = setting.tokenizer
