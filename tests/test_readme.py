@@ -74,6 +74,7 @@ RUN_HERE = {
         "python tools/make_shards.py build --input chats.jsonl --out data/chats --tokenizer data/mine/tokenizer.json "
         "--format chat --chat_template plain"
     ): "--num_workers 0",
+    "python tools/make_shards.py pack --manifest data/chats --max_seq_len 1024": "--max_seq_len 32",
     "python tools/make_shards.py build --input pairs.jsonl --out data/pairs --train_tokenizer 8192 --format pairs": (
         "--num_workers 0"
     ),
