@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Step = int | Literal["best"]
+"""A checkpoint of a run: of that step, or the one with the lowest validation loss among those that are there."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ RUN_HERE = {
         "python tools/make_shards.py build --input chats.jsonl --out data/chats --tokenizer data/mine/tokenizer.json "
         "--format chat --chat_template plain"
     ): "--num_workers 0",
+    "python tools/make_shards.py pack --manifest data/chats --max_seq_len 1024": "--max_seq_len 32",
     "python tools/make_shards.py build --input pairs.jsonl --out data/pairs --train_tokenizer 8192 --format pairs": (
         "--num_workers 0"
     ),
@@ -105,8 +106,10 @@ RUN_HERE = {
     ): TINY,
     'python tools/generate.py --run_dir runs/sft --chat "Which dogs are fast?"': "--max_new_tokens 4",
     'python tools/generate.py --run_dir runs/transformer_base --prompt "red cats"': "--max_new_tokens 4",
-    "python tools/predict.py --run_dir runs/classification --input topics.jsonl --out predictions.jsonl": "",
-    "python tools/evaluate.py --run_dir runs/classification --split validation": "",
+    (
+        "python tools/predict.py --run_dir runs/classification --step best --input topics.jsonl --out predictions.jsonl"
+    ): "",
+    "python tools/evaluate.py --run_dir runs/classification --step best --split validation": "",
     "python tools/convert.py to_hf --source runs/mine --out out/mine": "",
     "python tools/convert.py from_hf --source out/mine --out out/start": "",
     "python tools/convert.py to_gguf --source runs/mine --out out/mine.gguf": "",

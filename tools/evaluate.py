@@ -15,6 +15,7 @@ from typed_values import step_number, truth
 
 from scaletrain.corpus.splits import SPLITS
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import Step
 
 if TYPE_CHECKING:
     from scaletrain.training.scoring import Score
@@ -26,7 +27,7 @@ class Request:
     """What was typed, each value of its type."""
 
     run_dir: Path
-    step: int | None
+    step: Step | None
     split: str
     manifest: str | None
     json: bool
@@ -47,7 +48,8 @@ def parse(
 
     Args:
         run_dir: Folder of the run whose model to use.
-        step: Checkpoint to use; the newest intact one by default.
+        step: Checkpoint to use, or best for the one with the lowest validation loss; the newest intact one by
+            default.
         split: validation, test or train.
         manifest: Another corpus, made with the run's tokenizer; the run's own by default.
         json: Prints one JSON object, with the metrics by their names in metrics.jsonl.

@@ -15,6 +15,7 @@ from fire_tool import run_tool
 from typed_values import step_number, truth
 
 from scaletrain.errors import ConfigError, DataError
+from scaletrain.protocols import Step
 
 if TYPE_CHECKING:
     from scaletrain.tasks.causal_lm import Prompt
@@ -36,7 +37,7 @@ class Request:
     top_k: int | None
     top_p: float | None
     seed: int | None
-    step: int | None
+    step: Step | None
     trust_checkpoint: bool
 
 
@@ -67,7 +68,8 @@ def parse(
         top_k: Sample among the k likeliest tokens; 0, the default, among all.
         top_p: Sample among the likeliest tokens that together have this probability; 1, the default, among all.
         seed: The same seed gives the same text; 0 by default.
-        step: Checkpoint to use; the newest intact one by default.
+        step: Checkpoint to use, or best for the one with the lowest validation loss; the newest intact one by
+            default.
         trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
     """
     if (prompt is None) == (chat is None):

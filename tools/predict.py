@@ -17,6 +17,7 @@ from fire_tool import run_tool
 from typed_values import step_number, truth
 
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import Step
 
 if TYPE_CHECKING:
     from scaletrain.training.predicting import Record
@@ -31,7 +32,7 @@ class Request:
     run_dir: Path
     input: str
     out: Path | None
-    step: int | None
+    step: Step | None
     trust_checkpoint: bool
 
 
@@ -49,7 +50,8 @@ def parse(
         run_dir: Folder of the run whose model to use.
         input: A file of JSON lines, plain, .gz or .zst; - for standard input.
         out: A file, which appears whole or not at all; standard output by default.
-        step: Checkpoint to use; the newest intact one by default.
+        step: Checkpoint to use, or best for the one with the lowest validation loss; the newest intact one by
+            default.
         trust_checkpoint: Unpickle objects of any class in it: whoever wrote the checkpoint can run code here.
     """
     if "True" in (input, out):  # fire's for a flag alone

@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import Step
 
 
-def split_step(text: str) -> tuple[Path, int | None]:
+def split_step(text: str) -> tuple[Path, Step | None]:
     """``RUN@STEP``; the name of a folder may hold an @ as well."""
     name, at, step = text.rpartition("@")
     if not at or Path(text).exists():
@@ -17,11 +18,15 @@ def split_step(text: str) -> tuple[Path, int | None]:
     return Path(name), step_number(step)
 
 
-def step_number(text: str | None) -> int | None:
-    """The step of a checkpoint; None where none was given."""
-    if text is not None and not text.isdecimal():
-        raise ConfigError(f"--step {text} is no whole number; give the step of a checkpoint, such as --step 1000")
-    return None if text is None else int(text)
+def step_number(text: str | None) -> Step | None:
+    """The step of a checkpoint, or the best one; None where none was given."""
+    if text is None or text == "best":
+        return None if text is None else "best"
+    if not text.isdecimal():
+        raise ConfigError(
+            f"--step {text} is no whole number; give the step of a checkpoint, such as --step 1000, or --step best"
+        )
+    return int(text)
 
 
 def number(name: str, text: str) -> float:

@@ -1,13 +1,16 @@
 """Which checkpoint can be trusted."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from scaletrain.checkpoint.layout import COMPLETE, FILES, list_checkpoints
 from scaletrain.checkpoint.records import FileRecord, checksum
+from scaletrain.checkpoint.retention import validation_loss
 from scaletrain.errors import CheckpointError
+from scaletrain.protocols import Step
 
 Level = Literal["full", "sizes", "off"]
 
@@ -80,12 +83,12 @@ def newest_intact(checkpoints: Path, level: Level) -> Choice:
     return Choice(None, tuple(refused))
 
 
-def require_checkpoint(checkpoints: Path, step: int | None, level: Level) -> Path:
+def require_checkpoint(checkpoints: Path, step: Step | None, level: Level) -> Path:
     """Finds a checkpoint that must be there.
 
     Args:
         checkpoints: The run's ``checkpoints`` folder.
-        step: A certain step, or None for the newest intact one.
+        step: A certain one, or None for the newest intact one.
         level: How much is checked.
 
     Returns:
@@ -102,6 +105,8 @@ def require_checkpoint(checkpoints: Path, step: int | None, level: Level) -> Pat
         raise CheckpointError(
             f"{checkpoints} holds no intact checkpoint{reasons}. Train the run first, or name another."
         )
+    if step == "best":
+        return _best(checkpoints, level)
     by_step = {folder.name: folder for folder in list_checkpoints(checkpoints)}
     for name, folder in by_step.items():
         if name.endswith(f"_{step:08d}"):
@@ -111,3 +116,16 @@ def require_checkpoint(checkpoints: Path, step: int | None, level: Level) -> Pat
             return folder
     have = ", ".join(by_step) or "none"
     raise CheckpointError(f"step {step} has no checkpoint in {checkpoints}; there are: {have}.")
+
+
+def _best(checkpoints: Path, level: Level) -> Path:
+    judged = [folder for folder in list_checkpoints(checkpoints) if validation_loss(folder) < math.inf]
+    if not judged:
+        raise CheckpointError(
+            f"No checkpoint in {checkpoints} was saved at a step that was evaluated, so that none is the best. Name a "
+            "step, or train with --eval.patience or --checkpoint.keep_best."
+        )
+    best = min(judged, key=validation_loss)
+    if damage := find_damage(best, level):
+        raise CheckpointError(f"{best}, the one with the lowest validation loss: {damage}. Choose another step.")
+    return best

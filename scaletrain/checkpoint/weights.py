@@ -10,12 +10,12 @@ from scaletrain.checkpoint.fragments import WEIGHT, FragmentReader
 from scaletrain.checkpoint.layout import CONFIG, STATE
 from scaletrain.checkpoint.verify import require_checkpoint
 from scaletrain.config.load import load_config
-from scaletrain.protocols import EMA
+from scaletrain.protocols import EMA, Step
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
-def load_weights(checkpoints: Path, step: int | None = None, trusted: bool = False) -> dict[str, Tensor]:
+def load_weights(checkpoints: Path, step: Step | None = None, trusted: bool = False) -> dict[str, Tensor]:
     """Reads a model's weights from a run's checkpoint of any ZeRO stage and number of ranks.
 
     Args:

@@ -19,6 +19,7 @@ from scaletrain.config.schema import (
     TrainConfig,
 )
 from scaletrain.config.task_rules import task_problems
+from scaletrain.config.tune_rules import tune_problems
 from scaletrain.errors import ConfigError
 
 _DECAYING = ("linear", "cosine", "wsd")
@@ -83,6 +84,7 @@ def check(config: RunConfig) -> None:
     problems = [
         *model_problems(config.model),
         *task_problems(config.task, config.model, config.data, config.eval.prompts),
+        *_tune_problems(config),
         *_length_problems(config.model, config.train),
         *_checkpointing_problems(config.model, config.train),
         *batch_problems(config.train),
@@ -176,6 +178,12 @@ def _offload_device(ds: dict[str, Any], part: str) -> str:
     zero = ds.get("zero_optimization")
     offload = zero.get(part) if isinstance(zero, dict) else None
     return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
+
+
+def _tune_problems(config: RunConfig) -> Iterator[str]:
+    # Of a model that cannot be, nothing is looked for.
+    if not list(model_problems(config.model)):
+        yield from tune_problems(config.model, config.lora, config.tune)
 
 
 def _length_problems(model: ModelConfig, train: TrainConfig) -> Iterator[str]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from scaletrain.config.fields import fields
 from scaletrain.config.files import Given, read_yaml
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import Step
 
 # Of a run directory, of a checkpoint and of a start alike.
 _CONFIG = "config.yaml"
 
 
-def split_init(init: str) -> tuple[Path, int | None]:
-    """Splits ``RUN[@STEP]``; the name of a folder may hold an @ as well.
+def split_init(init: str) -> tuple[Path, Step | None]:
+    """Splits ``RUN[@STEP]``, where the step may be ``best``; the name of a folder may hold an @ as well.
 
     Args:
         init: As the user gave it.
@@ -21,14 +22,18 @@ def split_init(init: str) -> tuple[Path, int | None]:
         The place, which need not exist, and the step.
 
     Raises:
-        ConfigError: What stands behind the @ is no number.
+        ConfigError: What stands behind the @ is neither a number nor best.
     """
     name, at, step = init.rpartition("@")
     if not at or Path(init).expanduser().is_dir():
-        name, step = init, ""
-    elif not step.isdecimal():
-        raise ConfigError(f"init: {init}: {step or 'nothing'} is no step; give RUN or RUN@STEP, with a whole number")
-    return Path(name).expanduser(), int(step) if step else None
+        return Path(init).expanduser(), None
+    if step == "best":
+        return Path(name).expanduser(), "best"
+    if not step.isdecimal():
+        raise ConfigError(
+            f"init: {init}: {step or 'nothing'} is no step; give RUN or RUN@STEP, with a whole number or best"
+        )
+    return Path(name).expanduser(), int(step)
 
 
 def init_model_fields(given: Mapping[str, Given], run_dir: Path) -> dict[str, Given]:

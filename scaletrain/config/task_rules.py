@@ -41,6 +41,11 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
             f"model.n_encoder_layers = {model.n_encoder_layers} reads a source, which task {task.name} does not have; "
             "set it to 0, or train on pairs with task seq2seq"
         )
+    if task.name == "seq2seq" and not model.n_encoder_layers:
+        yield (
+            "task seq2seq reads the source with an encoder, but model.n_encoder_layers is 0; set it, or train a causal "
+            "model on the same pairs with --task.name sft"
+        )
     if model.kind == "cnn" and task.name not in LABELLED:
         yield f"model.kind cnn tells classes or values alone, and no tokens as task {task.name} does; take another kind"
     if task.name in LABELLED:
@@ -61,6 +66,26 @@ def task_problems(task: TaskConfig, model: ModelConfig, data: DataConfig, prompt
     if prompts and task.name not in _WRITING:
         yield f"eval.prompts = {list(prompts)} are texts to go on with, which task {task.name} does not; set it to []"
     yield from _unread_keys(task)
+
+
+def head_problem(n_classes: int, names: Sequence[str], kind: str, shown: str) -> str | None:
+    """Compares the outputs of a head with what a corpus has.
+
+    Args:
+        n_classes: Of the model.
+        names: Of the corpus's classes or values.
+        kind: What they are, in the plural.
+        shown: The corpus, for the message.
+
+    Returns:
+        What is wrong, with the remedy; None where they are as many.
+    """
+    if n_classes == len(names):
+        return None
+    return (
+        f"model.n_classes, the outputs of the head, is {n_classes}, but {shown} has {len(names)} {kind}. Set "
+        f"--model.n_classes {len(names)}."
+    )
 
 
 def reads_one_document(task: TaskConfig) -> bool:

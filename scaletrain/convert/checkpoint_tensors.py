@@ -15,6 +15,7 @@ from scaletrain.config.schema import LoraConfig, ModelConfig, TaskConfig
 from scaletrain.convert.low_rank import add_product
 from scaletrain.convert.tensors import TensorInfo
 from scaletrain.errors import CheckpointError
+from scaletrain.protocols import Step
 
 _PREFIX = "model."  # of the task that a model is trained in
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -122,7 +123,7 @@ class CheckpointTensors:
         self._reader.release()
 
 
-def find_checkpoint(source: Path, step: int | None = None) -> Path:
+def find_checkpoint(source: Path, step: Step | None = None) -> Path:
     """Finds the checkpoint that a user means.
 
     Args:

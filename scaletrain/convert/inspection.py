@@ -14,6 +14,7 @@ from scaletrain.convert.gguf_reading import GgufTensors
 from scaletrain.convert.open_tensors import open_tensors
 from scaletrain.convert.tensors import dtype_name
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import Step
 
 # Of a model's description, what tells it from others at a glance.
 _SHOWN = (
@@ -110,7 +111,7 @@ class Inspection:
         return told + [f"  {name} is {saved_as}" for name, saved_as in self.tied.items()]
 
 
-def inspect(place: Path, step: int | None = None) -> Inspection:
+def inspect(place: Path, step: Step | None = None) -> Inspection:
     """Looks into a checkpoint or a model.
 
     Args:

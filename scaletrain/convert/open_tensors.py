@@ -7,9 +7,10 @@ from scaletrain.convert.safetensors_files import SafetensorsFolder
 from scaletrain.convert.tensors import Tensors
 from scaletrain.convert.weights_folder import is_weights_folder, open_weights
 from scaletrain.errors import ConfigError
+from scaletrain.protocols import Step
 
 
-def open_tensors(place: Path, step: int | None = None) -> Tensors:
+def open_tensors(place: Path, step: Step | None = None) -> Tensors:
     """Opens tensors.
 
     Args:

@@ -5,7 +5,6 @@ need not know of formats. What is learnt of it is made in ``encoding.py``.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,8 @@ _FIELDS: dict[Format, tuple[str, ...]] = {
 }
 _SPLIT = "split"
 _REMEDY = "Correct or remove it."
+_LARGEST = 3.4e38
+"""Of a value: what a model computes in fp32 can tell no larger one."""
 
 
 @dataclass(frozen=True)
@@ -191,18 +192,23 @@ def _text(value: Any, place: str) -> str:
 def _label(value: Any, place: str) -> str | list[str]:
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{place} must be the name of a class, or a list of names. {_REMEDY}")
+        raise DataError(
+            f"{place} is {_short(value)}, but must be the name of a class, in quotes, or a list of names. {_REMEDY}"
+        )
     return sorted(set(names)) if isinstance(value, list) else value
 
 
 def _numbers(value: Any, place: str) -> list[float]:
     numbers = value if isinstance(value, list) else [value]
-    try:
-        if numbers and all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            return [float(number) for number in numbers]
-    except OverflowError:  # a whole number beyond what a float holds
-        pass
-    raise DataError(f"{place} must be a finite number, or a list of them. {_REMEDY}")
+    if numbers and all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers):
+        return [float(number) for number in numbers]
+    rule = f"must be a finite number of at most {_LARGEST:.1e}, or a list of them"
+    raise DataError(f"{place} is {_short(value)}, but {rule}. {_REMEDY}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _messages(value: Any, place: str) -> list[dict[str, Any]]:

@@ -129,9 +129,20 @@ class ShardReader:
         Raises:
             BadShardError: The index is missing or damaged, or another shard's.
         """
-        if shard in self._open:
-            return self._shard(shard).index.n_tokens
-        return self._read_index(shard).n_tokens
+        return self._index(shard).n_tokens
+
+    def all_values(self, shard: int) -> NDArray[np.float64]:
+        """The numbers of all documents of a shard (documents, m), from its index alone: see ``values``.
+
+        Raises:
+            BadShardError: The index is missing or damaged, or another shard's.
+        """
+        values = self._index(shard).values
+        return np.zeros((self.shards[shard].documents, 0)) if values is None else values
+
+    def _index(self, shard: int) -> ShardIndex:
+        """The index of a shard, which itself is not fetched for it."""
+        return self._shard(shard).index if shard in self._open else self._read_index(shard)
 
     def tokens(self, shard: int, document: int, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """Reads a range of tokens of a document.

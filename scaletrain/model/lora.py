@@ -8,9 +8,10 @@ Shapes: B batch, T time, I in_features, O out_features, R rank.
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scaletrain.config.patterns import belongs
 from scaletrain.config.schema import LoraConfig
+from scaletrain.config.tune_rules import adapted, target_problems
 from scaletrain.errors import ConfigError
-from scaletrain.model.selection import belongs, matches
 
 
 class ZeroLinear(nn.Linear):
@@ -78,23 +79,15 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> list[str]:
         ConfigError: a target is no linear layer, or shares its weight with another module.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen = [name for name in linear if any(matches(name, pattern) for pattern in lora.targets)]
-    idle = [pattern for pattern in lora.targets if not any(matches(name, pattern) for name in linear)]
-    if idle or not chosen:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise ConfigError(f"lora.targets: no linear layer is called {', '.join(idle) or 'so'}; there are {known}")
+    chosen = adapted(linear, lora.targets)
     shared = [name for name in chosen if _holders(model, linear[name].weight) > 1]
-    if shared:
-        raise ConfigError(
-            f"lora.targets: {', '.join(shared)} shares its weight with another module, which an adapter would not "
-            "change with it; leave it out, or set model.tie_embeddings false"
-        )
+    if problems := list(target_problems(linear, shared, lora.targets)):
+        raise ConfigError("; ".join(problems))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(belongs(name, pattern) for pattern in lora.also_train))
     for name in chosen:
         parent, _, own = name.rpartition(".")
-        adapted = LoraLinear(linear[name], lora.rank, lora.alpha, lora.dropout)
-        setattr(model.get_submodule(parent), own, adapted)
+        setattr(model.get_submodule(parent), own, LoraLinear(linear[name], lora.rank, lora.alpha, lora.dropout))
     return chosen
 
 

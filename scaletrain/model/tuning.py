@@ -2,10 +2,11 @@
 
 from torch import nn
 
+from scaletrain.config.patterns import belongs
 from scaletrain.config.schema import LoraConfig, TuneConfig
+from scaletrain.config.tune_rules import freeze_problems, nothing_left
 from scaletrain.errors import ConfigError
 from scaletrain.model.lora import add_adapters
-from scaletrain.model.selection import belongs, unmatched
 
 
 def prepare(model: nn.Module, lora: LoraConfig, tune: TuneConfig) -> None:
@@ -22,11 +23,10 @@ def prepare(model: nn.Module, lora: LoraConfig, tune: TuneConfig) -> None:
     if lora.rank:
         add_adapters(model, lora)
     names = [name for name, _ in model.named_parameters()]
-    if idle := unmatched(names, tune.freeze):
-        tops = ", ".join(sorted({name.split(".")[0] for name in names}))
-        raise ConfigError(f"tune.freeze: nothing in the model is called {', '.join(idle)}; its parts are {tops}")
+    if problems := list(freeze_problems(names, tune.freeze)):
+        raise ConfigError("; ".join(problems))
     for name, parameter in model.named_parameters():
         if any(belongs(name, pattern) for pattern in tune.freeze):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"tune.freeze = {', '.join(tune.freeze)} leaves nothing to train; freeze less")
+        raise ConfigError(nothing_left(tune.freeze))

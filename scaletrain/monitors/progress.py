@@ -65,7 +65,9 @@ def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
     told = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.count("/") == 1}
     parts = [f"step {step}", f"validation loss {told.pop('loss'):.4f}"]
     if "perplexity" in told:
-        parts.append(f"perplexity {told.pop('perplexity'):.2f}")
+        perplexity = told.pop("perplexity")
+        # That of a model that has diverged has hundreds of digits.
+        parts.append(f"perplexity {perplexity:.2f}" if perplexity < 1e6 else f"perplexity {perplexity:.3g}")
     if "bits_per_byte" in told:
         parts.append(f"{told.pop('bits_per_byte'):.4f} bits per byte")
     return "  ".join([*parts, *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in told.items())])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from scaletrain.config.schema import CheckpointConfig, ModelConfig
+from scaletrain.config.tune_rules import TrainedPart
 from scaletrain.planning.parameters import count_parameters
 from scaletrain.planning.report import format_bytes
 
@@ -86,11 +87,13 @@ def checkpoint_bytes(
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
     ranks_there: int | None = None,
     averages: bool = False,
+    part: TrainedPart | None = None,
 ) -> int:
     """Count the bytes of one checkpoint's files, of all ranks together or of those of a node in its own folder.
 
     Stage 0 stores fp32 weights once, whatever the precision; they are its masters. Stages 1 and 2 store the weights of
     the forward pass in the run's precision, and fp32 masters beside them, in fp32 too. Stage 3 stores masters only.
+    What is frozen has neither masters nor moments: there are its weights of the forward pass in every stage.
 
     Args:
         model: the model's description.
@@ -100,19 +103,21 @@ def checkpoint_bytes(
         optimizer: the optimizer's name; Adam keeps two moments per parameter, SGD one.
         ranks_there: ranks that write to the same folder; all by default. What is not divided stands in each folder.
         averages: whether a moving average of the weights is kept (``optim.ema_decay``).
+        part: what is trained, with adapters or frozen weights; all of the model by default.
 
     Returns:
         Bytes; the numbers are counted, and a small allowance stands for what is stored beside them.
     """
     moments_bytes = (4 if optimizer == "sgd" else 8) + 4 * averages
-    forward_bytes = (4 if precision == "fp32" else 2) if zero_stage in (1, 2) else 0
-    total = count_parameters(model).total
-    tensors = _most_tensors(model)
+    number_bytes = 4 if precision == "fp32" else 2
+    part = part or TrainedPart(count_parameters(model).total, 0, 0)
+    tensors = max(part.tensors, _most_tensors(model))
     if zero_stage == 0:
-        return total * (4 + moments_bytes) + _RANK_BYTES + _WHOLE_TENSOR_BYTES * tensors
+        return part.total * 4 + part.trained * moments_bytes + _RANK_BYTES + _WHOLE_TENSOR_BYTES * tensors
     ranks = ranks_there or world_size
-    divided = -(-total * (4 + moments_bytes) * ranks // world_size)
-    return divided + total * forward_bytes + ranks * (_RANK_BYTES + _TENSOR_BYTES * tensors)
+    in_parts = part.trained * (4 + moments_bytes) + (part.frozen * number_bytes if zero_stage == 3 else 0)
+    whole = part.total * number_bytes if zero_stage < 3 else 0
+    return -(-in_parts * ranks // world_size) + whole + ranks * (_RANK_BYTES + _TENSOR_BYTES * tensors)
 
 
 def room_for(checkpoints: Path, free_bytes: int) -> Room:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaletrain.config.schema import ModelConfig, TrainConfig
+from scaletrain.config.tune_rules import TrainedPart
 from scaletrain.planning.parameters import count_parameters
 
 Offload = Literal["none", "optimizer", "all"]
@@ -46,6 +47,7 @@ def plan_memory(
     offload: Offload = "none",
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
     averages: bool = False,
+    part: TrainedPart | None = None,
 ) -> MemoryPlan:
     """Estimate the memory of a training run.
 
@@ -63,20 +65,23 @@ def plan_memory(
         offload: what lies in the host's memory: nothing, the optimizer's state, or that and the weights (stage 3).
         optimizer: the optimizer's name; Adam keeps two moments per parameter, SGD one.
         averages: whether a moving average of the weights is kept (``optim.ema_decay``).
+        part: what is trained, with adapters or frozen weights: only that has gradients, masters and moments. All of the
+            model by default. Activations are those of a model that is trained as a whole: of frozen layers, whose
+            inputs need not be kept, they are a bound.
 
     Returns:
         The plan.
     """
-    parameters = count_parameters(model).total
+    part = part or TrainedPart(count_parameters(model).total, 0, 0)
     number_bytes = 4 if train.precision == "fp32" else 2
     moments_bytes = (4 if optimizer == "sgd" else 8) + 4 * averages
     # DeepSpeed keeps master weights beside fp32 weights too, once it spreads them.
     master_bytes = 0 if train.precision == "fp32" and zero_stage == 0 else 4
     state_bytes = master_bytes + moments_bytes
 
-    weights = _share(parameters * number_bytes, world_size, zero_stage >= 3)
-    gradients = _share(parameters * number_bytes, world_size, zero_stage >= 2)
-    optimizer_state = _share(parameters * state_bytes, world_size, zero_stage >= 1)
+    weights = _share(part.total * number_bytes, world_size, zero_stage >= 3)
+    gradients = _share(part.trained * number_bytes, world_size, zero_stage >= 2)
+    optimizer_state = _share(part.trained * state_bytes, world_size, zero_stage >= 1)
     host = optimizer_state if offload != "none" else 0
     if offload == "all":
         host += weights

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from scaletrain.config.batch_plan import BatchSchedule
 from scaletrain.config.schema import ModelConfig, TrainConfig
+from scaletrain.config.tune_rules import TrainedPart
 from scaletrain.planning.flops import flops_per_token, training_time_s
 from scaletrain.planning.memory import MemoryPlan
 from scaletrain.planning.parameters import count_parameters
@@ -31,7 +32,12 @@ class Hardware:
 
 
 def plan_lines(
-    model: ModelConfig, train: TrainConfig, memory: MemoryPlan, hardware: Hardware, output_share: float = 1.0
+    model: ModelConfig,
+    train: TrainConfig,
+    memory: MemoryPlan,
+    hardware: Hardware,
+    output_share: float = 1.0,
+    part: TrainedPart | None = None,
 ) -> list[str]:
     """Describe a run before it starts.
 
@@ -43,6 +49,7 @@ def plan_lines(
         memory: what ``plan_memory`` returned.
         hardware: what there is to run on.
         output_share: of the task, see ``flops.output_share``.
+        part: what is trained; all of the model by default.
 
     Returns:
         Lines without line ends.
@@ -54,6 +61,7 @@ def plan_lines(
     per_token = flops_per_token(model, train.max_seq_len, output_share)
     rows = [
         ("parameters", f"{count.total:,} ({count.non_embedding:,} without embeddings, {count.per_layer:,} in a layer)"),
+        *_trained_row(part),
         ("tokens", f"{step_tokens} a step x {train.max_steps:,} steps = {tokens:,}"),
         ("", f"{tokens / count.total:.3g} per parameter (about 20 are compute-optimal)"),
         ("compute", f"{per_token:.3g} FLOPs a token, {per_token * tokens:.3g} in all"),
@@ -71,6 +79,12 @@ def plan_lines(
         host = f"{format_bytes(memory.host)} a rank, offloaded{_verdict(memory.host, hardware.host_memory)}"
         rows.append(("host memory", host))
     return [f"{name:<14} {text}" for name, text in rows]
+
+
+def _trained_row(part: TrainedPart | None) -> list[tuple[str, str]]:
+    if part is None or not part.frozen:
+        return []
+    return [("trained", f"{part.trained:,} of {part.total:,} ({part.trained / part.total:.2%})")]
 
 
 def format_bytes(size: int) -> str:

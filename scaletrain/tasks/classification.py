@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scaletrain.config.task_rules import head_problem
 from scaletrain.errors import ConfigError
 from scaletrain.evaluation.classification import multi_label_metrics, single_label_metrics
 from scaletrain.tasks.labelled import LabelledModel, LabelledTask
@@ -29,11 +30,8 @@ class ClassificationTask(LabelledTask):
             ConfigError: The model has another number of classes.
         """
         corpus, n_classes = setting.corpus, setting.model.n_classes
-        if n_classes != len(corpus.classes):
-            raise ConfigError(
-                f"model.n_classes is {n_classes}, but {corpus.shown} has {len(corpus.classes)} classes. "
-                f"Set --model.n_classes {len(corpus.classes)}."
-            )
+        if problem := head_problem(n_classes, corpus.classes, "classes", corpus.shown):
+            raise ConfigError(problem)
         self._is_single = corpus.values == ("label",)
         self._n_classes = n_classes
         self._classes = corpus.classes
@@ -70,8 +68,8 @@ def _balanced(setting: TaskSetting, n_classes: int) -> Tensor:
     """Weights that give each class the same sum over the training split: n / (C n_c), scikit-learn's ``balanced``."""
     counts = np.zeros(n_classes)
     for reader in setting.readers:
-        for shard, entry in enumerate(reader.shards):
-            values = np.stack([reader.values(shard, document) for document in range(entry.documents)])
+        for shard in range(len(reader.shards)):
+            values = reader.all_values(shard)
             if setting.corpus.values == ("label",):
                 counts += np.bincount(values[:, 0].astype(np.int64), minlength=n_classes)
             else:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scaletrain.config.task_rules import head_problem
 from scaletrain.errors import ConfigError
 from scaletrain.evaluation.regression import regression_metrics
 from scaletrain.tasks.labelled import LabelledModel, LabelledTask
@@ -27,11 +28,8 @@ class RegressionTask(LabelledTask):
             ConfigError: The model has another number of outputs.
         """
         corpus, n_outputs = setting.corpus, setting.model.n_classes
-        if n_outputs != len(corpus.values):
-            raise ConfigError(
-                f"model.n_classes, the outputs of the head, is {n_outputs}, but {corpus.shown} has "
-                f"{len(corpus.values)} values. Set --model.n_classes {len(corpus.values)}."
-            )
+        if problem := head_problem(n_outputs, corpus.values, "values", corpus.shown):
+            raise ConfigError(problem)
         self._n_outputs = n_outputs
         self._huber_delta = setting.task.huber_delta
 

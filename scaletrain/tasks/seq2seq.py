@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scaletrain.config.batch_plan import FILLING
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import Collated, Rows, rounded_width
-from scaletrain.errors import ConfigError
+from scaletrain.data.tokenizer import prompt_tokens
 from scaletrain.evaluation.beam_search import Search, search_texts
 from scaletrain.evaluation.text_overlap import signatures, summary_metrics, translation_metrics
 from scaletrain.model.losses import LossTerms
@@ -31,17 +31,13 @@ class Seq2SeqTask(Task):
         """Looks up the token that begins a target: the one that ends documents.
 
         Args:
-            setting: With a corpus of pairs.
-
-        Raises:
-            ConfigError: The model has no encoder.
+            setting: With a corpus of pairs, and a model with an encoder.
         """
-        if not setting.model.n_encoder_layers:
-            raise ConfigError(
-                "task seq2seq reads the source with an encoder, but model.n_encoder_layers is 0. Set it, or train a "
-                "causal model on the same pairs with --task.name sft."
-            )
-        self._begin_id = setting.corpus.borders.eos_id
+        self._borders, model = setting.corpus.borders, setting.model
+        self._begin_id = self._borders.eos_id
+        # A text goes on until it ends; beyond its learned positions the model cannot.
+        is_bounded = model.kind == "transformer" and model.positions == "learned"
+        self._longest = model.max_seq_len if is_bounded else None
         self._loss = setting.loss
         self._tokenizer = setting.tokenizer
         self._text_metrics = setting.task.text_metrics
@@ -89,7 +85,7 @@ class Seq2SeqTask(Task):
 
     def sample(self, model: Any, prompt: str, sampling: Sampling) -> str:
         """The likeliest text for a source."""
-        source = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids, self._begin_id]
+        source = [*prompt_tokens(self._tokenizer, prompt, self._borders), self._begin_id]
         device = next(model.parameters()).device
         source_1S, search = torch.tensor([source], device=device), self._search(sampling.max_new_tokens)
         # Ranks whose logits differ in the last bit would end after different numbers of tokens.
@@ -120,7 +116,8 @@ class Seq2SeqTask(Task):
         return judge([one.text for one in written], [one.reference for one in written])
 
     def _search(self, max_new_tokens: int) -> Search:
-        return Search(max_new_tokens, self._begin_id, self._begin_id, self._beams)
+        limit = max_new_tokens if self._longest is None else min(max_new_tokens, self._longest)
+        return Search(limit, self._begin_id, self._begin_id, self._beams)
 
 
 def _side_by_side(

@@ -6,13 +6,13 @@ import time
 import torch
 
 from scaletrain.config.schema import RunConfig
+from scaletrain.config.tune_rules import trained_part
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.loader import Share
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.deadline import shown
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.monitors.progress import format_count, start_banner
-from scaletrain.planning.parameters import count_parameters
 from scaletrain.protocols import TrainingState
 from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.loop import TrainingRun
@@ -39,12 +39,13 @@ def announce(
         end_s: When this process will be ended, in Unix seconds; None for never.
     """
     train, plan = config.train, share.plan(state.sequences)
+    part = trained_part(config.model, config.lora, config.tune)
     step_tokens = plan.global_batch_size * train.max_seq_len
     sequences = share.schedule.sequence_after(state.sequences, max(0, train.max_steps - state.step))
     epochs = sequences / sum(source.sequences_per_epoch for source in dataset.order.sources)
     tokens = format_count(sequences * train.max_seq_len)
     rows = [
-        ("parameters", f"{count_parameters(config.model).total:,}"),
+        ("parameters", f"{part.total:,}{f', of which {part.trained:,} are trained' if part.frozen else ''}"),
         (
             "batch",
             f"{plan.global_batch_size} sequences x {train.max_seq_len} = {format_count(step_tokens)} tokens a step",

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from scaletrain.config.schema import DataConfig, RunConfig
+from scaletrain.config.task_rules import head_problem
 from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.manifest import Manifest
 from scaletrain.data.mixture import Phase
@@ -183,6 +184,13 @@ def _check_task(manifest: Manifest, task: str, max_seq_len: int) -> None:
         )
 
 
+def _check_head(manifest: Manifest, task: str, n_classes: int) -> None:
+    """Refuses a head of another width than the task, which is made when torch is loaded, would refuse then."""
+    told = {"classification": (manifest.classes, "classes"), "regression": (manifest.values, "values")}
+    if task in told and (problem := head_problem(n_classes, *told[task], manifest.shown)):
+        raise ConfigError(problem)
+
+
 def check_corpora(config: RunConfig, corpora: Corpora) -> None:
     """Finds now what would otherwise be found when the engine is built, or in a worker hours later.
 
@@ -191,11 +199,12 @@ def check_corpora(config: RunConfig, corpora: Corpora) -> None:
         corpora: Its sources.
 
     Raises:
-        ConfigError: The sources have different tokenizers.
+        ConfigError: The sources have different tokenizers, or the model's head is not as wide as the task needs.
         DataError: There are more lanes than shards, a source was not counted for best-fit packing, the tokenizer of a
             task that tells bits per byte is not byte-level, or a shard does not match its index: indexes and edges of
             local shards are looked at.
     """
+    _check_head(corpora.first, config.task.name, config.model.n_classes)
     tokenizer = corpora.read_tokenizer()
     if config.task.name in _TASKS_OF_TEXT:
         token_byte_lengths(tokenizer)

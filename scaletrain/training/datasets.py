@@ -52,8 +52,10 @@ def evaluation_dataset(
     Returns:
         The sequences, by index; None where no source has such a split.
     """
-    # Packing depends on the lengths of the documents alone, and need not be counted where they are simply joined.
-    packing: Packing = "document" if config.data.packing == "document" else "concat"
+    # Packing depends on the lengths of the documents alone, and need not be counted where they are simply joined. An
+    # answer whose question ended up in another row would be judged as if it had none.
+    is_apart = config.data.packing == "document" or config.task.name == "sft"
+    packing: Packing = "document" if is_apart else "concat"
     options = DatasetOptions(config.train.max_seq_len, packing=packing, document_borders=config.data.document_borders)
     readers = [
         ShardReader(manifest, split, corpora.storage, name)

@@ -9,6 +9,7 @@ from scaletrain.config.batch_plan import BatchSchedule
 from scaletrain.config.derive import load_deepspeed_json, offloads_optimizer, offloads_parameters, zero_stage
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import RunConfig
+from scaletrain.config.tune_rules import trained_part
 from scaletrain.data.order import order_of
 from scaletrain.errors import ConfigError
 from scaletrain.hardware.host import HostInfo, describe_host
@@ -45,7 +46,8 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     stage = zero_stage(ds)
     offload: Offload = "all" if offloads_parameters(ds) else "optimizer" if offloads_optimizer(ds) else "none"
     averages = config.optim.ema_decay > 0
-    memory = plan_memory(config.model, config.train, stage, world_size, offload, config.optim.name, averages)
+    part = trained_part(config.model, config.lora, config.tune)
+    memory = plan_memory(config.model, config.train, stage, world_size, offload, config.optim.name, averages, part)
     host = describe_host()
     corpus_lines = _corpus_lines(config)  # before anything is printed: a URL with a password is refused here
     print(dump_yaml(config))
@@ -57,16 +59,17 @@ def print_plan(config: RunConfig, world_size: int) -> None:
     if plan.filling_share > 0:
         print(f"{'filling':<14} {plan.filling_share:.1%} of the rows are masked, because the sizes do not divide")
     hardware = _hardware(host, config, world_size)
-    lines = plan_lines(config.model, config.train, memory, hardware, output_share(config.task))
-    count = partial(checkpoint_bytes, config.model, config.train.precision, stage, world_size, config.optim.name)
-    size = count(averages=averages)
+    lines = plan_lines(config.model, config.train, memory, hardware, output_share(config.task), part)
+    arithmetic = (config.train.precision, stage, world_size, config.optim.name)
+    count = partial(checkpoint_bytes, config.model, *arithmetic, averages=averages, part=part)
+    size = count()
     kept = Kept.of(config.checkpoint, config.train.max_steps, keeps_best=config.eval.patience > 0)
     print("\n".join([*lines, *checkpoint_lines(size, kept, _room(config.run_dir / "checkpoints"))]))
     if config.checkpoint.local_dir is not None:
         there = _ranks_of_node(host, world_size)
-        part = count(there, averages=averages)
+        size_there = count(there)
         folder = local_folder(config.checkpoint.local_dir, read_run_id(config.run_dir) or "new")
-        print("\n".join(checkpoint_lines(part, Kept(LOCAL_KEEP_LAST), _room(folder), is_local=True)))
+        print("\n".join(checkpoint_lines(size_there, Kept(LOCAL_KEEP_LAST), _room(folder), is_local=True)))
     if config.checkpoint.background:
         print(f"{'':<14} a copy of one in the hosts' memory while it is written: {format_bytes(size)} over all ranks")
 

@@ -15,6 +15,7 @@ from scaletrain.config.load import load_config
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import CheckpointError, ConfigError
 from scaletrain.launch.identity import read_identity
+from scaletrain.protocols import Step
 
 # Of the model these change no weight, and another length only where positions are learned.
 _FREE = (
@@ -184,7 +185,7 @@ def _extends(old: bytes, new: bytes) -> bool:
         return False
 
 
-def _place_of(init: str) -> tuple[Path, int | None]:
+def _place_of(init: str) -> tuple[Path, Step | None]:
     place, step = split_init(init)
     if not place.is_dir():
         raise ConfigError(f"init: {place} is no folder; give the directory of a run that has saved a checkpoint")

@@ -1,7 +1,8 @@
 """Fits the weights of a checkpoint to a model that differs from its own in heads, adapters and rows for new tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ _ADAPTERS = ("lora_A", "lora_B")
 _TOKEN_ROWS = ("embedding.weight", "output.weight", "output.bias")
 
 _CHUNK_ROWS = 4096
+_LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Fit:
             "are not used": self.unused,
             "have new rows, which begin at the mean of the old ones": tuple(self.grown),
         }
-        return [f"{', '.join(map(_shown, names))} {what}" for what, names in told.items() if names]
+        return [f"{', '.join(_joined(names))} {what}" for what, names in told.items() if names]
 
 
 def fit_weights(state: Mapping[str, Any], live: Mapping[str, Sequence[int]]) -> Fit:
@@ -143,6 +145,15 @@ class FittedWeights:
                 total += chunk.view(count, columns).double().sum(0)
             self._means[name] = (total / rows).float()
         return self._means[name]
+
+
+def _joined(names: Iterable[str]) -> Iterator[str]:
+    """Names for people: what stands in several layers once, with the number of them."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_LAYER.sub(".*.", _shown(name)), []).append(_shown(name))
+    for pattern, members in alike.items():
+        yield members[0] if len(members) == 1 else f"{pattern} ({len(members)})"
 
 
 def _shown(name: str) -> str:

@@ -15,6 +15,7 @@ from scaletrain.data.corpus_facts import CorpusFacts
 from scaletrain.data.tokenizer import load_tokenizer
 from scaletrain.errors import ConfigError
 from scaletrain.model.build import Model, build_model
+from scaletrain.protocols import Step
 from scaletrain.tasks.registry import build_task
 from scaletrain.tasks.task import Task, TaskSetting
 
@@ -43,7 +44,7 @@ class TrainedRun:
     step: int | None
 
     @classmethod
-    def open(cls, run_dir: Path, step: int | None = None, trusted: bool = False) -> "TrainedRun":
+    def open(cls, run_dir: Path, step: Step | None = None, trusted: bool = False) -> "TrainedRun":
         """Loads a run's model; the corpora need not be there.
 
         Args:

@@ -1,6 +1,7 @@
 """A checkpoint is there as a whole or not at all, whenever its writer was killed, and damage to it is noticed."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -41,13 +42,16 @@ while True:
 """
 
 
-def write(checkpoints: Path, step: int) -> Path:
+def write(checkpoints: Path, step: int, loss: float | None = None) -> Path:
     """A complete checkpoint of three files."""
     partial = checkpoints / partial_name(step)
     prepare(partial)
     source = random.Random(step)
     names = ("weights.pt", "moments.pt", "state.json")
-    records = {name: write_text(partial / name, source.randbytes(1500).hex()) for name in names}
+    texts = {name: source.randbytes(1500).hex() for name in names}
+    if loss is not None:
+        texts["state.json"] = json.dumps({"validation_loss": loss})
+    records = {name: write_text(partial / name, text) for name, text in texts.items()}
     commit(partial, checkpoints / folder_name(step), records)
     return checkpoints / folder_name(step)
 
@@ -171,3 +175,15 @@ def test_a_step_that_is_reached_again_replaces_what_was_saved(tmp_path: Path) ->
     assert require_checkpoint(tmp_path, 10, "full") == folder
     with pytest.raises(CheckpointError, match=r"step 15 has no checkpoint in .*there are: step_00000010"):
         require_checkpoint(tmp_path, 15, "full")
+
+
+def test_the_best_is_the_one_with_the_lowest_loss_and_no_other_stands_in_for_it(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    with pytest.raises(CheckpointError, match="saved at a step that was evaluated"):
+        require_checkpoint(tmp_path, "best", "full")
+    best = [write(tmp_path, step, loss) for step, loss in ((10, 3.0), (20, 2.5), (30, 2.7))][1]
+    write(tmp_path, 40, math.nan)
+    assert require_checkpoint(tmp_path, "best", "full") == best
+    flip_a_bit(best)
+    with pytest.raises(CheckpointError, match=r"step_00000020, the one with the lowest validation loss: weights\.pt"):
+        require_checkpoint(tmp_path, "best", "full")

@@ -143,6 +143,7 @@ def test_a_model_that_fits_its_task() -> None:
     pairs = {"task__name": "seq2seq", "data__packing": "document"}
     accepted(**pairs, model__n_encoder_layers="2")
     accepted(**pairs, model__n_encoder_layers="2", model__kind="lstm")
+    assert "reads the source with an encoder, but model.n_encoder_layers is 0" in told(**pairs)
     assert "model.n_encoder_layers = 2 reads a source" in told(model__n_encoder_layers="2")
     assert "model.kind cnn tells classes or values alone" in told(model__kind="cnn")
     labelled = {"task__name": "regression", "data__packing": "document", "eval__prompts": "[]"}

@@ -57,8 +57,9 @@ def test_nothing_is_taken_where_nothing_is_named(pretrained: Path, tmp_path: Pat
     assert load_config(written(tmp_path, text), {}).model.d_model == 384
 
 
-def test_a_step_is_a_number(tmp_path: Path) -> None:
+def test_a_step_is_a_number_or_the_best(tmp_path: Path) -> None:
     assert split_init("runs/a@12") == (Path("runs/a"), 12)
+    assert split_init("runs/a@best") == (Path("runs/a"), "best")
     (tmp_path / "b@home").mkdir()
     assert split_init(str(tmp_path / "b@home")) == (tmp_path / "b@home", None)
     with pytest.raises(ConfigError, match="last is no step"):

@@ -243,7 +243,9 @@ positive = st.floats(min_value=1e-300, max_value=1e300)
     lr=positive,
     betas=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
     prompts=st.lists(texts.filter(bool), max_size=3).map(tuple),
-    folder=st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=10).map(Path),
+    folder=st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=10)
+    .filter(lambda name: name != ".")  # runs/. is runs
+    .map(Path),
     seed=st.integers(0, 2**63 - 1),
     decay_steps=st.none() | st.integers(1, 10**12),
 )

@@ -120,3 +120,16 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
 def test_what_cannot_have_one_is_refused(lora: dict[str, tuple[str, ...]], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         add_adapters(build(), LoraConfig(rank=2, **lora))
+
+
+def test_they_compile_into_the_models_one_graph_with_the_same_gradients() -> None:
+    ours = Transformer(ModelConfig(**(MODEL | {"n_layers": 1})))
+    add_adapters(ours, LoraConfig(rank=4, targets=TARGETS))
+    adapters = randomised(ours)
+    found = []
+    for model in (ours, torch.compile(ours, fullgraph=True, backend="aot_eager")):
+        ours.zero_grad()
+        logits_BTV = model(TOKENS_BT)
+        logits_BTV.logsumexp(-1).sum().backward()
+        found.append([logits_BTV.detach(), *(weight.grad for weight in adapters.values())])
+    torch.testing.assert_close(*found, **TOLERANCE)

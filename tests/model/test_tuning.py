@@ -1,10 +1,17 @@
 """What patterns mean, and what is left to train."""
 
+import re
+from typing import Any
+
 import pytest
 
+from scaletrain.config.derive import check
+from scaletrain.config.load import load_config
+from scaletrain.config.patterns import belongs, matches
 from scaletrain.config.schema import LoraConfig, ModelConfig, TuneConfig
+from scaletrain.config.tune_rules import trained_part, tune_problems
 from scaletrain.errors import ConfigError
-from scaletrain.model.selection import belongs, matches
+from scaletrain.model.build import build_model
 from scaletrain.model.transformer import Transformer
 from scaletrain.model.tuning import prepare
 
@@ -30,6 +37,31 @@ def test_what_stands_in_a_module_belongs_to_it() -> None:
     assert not belongs("position_embedding.weight", "embedding")
 
 
+@pytest.mark.parametrize(
+    ("model", "lora", "freeze"),
+    [
+        ({}, {}, ()),
+        ({"n_classes": 3, "pooler": True, "n_segments": 2}, {"rank": 3, "targets": ("q", "feed_forward.*")}, ()),
+        ({"n_classes": 3}, {"rank": 2, "targets": ("blocks.0.*",), "also_train": ("classifier", "norm")}, ("*.up",)),
+        ({"tie_embeddings": False}, {"rank": 4, "targets": ("output", "v")}, ()),
+        ({"n_encoder_layers": 2}, {"rank": 2, "targets": ("cross_attention.k", "encoder.*")}, ("encoder.blocks.1",)),
+        ({"n_encoder_layers": 1, "kind": "lstm"}, {"rank": 2, "targets": ("bridge",), "also_train": ()}, ()),
+        ({"activation": "swiglu", "n_kv_heads": 1}, {}, ("embedding", "gate", "blocks.[1-2]")),
+    ],
+)
+def test_what_is_trained_is_counted_as_it_is_built(
+    model: dict[str, Any], lora: dict[str, Any], freeze: tuple[str, ...]
+) -> None:
+    asked = ModelConfig(**(MODEL | model)), LoraConfig(**lora), TuneConfig(freeze=freeze)
+    assert list(tune_problems(*asked)) == []
+    built = build_model(asked[0])
+    prepare(built, *asked[1:])
+    weights = list(built.parameters())
+    part = trained_part(*asked)
+    assert part.trained == sum(weight.numel() for weight in weights if weight.requires_grad)
+    assert (part.total, part.tensors) == (sum(weight.numel() for weight in weights), len(weights))
+
+
 def trained(freeze: tuple[str, ...], rank: int = 0) -> set[str]:
     model = Transformer(ModelConfig(**MODEL))
     prepare(model, LoraConfig(rank=rank), TuneConfig(freeze=freeze))
@@ -48,8 +80,26 @@ def test_frozen_is_what_the_patterns_mean_and_nothing_else() -> None:
     }
 
 
-def test_a_pattern_that_means_nothing_and_one_that_means_all_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"nothing in the model is called block\.0; its parts are blocks, embedding"):
-        trained(("block.0",))
-    with pytest.raises(ConfigError, match="leaves nothing to train"):
-        trained(("*",))
+@pytest.mark.parametrize(
+    ("lora", "freeze", "told"),
+    [
+        ({}, ("block.0",), "nothing in the model is called block.0; its parts are blocks, embedding"),
+        ({}, ("*",), "tune.freeze = * leaves nothing to train"),
+        ({"rank": 2, "targets": ("q", "queries")}, (), "no linear layer is called queries; there are down, k, out"),
+        ({"rank": 2, "targets": ("output",)}, (), "output shares its weight with another module"),
+    ],
+)
+def test_the_configuration_is_refused_as_the_model_would_be(
+    lora: dict[str, Any], freeze: tuple[str, ...], told: str
+) -> None:
+    asked = ModelConfig(**MODEL), LoraConfig(**lora), TuneConfig(freeze=freeze)
+    (problem,) = tune_problems(*asked)
+    assert told in problem
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        prepare(Transformer(asked[0]), *asked[1:])
+
+
+def test_it_is_told_before_anything_is_loaded() -> None:
+    config = load_config(None, {"lora.rank": "2", "lora.targets": "[query]"})
+    with pytest.raises(ConfigError, match="no linear layer is called query"):
+        check(config)

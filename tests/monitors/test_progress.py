@@ -84,6 +84,7 @@ def test_what_is_not_known_is_left_out() -> None:
     line = progress_line(Progress(1, 10, 9.0, 1e-3, 100.0, mfu=None, time_left_s=None))
     assert "MFU" not in line and "left" not in line
     assert evaluation_line(5, {"eval/loss": 1.0}) == "step 5  validation loss 1.0000"
+    assert evaluation_line(5, {"eval/loss": 656.4, "eval/perplexity": 1.2e285}).endswith("  perplexity 1.2e+285")
     told = {"eval/loss": 1.0, "eval/loss/web": 2.0, "eval/perplexity": 2.71828, "eval/bits_per_byte": 1.23456}
     assert evaluation_line(5, told | {"eval/macro_f1": 0.25}) == (
         "step 5  validation loss 1.0000  perplexity 2.72  1.2346 bits per byte  macro f1 0.25"

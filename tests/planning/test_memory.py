@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scaletrain.config.schema import ModelConfig, TrainConfig
+from scaletrain.config.schema import LoraConfig, ModelConfig, TrainConfig, TuneConfig
+from scaletrain.config.tune_rules import trained_part
 from scaletrain.model.build import build_model
 from scaletrain.model.losses import cross_entropy_terms
 from scaletrain.model.transformer import Transformer
@@ -118,6 +119,18 @@ def test_states_are_what_a_plain_adam_holds() -> None:
     assert plan_memory(config, FP32, zero_stage=0, world_size=1, optimizer="sgd").optimizer == moments / 2
     averaged = plan_memory(config, FP32, zero_stage=0, world_size=1, averages=True)
     assert averaged.optimizer == moments * 3 / 2, "an average is as large as a moment"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_is_frozen_costs_its_weights_alone(stage: int) -> None:
+    lora = LoraConfig(rank=8)
+    part = trained_part(GPT2, lora, TuneConfig())
+    # A and B beside queries and values of twelve layers.
+    assert part.trained == 12 * 2 * (768 + 768) * 8 and part.frozen == 124_439_808
+    whole, adapted = (plan_memory(GPT2, BF16, stage, 4, part=one) for one in (None, part))
+    assert adapted.weights == -(-(part.total * 2) // (4 if stage == 3 else 1))
+    for name in ("gradients", "optimizer"):
+        assert getattr(adapted, name) == pytest.approx(getattr(whole, name) * part.trained / part.frozen, abs=4)
 
 
 @given(stage=st.integers(0, 2), world_size=st.integers(1, 512))

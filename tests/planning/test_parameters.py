@@ -8,8 +8,10 @@ import torch
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from scaletrain.config.schema import ModelConfig
+from scaletrain.config.tensors import linear_layers, tensors_of
 from scaletrain.model.build import build_model
 from scaletrain.planning.parameters import count_parameters
 
@@ -127,6 +129,11 @@ def test_any_baseline_is_counted_as_it_is_built(kind: str, half_width: int, **sh
 
 def check(model: ModelConfig) -> None:
     count = count_parameters(model)
-    assert count.total == built_size(model)
+    with torch.device("meta"):
+        built = build_model(model)
+    assert tensors_of(model) == {name: tuple(weight.shape) for name, weight in built.named_parameters()}
+    linear = {name: tuple(part.weight.shape) for name, part in built.named_modules() if isinstance(part, nn.Linear)}
+    assert linear_layers(model) == linear
+    assert count.total == sum(weight.numel() for weight in built.parameters())
     outer = count.embedding + count.position_embedding + count.segment_embedding + count.output + count.head
     assert count.total == outer + count.non_embedding

@@ -1,6 +1,7 @@
 """Documents with classes or numbers: rows without padding in sight, and losses as torch has them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scaletrain.config.batch_plan import FILLING
+from scaletrain.data.manifest import Manifest
+from scaletrain.data.shards import ShardReader
 from scaletrain.errors import ConfigError
 from scaletrain.model.build import build_model
 from scaletrain.tasks.classification import ClassificationTask, MultiLabel, SingleLabel
 from scaletrain.tasks.regression import Regression, RegressionTask
-from tests.tasks.made_rows import OneReader, rows, setting
+from tests.tasks.made_rows import rows, setting
+from tests.training.task_runs import build_examples
 
 CLASSES = ("animals", "plants", "stones")
 HEAD = {"causal": False, "n_classes": 3, "pooler": True, "n_segments": 2}
@@ -137,27 +141,32 @@ def test_the_loss_of_several_classes_is_that_of_torch() -> None:
     torch.testing.assert_close(loss, nn.BCEWithLogitsLoss()(outputs, values) * 5)
 
 
-class CountedReader(OneReader):
-    """With a shard of documents of known classes."""
-
-    shards = (type("Entry", (), {"documents": len(LABELS)})(),)
-
-    def values(self, shard: int, document: int) -> np.ndarray:
-        return np.array([float(LABELS[document])])
-
-
-def test_balanced_weights_are_those_of_scikit_learn() -> None:
+def test_balanced_weights_are_those_of_scikit_learn_and_need_indexes_alone(tmp_path: Path) -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
-    made = setting({"name": "classification", "class_weights": "balanced"}, HEAD, values=("label",), classes=CLASSES)
-    made = replace(made, readers=(CountedReader(values=("label",), classes=CLASSES),))
-    module = ClassificationTask(made).module(Told(torch.zeros(1, 3)))
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=np.array(LABELS))
-    np.testing.assert_allclose(module.weights, expected, rtol=1e-6)
+    manifest = Manifest.open(build_examples(tmp_path / "examples", "classes"))
+    reader = ShardReader(manifest, "train")
+    assert len(reader.shards) > 1
+    labels = np.concatenate(
+        [
+            [reader.values(number, one)[0] for one in range(shard.documents)]
+            for number, shard in enumerate(reader.shards)
+        ]
+    )
+    for shard in reader.shards:
+        Path(manifest.locate(shard.path)).unlink()
+    shape, known = HEAD | {"n_classes": 12}, {"values": manifest.values, "classes": manifest.classes}
+    made = setting({"name": "classification", "class_weights": "balanced"}, shape, **known)
+    module = ClassificationTask(replace(made, readers=(ShardReader(manifest, "train"),))).module(
+        Told(torch.zeros(1, 12))
+    )
+    np.testing.assert_allclose(
+        module.weights, compute_class_weight("balanced", classes=np.arange(12), y=labels), rtol=1e-6
+    )
 
 
 def test_a_head_of_another_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"n_classes is 4, but corpus has 3 classes. Set --model.n_classes 3"):
+    with pytest.raises(ConfigError, match=r"n_classes.* is 4, but corpus has 3 classes. Set --model.n_classes 3"):
         ClassificationTask(
             setting({"name": "classification"}, HEAD | {"n_classes": 4}, values=("label",), classes=CLASSES)
         )

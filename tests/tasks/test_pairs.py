@@ -13,8 +13,10 @@ from scaletrain.data.chat import ChatEncoder, ChatTemplate
 from scaletrain.data.packing import IGNORED
 from scaletrain.data.rows import next_tokens
 from scaletrain.data.tokenizer import END_OF_TEXT, train_byte_level_bpe
+from scaletrain.model.build import build_model
 from scaletrain.tasks.seq2seq import Seq2SeqTask
 from scaletrain.tasks.sft import SFTTask
+from scaletrain.tasks.task import Sampling
 from tests.tasks.made_rows import EOS, TEXT, rows, setting
 
 
@@ -48,6 +50,18 @@ def test_sources_and_targets_stand_side_by_side(lengths: list[tuple[int, int]], 
         assert targets[row].tolist() == target + [IGNORED] * (targets.shape[1] - n_target)
         assert collated.targets_B[row] == n_target
     assert collated.targets_B[-1] == 0 and (targets[-1] == IGNORED).all() and mask[-1].sum() == 1
+
+
+def test_a_source_is_asked_as_it_is_learnt_and_its_text_ends_where_learned_positions_do() -> None:
+    made = setting({"name": "seq2seq", "beams": 2}, {"n_encoder_layers": 1, "max_seq_len": 16}, parts=True)
+    borders, words = replace(made.corpus.borders, bos_id=5), made.tokenizer.encode("the fox").ids
+    model = build_model(made.model)
+    sources: list[list[int]] = []
+    encode = model.encode
+    model.encode = lambda source, mask: encode(source, sources.append(source[0].tolist()))
+    task = Seq2SeqTask(replace(made, corpus=replace(made.corpus, borders=borders)))
+    assert isinstance(task.sample(model, "the fox", Sampling(50, 0.0, seed=0, max_context=16, agree=int)), str)
+    assert sources == [[5, *words, EOS]]
 
 
 def test_figures_of_texts_are_told_with_what_they_depend_on() -> None:

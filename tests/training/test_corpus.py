@@ -9,9 +9,10 @@ import fsspec
 import pytest
 import xxhash
 
-from scaletrain.config.schema import DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig
+from scaletrain.config.schema import DataConfig, ModelConfig, RunConfig, SourceConfig, TaskConfig, TrainConfig
 from scaletrain.errors import ConfigError, DataError
 from scaletrain.training.corpus import check_corpora, open_corpora, open_storage, phases_of
+from tests.training.task_runs import build_examples
 
 
 def config_of(folder: Path, **data: object) -> RunConfig:
@@ -50,6 +51,17 @@ def test_what_cannot_be_trained_on_is_told(corpora: Path) -> None:
         check_corpora(config, open_corpora(config))
     with pytest.raises(ConfigError, match=r"model\.vocab_size is 299.*Set --model\.vocab_size"):
         open_corpora(config_of(corpora).model_copy(update={"model": ModelConfig(vocab_size=299)}))
+
+
+def test_a_head_of_another_width_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    manifest = str(build_examples(tmp_path / "examples", "classes") / "manifest.json")
+    config = RunConfig(
+        model=ModelConfig(vocab_size=384, n_classes=3),
+        data=DataConfig(manifest=manifest, packing="document"),
+        task=TaskConfig(name="classification"),
+    )
+    with pytest.raises(ConfigError, match=r"is 3, but .* has 12 classes\. Set --model\.n_classes 12"):
+        check_corpora(config, open_corpora(config))
 
 
 def test_phases_end_where_all_lanes_have_consumed_their_tokens() -> None:

@@ -15,6 +15,11 @@ def test_heads_and_adapters_are_named_and_all_else_is_taken() -> None:
     assert fit.initial == ("model.pooler.weight", "model.classifier.bias", *lora)
     assert fit.unused == ("model.output_transform.dense.weight", "model.output.bias")
     assert fit.lines()[1] == "output_transform.dense.weight, output.bias are not used"
+    several = Fit(initial=(*(f"model.blocks.{layer}.q.lora_A.weight" for layer in range(40)), *fit.initial[2:]))
+    assert several.lines() == [
+        "blocks.*.q.lora_A.weight (40), blocks.0.attention.q.lora_A.weight, blocks.0.attention.q.lora_B.weight "
+        "begin at their initial values"
+    ]
 
 
 def test_a_head_for_other_classes_begins_anew() -> None:

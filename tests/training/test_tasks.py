@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from scaletrain.data.loader import evaluation_sequences
 from scaletrain.monitors.jsonl_writer import read_metrics
+from scaletrain.training.corpus import open_corpora
+from scaletrain.training.datasets import evaluation_dataset
 from tests.training.task_runs import KINDS, TaskRun, build_examples
 
 STEPS = 6
@@ -45,6 +48,15 @@ def test_every_task_goes_on_bit_for_bit(name: str, tmp_path: Path, corpora: dict
     cut.complete(2)
     assert [row for row in curve(cut) if "train/loss" in row] == steps
     assert [row for row in curve(cut) if "eval/loss" in row][-1] == judged[-1]
+
+
+def test_conversations_are_judged_whole(tmp_path: Path, corpora: dict[str, Path]) -> None:
+    """Where rows are joined, an answer at the beginning of one would be told without its question."""
+    config = run_of(tmp_path / "run", "sft", corpora).config
+    dataset = evaluation_dataset(config, open_corpora(config))
+    assert dataset is not None and config.data.packing == "concat"
+    pieces = [dataset.order.pieces(sequence) for sequence in evaluation_sequences(dataset)]
+    assert len(pieces) > 5 and all(len(row) == 1 and row[0].start == 0 for row in pieces)
 
 
 @pytest.mark.parametrize("name", KINDS)
