@@ -141,9 +141,12 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
 def _start_watched(config: RunConfig, ranks: Ranks, end_s: float | None) -> Heartbeat:
     """Starts the keeper of this rank, and makes the heartbeat by which it sees whether the rank hangs."""
     hang = config.monitor.hang
+    if not hang.enabled:
+        start_keeper(config.run_dir, ranks.rank, end_s=end_s)
+        return Heartbeat()
     limits = limits_of(hang.factor, hang.first_limit_s, hang.min_limit_s, config.train.collective_timeout_s)
     heartbeat, watched = watch_this_process(limits, ranks, os.environ)
-    start_keeper(config.run_dir, ranks.rank, end_s=end_s, watched=watched if hang.enabled else None)
+    start_keeper(config.run_dir, ranks.rank, end_s=end_s, watched=watched)
     return heartbeat
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Start:
     attempt: int
     end_s: float | None
     trust_checkpoint: bool
-    heartbeat: Heartbeat
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
 
 def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Start, ranks: Ranks) -> Ending:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.chaos.fork_server import ForkServer
 from tests.hangs.trial import KINDS, PHASES, Trial, carry_out
 from tests.integration.runs import TinyRun, build_tiny_corpus
 
@@ -32,13 +33,17 @@ def main() -> int:
     (folder / "corpus").mkdir()
     manifest = build_tiny_corpus(folder / "corpus")
     deviating = []
-    for number in range(options.first, options.first + options.trials):
-        trial, begin_s = draw(options.seed, number), time.monotonic()
-        print(f"{number}: {trial}: ", end="", flush=True)
-        problems = carry_out(trial, TinyRun(folder / f"trial-{number}", manifest))
-        print("; ".join(problems) or "named", f"({time.monotonic() - begin_s:.0f} s)", flush=True)
-        if problems:
-            deviating.append(number)
+    server = ForkServer(folder)
+    try:
+        for number in range(options.first, options.first + options.trials):
+            trial, begin_s = draw(options.seed, number), time.monotonic()
+            print(f"{number}: {trial}: ", end="", flush=True)
+            problems = carry_out(trial, TinyRun(folder / f"trial-{number}", manifest), server)
+            print("; ".join(problems) or "named", f"({time.monotonic() - begin_s:.0f} s)", flush=True)
+            if problems:
+                deviating.append(number)
+    finally:
+        server.close()
     print(f"{options.trials} trials, {len(deviating)} deviate", end="")
     print(f": {deviating}; their folders are in {folder}" if deviating else "")
     if not deviating:

@@ -1,9 +1,11 @@
 """A real training of which a rank is held: it is named, everywhere; more of it: ``python -m tests.hangs``."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.fork_server import ForkServer
 from tests.hangs.trial import KINDS, PHASES, Trial, carry_out
 from tests.integration.runs import TinyRun, build_tiny_corpus
 
@@ -11,6 +13,13 @@ from tests.integration.runs import TinyRun, build_tiny_corpus
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_corpus(tmp_path_factory.mktemp("hangs"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
 
 
 @pytest.mark.parametrize(
@@ -26,5 +35,5 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=str,
 )
-def test_the_rank_is_named_and_all_end(trial: Trial, manifest: Path, tmp_path: Path) -> None:
-    assert carry_out(trial, TinyRun(tmp_path / "run", manifest)) == []
+def test_the_rank_is_named_and_all_end(trial: Trial, manifest: Path, server: ForkServer, tmp_path: Path) -> None:
+    assert carry_out(trial, TinyRun(tmp_path / "run", manifest), server) == []

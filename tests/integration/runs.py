@@ -105,7 +105,6 @@ class TinyRun:
         environment: Mapping[str, str] | None = None,
         name: str = "rank",
         through: Sequence[str] = (sys.executable,),
-        script: Path = TRAIN,
     ) -> "list[subprocess.Popen[str]]":
         """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once."""
         port = str(free_port())
@@ -113,7 +112,7 @@ class TinyRun:
         return [
             self._start(
                 f"{name}-{rank}",
-                [*through, script, "--config", self.config, *flags],
+                [*through, TRAIN, "--config", self.config, *flags],
                 ENVIRONMENT
                 | shared
                 | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}

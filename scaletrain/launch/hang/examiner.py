@@ -23,6 +23,7 @@ from scaletrain.launch.hang.evidence import (
     stacks_of_all,
     watch_for_a_moment,
 )
+from scaletrain.launch.hang.flight_recorder import take_dump
 from scaletrain.launch.hang.heartbeat import Beat, HeartbeatReader, Phase
 from scaletrain.launch.hang.limits import StandingStill, Watched
 from scaletrain.launch.hang.report import (
@@ -142,6 +143,8 @@ class Examiner:
         deadline_s = time.monotonic() + self._collect_s
         moved_on = time.time() - seconds > begun.time_s + _CLOCKS_S
         evidence, stacks = self._look_closely(beat, seconds, moved_on)
+        if self._watched.dumps:
+            stacks += self._dump_collectives(begun)
         if self._watched.world_size > 1:
             # It stands still until it is ended: of the ranks that end first the others would see errors, and say
             # that those had been what was wrong.
@@ -187,6 +190,13 @@ class Examiner:
         for worker in workers:
             texts += ["", describe_process(worker.pid), str(others.get(worker.pid, "(no stacks: not looked at)"))]
         return evidence, "\n".join(texts) + "\n"
+
+    def _dump_collectives(self, begun: Begun) -> str:
+        try:
+            why = take_dump(self._watched.dumps, self._rank, begun.folder / "collectives")
+        except OSError as error:
+            why = f"it cannot be copied: {error.strerror}"
+        return f"\nflight recorder: {why or 'see collectives/'}\n"
 
     def _conclude(self, begun: Begun, own: Evidence, deadline_s: float) -> None:
         assert self._attempt is not None  # a report belongs to one

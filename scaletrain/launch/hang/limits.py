@@ -53,6 +53,7 @@ class Watched:
         world_size: Ranks of the run.
         gpu: The rank's device, for people; empty where it has none.
         py_spy: The program that reads stacks from outside; empty where it is not installed.
+        dumps: Folder for dumps of torch's flight recorder; empty where there are none.
     """
 
     heartbeat: int
@@ -61,6 +62,7 @@ class Watched:
     world_size: int
     gpu: str = ""
     py_spy: str = ""
+    dumps: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

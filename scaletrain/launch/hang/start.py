@@ -3,9 +3,11 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+from scaletrain.launch.hang.flight_recorder import DUMP_VARIABLES, PIPE_VARIABLE, variables
 from scaletrain.launch.hang.heartbeat import Heartbeat, shared_memory
 from scaletrain.launch.hang.limits import HangLimits, Watched
 from scaletrain.launch.hang.stacks import offer_stacks
@@ -13,6 +15,7 @@ from scaletrain.ranks import Ranks
 
 _SHARE_OF_COLLECTIVES = 0.75
 """Of the time limit of collectives: a report takes less than the rest of it."""
+_RECORDS = 2000  # collectives that torch's flight recorder keeps
 
 
 def limits_of(factor: float, first_limit_s: float, min_limit_s: float, collective_timeout_s: float) -> HangLimits:
@@ -29,22 +32,41 @@ def limits_of(factor: float, first_limit_s: float, min_limit_s: float, collectiv
     return HangLimits(factor, first_limit_s, min_limit_s, most_s)
 
 
-def watch_this_process(limits: HangLimits, ranks: Ranks, environment: Mapping[str, str]) -> tuple[Heartbeat, Watched]:
+def watch_this_process(
+    limits: HangLimits, ranks: Ranks, environment: MutableMapping[str, str]
+) -> tuple[Heartbeat, Watched]:
     """Makes the heartbeat of this process, and what its keeper must know of it.
 
     Args:
         limits: How long a phase may last.
         ranks: The place of this process.
-        environment: Says which GPUs it has.
+        environment: Says which GPUs it has; on a machine with GPUs it gets the settings of torch's flight recorder.
 
     Returns:
         Both. The heartbeat's descriptor may be closed once the keeper has started.
     """
     memory = shared_memory()
-    watched = Watched(
-        memory, offer_stacks(), limits, ranks.world_size, _gpu(ranks.local_rank, environment), _find_py_spy()
-    )
+    gpu = _gpu(ranks.local_rank, environment)
+    dumps = prepare_dumps(environment) if gpu else ""
+    watched = Watched(memory, offer_stacks(), limits, ranks.world_size, gpu, _find_py_spy(), dumps)
     return Heartbeat(memory), watched
+
+
+def prepare_dumps(environment: MutableMapping[str, str]) -> str:
+    """Has NCCL record its collectives, and dump them when it is asked; before the ranks are connected.
+
+    Args:
+        environment: Of this process, which gets torch's variables; a user's own are left as they are.
+
+    Returns:
+        Folder for pipe and dump, which the keeper removes; empty where the user has set the recorder up.
+    """
+    if any(name in environment for name in (PIPE_VARIABLE, *DUMP_VARIABLES)):
+        return ""
+    folder = tempfile.mkdtemp(prefix="scaletrain-collectives-")
+    for name, value in variables(folder, _RECORDS).items():
+        environment.setdefault(name, value)
+    return folder
 
 
 def _gpu(local_rank: int, environment: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import scaletrain
+from scaletrain.launch.hang.flight_recorder import clear_dumps
 from scaletrain.launch.hang.heartbeat import HeartbeatReader
 from scaletrain.launch.hang.limits import StandingStill, Watched
 from scaletrain.launch.verdicts import Ending, Verdict
@@ -59,6 +60,12 @@ class HangWatch:
 
     def settle(self) -> Ending | None:
         """Ends the examiner; what it has concluded, or that it was reporting when the rank ended."""
+        try:
+            return self._settle()
+        finally:
+            clear_dumps(self._watched.dumps)
+
+    def _settle(self) -> Ending | None:
         if self._examiner is None:
             return None
         if self.is_reporting:
