@@ -1,0 +1,170 @@
+"""The rules by which readings of GPUs are judged: their file, and a user's changes to it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from scaletrain.config.coercion import coerce
+from scaletrain.config.fields import limits, nearest
+from scaletrain.config.files import Given, find_file, read_yaml
+from scaletrain.config.schema import Section
+from scaletrain.errors import ConfigError
+from scaletrain.hardware.signals import SIGNALS
+
+SHIPPED = Path(__file__).with_name("health_rules.yaml")
+_OFF = ("off", "false", "no")
+_RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+# info: noted. warn: a person should look. drain: save at the next checkpoint, then do without the node. abort: end now.
+Severity = Literal["info", "warn", "drain", "abort"]
+Repair = Literal["none", "restart_app", "reset_gpu", "reboot", "inspect"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warn", "drain", "abort")
+
+
+class Rule(Section):
+    """When a signal becomes a finding, and what follows.
+
+    A poll breaks the rule where the measure is more than ``above``. The rule is broken where polls do so as often as
+    ``polls``, ``for_s`` and ``times`` ask.
+    """
+
+    name: str = Field(description="what a user overrides it by")
+    signal: str = Field(description="what is looked at: a key of signals.SIGNALS")
+    code: int | None = Field(None, ge=1, le=9999, description="of signal xid: the code")
+    measure: Literal["level", "rise", "step", "rise_in_window"] = Field(
+        "level", description="the value; its rise since the job began; since the poll before; within window_s"
+    )
+    window_s: float = Field(60.0, gt=0, le=86400, description="of measure rise_in_window")
+    above: float = Field(0.0, description="a poll breaks the rule where the measure is more than this")
+    polls: int | None = Field(None, ge=1, le=1000, description="so many in a row; 1 where times is not given either")
+    for_s: float = Field(0.0, ge=0, le=3600, description="and the first of them at least so long ago")
+    times: int | None = Field(None, ge=2, le=1000, description="or so many within within_s")
+    within_s: float = Field(600.0, gt=0, le=86400, description="of times")
+    when: Literal["always", "start", "running"] = Field("always", description="before a job starts, in it, or both")
+    after_boot_s: float = Field(0.0, ge=0, le=86400, description="not before the machine is up so long")
+    yields_to: tuple[str, ...] = Field((), description="rules whose finding of the same minute says more")
+    severity: Severity
+    action: Repair
+    title: str = Field(min_length=1, description="what is wrong")
+    remedy: str = Field(min_length=1, description="what to do")
+    source: str = Field(min_length=1, description="where the rule comes from")
+
+    def condition(self) -> str:
+        """When it is broken, in words."""
+        if self.signal == "xid":
+            return f"XID {self.code}" if self.code else "an XID that no other rule names"
+        ways = {
+            "level": f"{self.signal} more than {self.above:g}",
+            "rise": f"{self.signal} more than {self.above:g} up since the job began",
+            "step": f"{self.signal} more than {self.above:g} up since the poll before",
+            "rise_in_window": f"{self.signal} more than {self.above:g} up within {self.window_s:g} s",
+        }
+        often = []
+        if (self.polls or 1) > 1:
+            often.append(f"in {self.polls} polls in a row")
+        if self.times:
+            often.append(f"in {self.times} polls within {self.within_s:g} s")
+        held = f", for {self.for_s:g} s" if self.for_s else ""
+        boot = f", from {self.after_boot_s:g} s after boot" if self.after_boot_s else ""
+        return ways[self.measure] + (", " + " or ".join(often) if often else "") + held + boot
+
+
+def load_rules(path: Path | None = None) -> dict[str, Rule]:
+    """Reads the rules that ship, with a user's changes.
+
+    In the user's file each key is a rule's name: ``hw_slowdown: {polls: 5}`` changes what it names, ``pcie_replays:
+    off`` leaves the rule out, and a new name with at least a signal, severity, action, title, remedy and source adds
+    one.
+
+    Args:
+        path: A YAML file, looked up as given and then in the repository; None for no changes.
+
+    Returns:
+        The rules that are in force, by name.
+
+    Raises:
+        ConfigError: Lists all that is wrong, each with the rule, the key, the value, where it stands, and the remedy.
+    """
+    given = read_yaml(SHIPPED)
+    shipped = {key.partition(".")[0] for key in given}
+    problems: list[str] = []
+    off: set[str] = set()
+    for key, entry in (read_yaml(find_file(path, "the health rules")) if path else {}).items():
+        name, _, field = key.partition(".")
+        if not field and name in shipped and str(entry.value).lower() in _OFF:
+            off.add(name)
+        elif not field and name in shipped:
+            problems.append(f"{name} ({entry.origin}): a rule is changed by its keys, or switched off by '{name}: off'")
+        elif field not in Rule.model_fields or field == "name":
+            known = ", ".join(nearest(field, Rule.model_fields)) or "docs/gpu_health.md lists them"
+            problems.append(f"{key} ({entry.origin}): a rule has no key {field!r}; did you mean: {known}?")
+        else:
+            given[key] = entry
+    rules: dict[str, Rule] = {}
+    for name, entries in _by_rule(given).items():
+        rule, wrong = _build(name, entries, known=name in shipped)
+        problems += wrong
+        if rule is not None and name not in off:
+            rules[name] = rule
+    problems += _contradictions(rules, off)
+    if problems:
+        raise ConfigError("The health rules cannot be used:\n" + "\n".join(f"  {line}" for line in problems))
+    return rules
+
+
+def _by_rule(given: Mapping[str, Given]) -> dict[str, dict[str, Given]]:
+    rules: dict[str, dict[str, Given]] = {}
+    for key, entry in given.items():
+        name, _, field = key.partition(".")
+        rules.setdefault(name, {})[field] = entry
+    return rules
+
+
+def _build(name: str, entries: Mapping[str, Given], known: bool) -> tuple[Rule | None, list[str]]:
+    values: dict[str, Any] = {"name": name}
+    problems = []
+    for field, entry in entries.items():
+        try:
+            values[field] = coerce(Rule.model_fields[field].annotation, entry.value)
+        except ValueError as error:
+            problems.append(f"{name}.{field} = {entry.value} ({entry.origin}): {error}")
+    missing = [
+        key for key, field in Rule.model_fields.items() if field.is_required() and key not in {*entries, *values}
+    ]
+    if missing and not known:
+        place = next(iter(entries.values())).origin
+        near = ", ".join(nearest(name, (key.partition(".")[0] for key in read_yaml(SHIPPED))))
+        meant = f"; did you mean {near}?" if near else ""
+        problems.append(
+            f"{name} ({place}): no rule of this name ships, and a new one lacks {', '.join(missing)}{meant}"
+        )
+    if problems:
+        return None, problems
+    try:
+        return Rule.model_validate(values), []
+    except ValidationError as error:
+        return None, [_out_of_range(name, detail, entries) for detail in error.errors(include_url=False)]
+
+
+def _out_of_range(name: str, detail: Any, entries: Mapping[str, Given]) -> str:
+    field = str(detail["loc"][0])
+    rule = f"must be {limits(Rule.model_fields[field])}" if detail["type"] in _RANGES else detail["msg"]
+    return f"{name}.{field} = {detail['input']} ({entries[field].origin}): {rule}; give another value"
+
+
+def _contradictions(rules: Mapping[str, Rule], off: set[str]) -> Iterator[str]:
+    for name, rule in rules.items():
+        if rule.signal not in SIGNALS:
+            near = ", ".join(nearest(rule.signal, SIGNALS)) or "docs/gpu_health.md lists them"
+            yield f"{name}.signal = {rule.signal}: there is no such signal; did you mean: {near}?"
+        if rule.code is not None and rule.signal != "xid":
+            yield f"{name}.code = {rule.code}: only the signal xid has codes; leave it out"
+        for other in rule.yields_to:
+            if other not in rules and other not in off:
+                yield f"{name}.yields_to = {other}: there is no such rule; name one that there is"
+    codes: dict[int | None, str] = {}
+    for name, rule in rules.items():
+        if rule.signal == "xid" and codes.setdefault(rule.code, name) != name:
+            yield f"{name}.code = {rule.code}: {codes[rule.code]} judges this code already; change that rule instead"
