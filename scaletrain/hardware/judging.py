@@ -186,14 +186,19 @@ class Judge:
     def _subjects(self, reading: Reading) -> list[tuple[GpuReading, _Subject]]:
         """Each GPU with what it is known by, and those that were listed before and are not any more."""
         named = {gpu.uuid: _Subject(gpu.uuid, gpu.index, gpu.uuid, gpu.bus_id) for gpu in reading.gpus if gpu.uuid}
-        absent = {subject.index: subject for key, subject in self._known.items() if key not in named}
+        absent = [subject for key, subject in self._known.items() if key not in named]
         subjects = []
         for gpu in reading.gpus:
-            # A GPU that is lost does not even tell what it is called.
-            nameless = _Subject(f"GPU {gpu.index}", gpu.index)
-            subjects.append((gpu, named[gpu.uuid] if gpu.uuid else absent.pop(gpu.index, nameless)))
-        for index, subject in absent.items():
-            gone = GpuReading(index or 0, "lost", "not listed any more", subject.uuid, bus_id=subject.bus_id)
+            if gpu.uuid:
+                subjects.append((gpu, named[gpu.uuid]))
+                continue
+            # A GPU that is lost does not even tell what it is called: it is the one that is missed at its place.
+            missed = [subject for subject in absent if subject.index == gpu.index]
+            absent = [subject for subject in absent if subject not in missed[:1]]
+            subjects.append((gpu, missed[0] if missed else _Subject(f"GPU {gpu.index}", gpu.index)))
+        for subject in absent:
+            assert subject.index is not None
+            gone = GpuReading(subject.index, "lost", "not listed any more", subject.uuid, bus_id=subject.bus_id)
             subjects.append((gone, subject))
         self._known |= named
         return subjects

@@ -77,6 +77,9 @@ class NvmlReader:
             self.close()
             return Reading("failing", str(error), uptime_s=uptime_s())
         devices = [_Device(index, self._announce) for index in range(count)]
+        for device in devices:
+            device.open()
+        devices = [device for device in devices if device.is_allowed]
         gpus = tuple(self._read_gpu(device) for device in devices)
         self._announce("XID events", None)
         version = None
@@ -148,15 +151,22 @@ class _Device:
         self.state: GpuState = "ok"
         self.detail = ""
         self.handle: Any = None
+        self.is_allowed = True
+
+    def open(self) -> None:
+        """Gets what the driver knows it by. It counts those, too, that this user may not ask."""
+        self.begin("the handle")
+        try:
+            self.handle = pynvml.nvmlDeviceGetHandleByIndex(self.index)
+        except pynvml.NVMLError_NoPermission:
+            self.is_allowed = False
+        except pynvml.NVMLError as error:
+            self.state = "failing"
+            self._note(error)
 
     def begin(self, doing: str) -> None:
+        """Says what is asked next."""
         self._announce(doing, self.index)
-        if self.handle is None and self.state == "ok":
-            try:
-                self.handle = pynvml.nvmlDeviceGetHandleByIndex(self.index)
-            except pynvml.NVMLError as error:
-                self.state = "failing"
-                self._note(error)
 
     def ask(self, call: str, *arguments: Any, must_answer: bool = False) -> Any:
         """The answer; None where the device, the driver, this client or the user's rights do not give one.

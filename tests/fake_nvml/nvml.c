@@ -11,6 +11,7 @@
  *   3.lost=1                each call to it returns GPU_IS_LOST; 3.reset=1: RESET_REQUIRED
  *   3.hang=nvmlDeviceGetX   that call does not return until the line is gone; 3.hang=all: none does. Without a number:
  *   hang=nvmlInitWithFlags  a call that is about no GPU
+ *   events=15               what waiting for events returns
  *   event=3.79              XID 79 of GPU 3: told once to each set of events that was made before the line
  *
  * With OLD_DRIVER the newer functions are left out. */
@@ -296,7 +297,9 @@ CALL(nvmlDeviceRegisterEvents, count_t kinds, void *set) (void)kinds; (void)set;
 struct event { void *handle; count_t kind, data; unsigned instance, compute_instance; };
 int nvmlEventSetWait_v2(void *set, struct event *out, unsigned timeout_ms) {
     int gpu, code;
+    count_t failed = SUCCESS;
     (void)timeout_ms;
+    if (number("events", &failed)) return (int)failed;
     if (!read_event(*(unsigned *)set, &gpu, &code)) return TIMEOUT;
     ++*(unsigned *)set;
     out->handle = &device[gpu];

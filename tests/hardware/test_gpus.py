@@ -29,14 +29,17 @@ def test_healthy_gpus_pass(tmp_path: Path) -> None:
 
 
 def test_each_fault_is_named_and_the_sound_gpu_stays_sound(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=6)
+    fake = FakeDriver(tmp_path, gpus=7)
     fake.set("0.lost", 1)
     fake.set("1.rows_pending", 1)
     fake.set("2.volatile_uncorrected", 3)
     fake.set("3.nvmlDeviceGetTotalEccErrors", 4)  # no permission
     fake.set("4.nvmlDeviceGetMemoryInfo_v2", 3)  # shares the memory of the host
     fake.set("4.nvmlDeviceGetMemoryInfo", 3)
-    found = ask(fake, 7)
+    fake.set("6.mig", 1)
+    for call in ("GetRemappedRows", "GetUtilizationRates", "GetComputeRunningProcesses_v3", "GetFieldValues"):
+        fake.set(f"6.nvmlDevice{call}", 3)
+    found = ask(fake, 8)
     assert {name: one.status for name, one in found.items()} == {
         "gpus_short": "fail",
         "gpu 0 gpu_lost": "fail",
@@ -46,6 +49,8 @@ def test_each_fault_is_named_and_the_sound_gpu_stays_sound(tmp_path: Path) -> No
         "gpu 3 not told": "unknown",
         "gpu 4": "ok",
         "gpu 5": "ok",
+        "gpu 6": "ok",
+        "gpu 6 not told": "unknown",
     }
     assert "reboot" in found["gpu 0 gpu_lost"].detail
     assert "ecc_uncorrected" in found["gpu 3 not told"].detail
@@ -93,6 +98,7 @@ def test_a_driver_that_is_not_loaded_fails(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_a_driver_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_text("hides that of a machine which has one")
     found = ask(FakeDriver(tmp_path), 2, LD_LIBRARY_PATH=str(tmp_path))
     assert (found["nvml"].status, "not available" in found["nvml"].detail) == ("unknown", True)
 
