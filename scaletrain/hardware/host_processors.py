@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaletrain.hardware.kernel_files import largest, read_number, read_table, total
+from scaletrain.hardware.kernel_files import largest, read_number, read_table, read_text, total
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ProcessorReading:
         throttled_s: Time for which threads of the own control groups, or of those above, had to wait because their
             CPU quota was used up, in seconds over all threads.
         throttled_periods: Periods of the quota in which that happened.
-        core_throttles: How often a core was too hot, since boot, over all logical processors.
+        core_throttles: How often a core was too hot, since boot, over all cores.
         package_throttles: How often a whole processor was too hot, since boot; that of the one with most.
     """
 
@@ -34,16 +34,22 @@ class ThermalCounters:
 
     @classmethod
     def find(cls, sys: Path) -> "ThermalCounters":
-        """Looks for them once: a large node has a thousand, which do not move.
+        """Looks for them once: a large node has hundreds, which do not move.
+
+        The threads of a core have one counter, and so have the cores of a package: one of each is enough.
 
         Args:
             sys: Where sysfs is mounted.
         """
-        folders = sorted((sys / "devices/system/cpu").glob("cpu[0-9]*/thermal_throttle"))
-        return cls(
-            tuple(folder / "core_throttle_count" for folder in folders),
-            tuple(folder / "package_throttle_count" for folder in folders),
-        )
+        cores: dict[str, Path] = {}
+        packages: dict[str, Path] = {}
+        for folder in sorted((sys / "devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")):
+            topology = folder.parent / "topology"
+            siblings = read_text(topology / "thread_siblings_list") or folder.parent.name
+            package = read_text(topology / "physical_package_id") or folder.parent.name
+            cores.setdefault(siblings, folder / "core_throttle_count")
+            packages.setdefault(package, folder / "package_throttle_count")
+        return cls(tuple(cores.values()), tuple(packages.values()))
 
 
 def read_processors(groups: Sequence[Sequence[Path]], thermal: ThermalCounters) -> ProcessorReading:

@@ -1,4 +1,4 @@
-"""The rules by which readings of GPUs are judged: their file, and a user's changes to it."""
+"""The rules by which readings of GPUs and hosts are judged: their files, and a user's changes to them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,9 +11,13 @@ from scaletrain.config.fields import limits, nearest
 from scaletrain.config.files import Given, find_file, read_yaml
 from scaletrain.config.schema import Section
 from scaletrain.errors import ConfigError
+from scaletrain.hardware.host_signals import HOST_SIGNALS, is_host_signal
 from scaletrain.hardware.signals import SIGNALS
 
 SHIPPED = Path(__file__).with_name("health_rules.yaml")
+HOST_RULES = Path(__file__).with_name("host_rules.yaml")
+_OF_HOST = "host_"
+"""How the names of rules of hosts begin."""
 _OFF = ("off", "false", "no")
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -31,7 +35,7 @@ class Rule(Section):
     """
 
     name: str = Field(description="what a user overrides it by")
-    signal: str = Field(description="what is looked at: a key of signals.SIGNALS")
+    signal: str = Field(description="what is looked at: a key of signals.SIGNALS, or one of host_signals")
     code: int | None = Field(None, ge=1, le=9999, description="of signal xid: the code")
     measure: Literal["level", "rise", "step", "rise_in_window"] = Field(
         "level", description="the value; its rise since the job began; since the poll before; within window_s"
@@ -72,7 +76,7 @@ class Rule(Section):
 
 
 def load_rules(path: Path | None = None) -> dict[str, Rule]:
-    """Reads the rules that ship, with a user's changes.
+    """Reads the rules of GPUs that ship, with a user's changes.
 
     In the user's file each key is a rule's name: ``hw_slowdown: {polls: 5}`` changes what it names, ``pcie_replays:
     off`` leaves the rule out, and a new name with at least a signal, severity, action, title, remedy and source adds
@@ -87,12 +91,35 @@ def load_rules(path: Path | None = None) -> dict[str, Rule]:
     Raises:
         ConfigError: Lists all that is wrong, each with the rule, the key, the value, where it stands, and the remedy.
     """
-    given = read_yaml(SHIPPED)
+    return _load(path, SHIPPED, is_of_host=False)
+
+
+def load_host_rules(path: Path | None = None) -> dict[str, Rule]:
+    """Reads the rules of hosts that ship, with a user's changes.
+
+    They may stand in one file with those of GPUs: what their names begin with, "host_", tells them apart.
+
+    Args:
+        path: As for ``load_rules``.
+
+    Returns:
+        The rules that are in force, by name.
+
+    Raises:
+        ConfigError: As for ``load_rules``.
+    """
+    return _load(path, HOST_RULES, is_of_host=True)
+
+
+def _load(path: Path | None, file: Path, is_of_host: bool) -> dict[str, Rule]:
+    given = read_yaml(file)
     shipped = {key.partition(".")[0] for key in given}
     problems: list[str] = []
     off: set[str] = set()
     for key, entry in (read_yaml(find_file(path, "the health rules")) if path else {}).items():
         name, _, field = key.partition(".")
+        if name.startswith(_OF_HOST) != is_of_host:
+            continue
         if not field and name in shipped and str(entry.value).lower() in _OFF:
             off.add(name)
         elif not field and name in shipped:
@@ -135,7 +162,9 @@ def _build(name: str, entries: Mapping[str, Given], known: bool) -> tuple[Rule |
     ]
     if missing and not known:
         place = next(iter(entries.values())).origin
-        near = ", ".join(nearest(name, (key.partition(".")[0] for key in read_yaml(SHIPPED))))
+        near = ", ".join(
+            nearest(name, (key.partition(".")[0] for one in (SHIPPED, HOST_RULES) for key in read_yaml(one)))
+        )
         meant = f"; did you mean {near}?" if near else ""
         problems.append(
             f"{name} ({place}): no rule of this name ships, and a new one lacks {', '.join(missing)}{meant}"
@@ -156,8 +185,10 @@ def _out_of_range(name: str, detail: Any, entries: Mapping[str, Given]) -> str:
 
 def _contradictions(rules: Mapping[str, Rule], off: set[str]) -> Iterator[str]:
     for name, rule in rules.items():
-        if rule.signal not in SIGNALS:
-            near = ", ".join(nearest(rule.signal, SIGNALS)) or "docs/gpu_health.md lists them"
+        of_host = name.startswith(_OF_HOST)
+        if not (is_host_signal(rule.signal) if of_host else rule.signal in SIGNALS):
+            page = "docs/host_health.md" if of_host else "docs/gpu_health.md"
+            near = ", ".join(nearest(rule.signal, HOST_SIGNALS if of_host else SIGNALS)) or f"{page} lists them"
             yield f"{name}.signal = {rule.signal}: there is no such signal; did you mean: {near}?"
         if rule.code is not None and rule.signal != "xid":
             yield f"{name}.code = {rule.code}: only the signal xid has codes; leave it out"

@@ -37,12 +37,12 @@ _SEVERAL = (
     re.compile(r"(?P<group>train|eval|data)/(?P<name>\w+)/(?P<source>.+)"),
 )
 
-# What only grows while a host or a run is up.
+# What only grows while a host is up. What a run counts is none of it: it falls where the run goes back to a checkpoint,
+# which Prometheus would take for a restart from 0, and add all of it to what was counted before.
 _COUNTERS = re.compile(
     r"host[/.](oom_kills|group_oom_kills|cpu[/.].*|kernel[/.].*|\w+[/.]stalled_full_s|edac[/.].*"
     r"|file_system[/.].*[/.]errors|disk[/.].*[/.](errors|timeouts)|nic[/.].*[/.](carrier_changes|[rt]x_\w+)"
     r"|ib[/.].*[/.](symbol_error|link_\w+|port_\w+|local_\w+|excessive_\w+))"
-    rf"|{names.OPTIM_STEPS}|{names.DATA_SEQUENCES}"
 )
 
 _MEANINGS = {

@@ -128,7 +128,7 @@ class PrometheusWriter:
     def __init__(self, run_dir: Path, attempt: int, host: str, port: int | None, textfile: Path | None) -> None:
         self._metrics = LastMetrics(run_dir, attempt)
         self._registry = CollectorRegistry()
-        self._registry.register(self._metrics)  # type: ignore[arg-type]  # a collector is what has collect()
+        self._registry.register(self._metrics)
         self._run = run_dir.name
         self._target_file = run_dir / "prometheus.json"
         self._host, self._port, self._textfile = host, port, textfile

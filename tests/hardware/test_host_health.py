@@ -138,6 +138,18 @@ def test_version_1_counts_kills_and_throttling_in_each_group_alone(tmp_path: Pat
     assert reading.memory.stalls.full == 0.1225
 
 
+def test_threads_of_a_core_share_a_counter_of_heat(tmp_path: Path) -> None:
+    files = {}
+    for cpu in range(8):
+        folder = f"sys/devices/system/cpu/cpu{cpu}"
+        files[f"{folder}/topology/thread_siblings_list"] = f"{cpu % 4},{cpu % 4 + 4}\n"
+        files[f"{folder}/topology/physical_package_id"] = f"{cpu % 4 // 2}\n"
+        files[f"{folder}/thermal_throttle/core_throttle_count"] = f"{cpu % 4 + 1}\n"
+        files[f"{folder}/thermal_throttle/package_throttle_count"] = f"{cpu % 4 // 2 + 20}\n"
+    processors = read(tmp_path, files).processors
+    assert (processors.core_throttles, processors.package_throttles) == (1 + 2 + 3 + 4, 21)
+
+
 @pytest.mark.parametrize(
     ("name", "more", "is_watched"),
     [

@@ -17,7 +17,7 @@ from scaletrain.monitors.prometheus_names import series_of
         ("perf/mfu", "scaletrain_perf_mfu_ratio", {}, 1, "gauge"),
         ("perf/data_wait_s", "scaletrain_perf_data_wait_seconds", {}, 1, "gauge"),
         ("mem/reserved_gib", "scaletrain_mem_reserved_bytes", {}, 2**30, "gauge"),
-        ("optim/steps", "scaletrain_optim_steps", {}, 1, "counter"),
+        ("optim/steps", "scaletrain_optim_steps", {}, 1, "gauge"),
         ("eval/rougeL", "scaletrain_eval_rougeL", {}, 1, "gauge"),
         ("gpu/temp_c", "scaletrain_gpu_temp_celsius", {}, 1, "gauge"),
         ("gpu/3/temp_c", "scaletrain_gpu_temp_celsius", {"gpu": "3"}, 1, "gauge"),

@@ -72,13 +72,13 @@ def test_the_last_metrics_are_served_in_base_units(tmp_path: Path) -> None:
         assert parse(scrape(target))["scaletrain_attempt"] == {(): 2}
         one.write(10, {"train/loss": 2.5, "mem/reserved_gib": 2, "eval/loss": 3.0})
         one.write_text("text/samples", 10, "x")
-        one.write(20, {"train/loss": math.nan, "train/loss/a": 1.0, "train/loss/b": 2.0, "optim/steps": 20})
+        one.write(20, {"train/loss": math.nan, "train/loss/a": 1.0, "train/loss/b": 2.0, "host.oom_kills": 3})
         found = parse(scrape(target))
     assert found["scaletrain_step"] == {(): 20} and found["scaletrain_eval_loss"] == {(): 3}
     assert math.isnan(found["scaletrain_train_loss"][()])
     assert found["scaletrain_train_loss_by_source"] == {(("source", "a"),): 1, (("source", "b"),): 2}
     assert found["scaletrain_mem_reserved_bytes"] == {(): 2**31}
-    assert found["scaletrain_optim_steps_total"] == {(): 20}
+    assert found["scaletrain_host_oom_kills_total"] == {(): 3}
     ((labels, _),) = found["scaletrain_run_info"].items()
     assert dict(labels)["run_dir"] == str(run_dir)
     assert not (run_dir / "prometheus.json").exists()
