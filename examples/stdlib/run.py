@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parent / "configs"
 MARKS = "<|im_start|>,<|im_end|>"
 # A step that moves nothing, so that the figures are those of the weights that it begins with.
 STILL = ("--train.max_steps", "1", "--optim.lr", "1e-12", "--optim.warmup_steps", "0", "--train.compile", "false")
-LORA = ("--lora.rank", "16", "--lora.targets", "q,k,v,out", "--optim.lr", "2e-3")
+LORA = ("--lora.rank", "16", "--lora.targets", "[q,k,v,out]", "--optim.lr", "2e-3")
 
 
 def corpora() -> dict[str, Corpus]:

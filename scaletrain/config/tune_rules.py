@@ -86,7 +86,8 @@ def target_problems(layers: Collection[str], shared: Collection[str], targets: S
     idle = [pattern for pattern in targets if not any(matches(name, pattern) for name in layers)]
     if idle or not targets:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-        yield f"lora.targets: no linear layer is called {', '.join(idle) or 'so'}; there are {known}"
+        several = "; several are given in brackets: [q, v]" if any("," in pattern for pattern in idle) else ""
+        yield f"lora.targets: no linear layer is called {', '.join(idle) or 'so'}; there are {known}{several}"
     if chosen := [name for name in shared if name in adapted(layers, targets)]:
         yield (
             f"lora.targets: {', '.join(chosen)} shares its weight with another module, which an adapter would not "
