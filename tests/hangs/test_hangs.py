@@ -32,6 +32,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
             for phase in PHASES
             for number, kind in enumerate(KINDS)
         ),
+        # A first step that compiles, and a first save to a slow disk: longer than any limit of what is learnt.
+        pytest.param(Trial(0, "forward", 1, "slow"), marks=pytest.mark.thorough),
+        pytest.param(Trial(1, "save", 2, "slow"), marks=pytest.mark.thorough),
     ],
     ids=str,
 )

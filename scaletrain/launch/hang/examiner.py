@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -248,4 +249,12 @@ def main(task: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    told = json.loads(sys.argv[1])
+    try:
+        main(told)
+    except Exception:
+        # Nobody reads its standard error: what went wrong stands with the run's other logs.
+        logs = Path(told["run_dir"]) / "logs"
+        logs.mkdir(exist_ok=True)
+        (logs / f"hang-{told['rank']}.log").write_text(traceback.format_exc())
+        sys.exit(1)

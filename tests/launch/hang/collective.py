@@ -51,6 +51,8 @@ def strike(fault: str) -> None:
         ctypes.PyDLL(None).pause()  # a call through PyDLL keeps the interpreter's lock
     elif fault == "regex":
         re.match("(a+)+$", "a" * 64 + "b")
+    elif fault == "slow":
+        time.sleep(12)  # longer than the least limit of the trials
     elif fault == "leaves":
         sys.exit(3)
     else:
