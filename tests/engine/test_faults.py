@@ -13,7 +13,7 @@ from tests.engine.bodies import Case
         (0, "fp32", ""),
         pytest.param(1, "fp32", "", marks=pytest.mark.thorough),
         pytest.param(2, "bf16", "optimizer", marks=pytest.mark.thorough),
-        (3, "bf16", ""),
+        pytest.param(3, "bf16", "", marks=pytest.mark.thorough),
         pytest.param(3, "fp32", "all", marks=pytest.mark.thorough),
     ],
 )

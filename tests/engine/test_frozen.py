@@ -60,10 +60,10 @@ def test_offload_and_recomputed_activations_change_nothing(
     ("world_size", "stage", "precision"),
     [
         (2, 0, "fp32"),
-        (2, 1, "fp32"),
-        (1, 2, "fp32"),
+        pytest.param(2, 1, "fp32", marks=pytest.mark.thorough),
+        pytest.param(1, 2, "fp32", marks=pytest.mark.thorough),
         (2, 3, "fp32"),
-        (2, 2, "bf16"),
+        pytest.param(2, 2, "bf16", marks=pytest.mark.thorough),
         pytest.param(2, 3, "bf16", marks=pytest.mark.thorough),
     ],
 )

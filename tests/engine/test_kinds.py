@@ -93,7 +93,7 @@ def test_in_bf16_they_learn_as_well(kind: str, stage: int, references: dict[str,
     assert found[0] - found[-1] > 0.7 * (reference[0] - reference[-1])
 
 
-@pytest.mark.parametrize("kind", [thorough("t5"), thorough("lstm seq2seq"), thorough("lstm"), "cnn"])
+@pytest.mark.parametrize("kind", [thorough("t5"), thorough("lstm seq2seq"), thorough("lstm"), thorough("cnn")])
 def test_compiled_they_learn_the_same(kind: str, references: dict[str, list[float]]) -> None:
     found = losses(Case(KINDS[kind], stage=1, compiled=True, steps=(0, 3)), 1)
     assert found == pytest.approx(references[kind][:3], abs=TOLERANCE)

@@ -14,7 +14,9 @@ CUT, END = 10, 20
 FP32, BF16 = 1e-5, 5e-3
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "world_size", [1, 2, pytest.param(3, marks=pytest.mark.thorough), pytest.param(4, marks=pytest.mark.thorough)]
+)
 def test_layouts_hold_the_canonical_form(world_size: int, tmp_path: Path) -> None:
     # Every layout on one of the numbers of ranks; all on all: python -m tests.engine.layouts
     part = layouts.all_layouts()[world_size - 1 :: 4]

@@ -114,7 +114,10 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
     [
         ({"targets": ("q", "queries")}, "no linear layer is called queries; there are down, k, out, output, q, up, v"),
         ({"targets": ("embedding",)}, "no linear layer is called embedding"),
-        ({"targets": ("q,v",)}, "is called q,v; there are down, k, out, output, q, up, v; several are given in brackets"),
+        (
+            {"targets": ("q,v",)},
+            "is called q,v; there are down, k, out, output, q, up, v; several are given in brackets",
+        ),
         ({"targets": ("output",)}, "output shares its weight with another module"),
     ],
 )

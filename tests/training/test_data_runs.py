@@ -32,7 +32,7 @@ def http(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fa
         yield proxy
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("packing", ["concat", pytest.param("best_fit", marks=pytest.mark.thorough)])
 def test_a_cut_run_reads_what_the_uncut_one_reads(uncut: DataRun, corpora: Path, tmp_path: Path, packing: str) -> None:
     run = DataRun(tmp_path, corpora, {"data.packing": packing})
     # The batches grow with the sixth step, where one start ends; the weights change within the sixth.
@@ -232,6 +232,7 @@ def test_nothing_is_left_out_because_of_its_server_or_of_this_machine(
     assert not run.events("skip_shard")
 
 
+@pytest.mark.thorough
 def test_over_s3_a_run_reads_the_same_and_tells_no_secret(
     uncut: DataRun, corpora: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -45,9 +45,9 @@ def met_in_the_middle(run: DataRun, source: str, how: Damage) -> tuple[int, int]
     ("how", "source", "ranks", "workers"),
     [
         ("token", "web", (2, 3, 1), 1),
-        ("truncated", "books", (3, 2), 0),
+        pytest.param("truncated", "books", (3, 2), 0, marks=pytest.mark.thorough),
         ("deleted", "web", (2, 1), 0),
-        ("index", "web", (3, 2), 1),
+        pytest.param("index", "web", (3, 2), 1, marks=pytest.mark.thorough),
     ],
 )
 def test_all_ranks_go_on_without_a_bad_shard_and_so_does_each_later_start(

@@ -82,7 +82,7 @@ def test_a_spike_sends_the_run_back_and_its_sequences_are_left_out(gone_back: Da
     ("settings", "precision"),
     [
         ("zero1", "fp32"),
-        ("zero3", "bf16"),
+        pytest.param("zero3", "bf16", marks=pytest.mark.thorough),
         pytest.param("zero0", "bf16", marks=pytest.mark.thorough),
         pytest.param("zero2_offload", "bf16", marks=pytest.mark.thorough),
     ],
