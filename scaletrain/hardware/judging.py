@@ -110,10 +110,8 @@ class Judge:
         Returns:
             Findings that are new, the gravest first; those told before are in ``active``.
         """
-        if reading.driver == "unasked":
-            return []
         found: list[_Broken] = []
-        for rule in self._rules:
+        for rule in self._rules if reading.driver != "unasked" else ():
             of_node = SIGNALS[rule.signal].of_node
             if of_node:
                 value = of_node(reading, self._expected_gpus)

@@ -56,6 +56,7 @@ class NvmlReader:
         self._announce = announce
         self._is_open = False
         self._events: Any = None
+        self._hears_xids = False
         self._links: dict[str, tuple[int, ...]] = {}
 
     def read(self) -> Reading:
@@ -85,7 +86,8 @@ class NvmlReader:
         version = None
         with contextlib.suppress(pynvml.NVMLError):
             version = str(pynvml.nvmlSystemGetDriverVersion())
-        return Reading("ok", version=version, uptime_s=uptime_s(), gpus=gpus, xids=self._read_events(devices, gpus))
+        xids = self._read_events(devices, gpus)
+        return Reading("ok", "", None, version, uptime_s(), gpus, xids, self._hears_xids)
 
     def close(self) -> None:
         """Lets go of the driver; the next reading begins anew."""
@@ -113,7 +115,7 @@ class NvmlReader:
         known = self._links.get(parts["uuid"] or "")
         links = _links(device, range(_MOST_LINKS) if known is None else known)
         if parts["uuid"] and device.state == "ok":
-            self._links[parts["uuid"]] = tuple(one.link for one in links)
+            self._links.setdefault(parts["uuid"], tuple(one.link for one in links))
         return GpuReading(device.index, device.state, device.detail, links=links, **parts)
 
     def _read_events(self, devices: Sequence["_Device"], gpus: Sequence[GpuReading]) -> tuple[XidEvent, ...]:
@@ -121,10 +123,7 @@ class NvmlReader:
         try:
             if self._events is None:
                 self._events = pynvml.nvmlEventSetCreate()
-                for device in devices:
-                    kind = pynvml.nvmlEventTypeXidCriticalError
-                    if kind & (device.ask("nvmlDeviceGetSupportedEventTypes") or 0):
-                        device.ask("nvmlDeviceRegisterEvents", kind, self._events)
+                self._hears_xids = any([device.listen(self._events) for device in devices])
             while len(found) < _MOST_EVENTS:
                 event = pynvml.nvmlEventSetWait(self._events, 0)
                 if event.eventType == pynvml.nvmlEventTypeXidCriticalError:
@@ -204,6 +203,18 @@ class _Device:
             return [None] * len(wanted)
         told = {(one.fieldId, one.scopeId): _value(one) for one in values if one.nvmlReturn == pynvml.NVML_SUCCESS}
         return [told.get(one) for one in ids]
+
+    def listen(self, events: Any) -> bool:
+        """Has its XIDs told to a set of events; returns whether they are."""
+        kind = pynvml.nvmlEventTypeXidCriticalError
+        if not kind & (self.ask("nvmlDeviceGetSupportedEventTypes") or 0):
+            return False
+        try:
+            pynvml.nvmlDeviceRegisterEvents(self.handle, kind, events)
+        except pynvml.NVMLError as error:
+            self._note(error)
+            return False
+        return True
 
     def _note(self, error: Exception) -> None:
         if isinstance(error, pynvml.NVMLError_GpuIsLost):

@@ -8,21 +8,30 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import scaletrain
 from scaletrain.hardware.kernel_log import KMSG
-from scaletrain.hardware.readings import Reading, XidEvent, uptime_s
+from scaletrain.hardware.readings import DriverState, Reading, XidEvent, uptime_s
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_PAUSE_S = 60.0
 _MOST_STUCK = 3  # processes that are killed and do not end: no more of them are made
 _END_S = 1.0
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
+class _Asked(NamedTuple):
+    """What the driver was asked last, and about which GPU."""
+
+    doing: str
+    gpu: int | None
 
 
 class Prober:
@@ -51,7 +60,8 @@ class Prober:
 
         Returns:
             The reading. ``silent``: there was no answer in time, and ``detail`` and ``asked_gpu`` say to what.
-            ``failing``: the process ended. ``unasked``: the pause after a failure is not over.
+            ``failing``: a fault ended the process. ``unasked``: the pause after a failure is not over, or the process
+            did not come to ask.
         """
         self._killed = [one for one in self._killed if one.poll() is None]
         if len(self._killed) >= _MOST_STUCK:
@@ -97,13 +107,13 @@ class Prober:
         assert process is not None and process.stdin is not None
         xids: tuple[XidEvent, ...] = ()
         log: str | None = None
-        doing, gpu = "the start of the process", None
+        asked: _Asked | None = None
         try:
             process.stdin.write(b"read\n")
             while True:
                 said = self._line(process, deadline_s)
                 if "doing" in said:
-                    doing, gpu = said["doing"], said["gpu"]
+                    asked = _Asked(said["doing"], said["gpu"])
                 elif "xids" in said:
                     xids = tuple(XidEvent(**one) for one in said["xids"])
                     self._record, log = said["record"], said["log"]
@@ -112,13 +122,13 @@ class Prober:
                     break
         except TimeoutError:
             self._give_up(process)
-            asked = _asked(doing, gpu)
-            what = f"no answer within {timeout_s:g} s when asked for {asked}"
-            return Reading("silent", what, gpu, uptime_s=uptime_s(), xids=xids, kernel_log=log)
+            return _failure("silent", f"no answer within {timeout_s:g} s when asked for", asked, xids, log)
         except (OSError, EOFError):
             code = self._give_up(process)
-            how = f"the process that asked it for {_asked(doing, gpu)} ended with {code}"
-            return Reading("failing", how, gpu, uptime_s=uptime_s(), xids=xids, kernel_log=log)
+            # Whom a driver kills dies of a fault; SIGKILL is the kernel's or a person's, who say nothing of GPUs.
+            by_driver = -code in _FAULTS
+            how = f"the process that asks ended with {_ending(code)} at"
+            return _failure("failing" if by_driver else "unasked", how, asked, xids, log)
         self._pause_s = self._first_pause_s
         return replace(reading, xids=(*xids, *reading.xids), kernel_log=log)
 
@@ -136,8 +146,8 @@ class Prober:
         said: dict[str, Any] = json.loads(line)
         return said
 
-    def _give_up(self, process: "subprocess.Popen[bytes]") -> str:
-        """Ends the process without waiting for it; returns how it ended, if it did."""
+    def _give_up(self, process: "subprocess.Popen[bytes]") -> int:
+        """Ends the process without waiting for it; returns its code where it had ended, else 0."""
         self._process = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)  # one that has closed its pipes is about to end
@@ -146,15 +156,27 @@ class Prober:
         _close_pipes(process)
         self._killed.append(process)
         self._wait_longer()
-        return f"signal {-code}" if code is not None and code < 0 else f"code {code}"
+        return code or 0
 
     def _wait_longer(self) -> None:
         self._not_before_s = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
-def _asked(doing: str, gpu: int | None) -> str:
-    return doing if gpu is None else f"{doing} of GPU {gpu}"
+def _failure(
+    state: DriverState, what: str, asked: _Asked | None, xids: tuple[XidEvent, ...], log: str | None
+) -> Reading:
+    """Says nothing of the driver where it was not asked yet: a process may start late on a busy machine."""
+    if asked is None:
+        detail, state, gpu = f"{what} the start of the process", "unasked", None
+    else:
+        gpu = asked.gpu
+        detail = f"{what} {asked.doing}" + ("" if gpu is None else f" of GPU {gpu}")
+    return Reading(state, detail, gpu, uptime_s=uptime_s(), xids=xids, kernel_log=log)
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"code {code}"
 
 
 def _close_pipes(process: "subprocess.Popen[bytes]") -> None:

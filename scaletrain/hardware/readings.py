@@ -13,7 +13,7 @@ from typing import Any, Literal
 # failing: it does not even tell its memory, for another reason.
 GpuState = Literal["ok", "lost", "reset_required", "failing"]
 # ok: it answers. absent: there is no NVIDIA driver here. failing: it says so, or takes its caller down with it.
-# silent: a call did not return in time. unasked: a pause after a failure, so that nothing is known.
+# silent: a call did not return in time. unasked: it was not asked, as in the pause after a failure.
 DriverState = Literal["ok", "absent", "failing", "silent", "unasked"]
 
 
@@ -202,6 +202,7 @@ class Reading:
         uptime_s: Since the machine was booted.
         gpus: All GPUs that it lists.
         xids: What it told of since the reading before.
+        hears_xids: Whether NVML tells this user of XIDs.
         kernel_log: Where the kernel's log was read; None where it may not be.
     """
 
@@ -212,6 +213,7 @@ class Reading:
     uptime_s: float | None = None
     gpus: tuple[GpuReading, ...] = ()
     xids: tuple[XidEvent, ...] = ()
+    hears_xids: bool = False
     kernel_log: str | None = None
 
     def to_json(self) -> str:

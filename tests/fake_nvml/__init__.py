@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from scaletrain.hardware.prober import Prober
+from scaletrain.hardware.readings import Reading
+
 _SOURCE = Path(__file__).with_name("nvml.c")
+_LONGEST_S = 60.0  # for a process to start, on a busy machine
 
 
 class FakeDriver:
@@ -71,6 +75,15 @@ class FakeDriver:
         draft = self._path.with_suffix(".draft")
         draft.write_text("\n".join(lines) + "\n")
         os.replace(draft, self._path)
+
+
+def read_hung(prober: Prober, limit_s: float = 1.0) -> Reading:
+    """Reads from a driver that hangs: with growing limits, until the process has come to ask it at all."""
+    reading = prober.read(limit_s)
+    while reading.driver == "unasked" and limit_s < _LONGEST_S:
+        limit_s *= 2
+        reading = prober.read(limit_s)
+    return reading
 
 
 @cache

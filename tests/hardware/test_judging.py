@@ -115,7 +115,7 @@ def test_an_xid_is_told_once_by_whomever_it_is_said() -> None:
 
 def test_an_xid_is_told_of_a_gpu_that_never_answered() -> None:
     judge = Judge(RULES)
-    (found,) = judge.judge(Reading("silent", uptime_s=1e6, xids=(xid(79),)), 0.0)
+    (found,) = judge.judge(Reading("unasked", uptime_s=1e6, xids=(xid(79),)), 0.0)
     assert (found.rule, found.gpu_uuid, found.bus_id) == ("xid_79", None, "0000:01:00.0")
 
 

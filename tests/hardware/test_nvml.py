@@ -276,7 +276,8 @@ def test_xids_are_told_once_and_also_while_another_gpu_is_lost(tmp_path: Path) -
     fake = FakeDriver(tmp_path, gpus=2)
     fake.xid(0, 13)  # before anybody listened
     with Reader(fake) as reader:
-        assert reader.read().xids == ()
+        first = reader.read()
+        assert (first.xids, first.hears_xids) == ((), True)
         fake.xid(1, 94)
         fake.xid(0, 63)
         assert reader.read().xids == (XidEvent(94, "0000:10:00.0"), XidEvent(63, "0000:0f:00.0"))
@@ -288,6 +289,24 @@ def test_xids_are_told_once_and_also_while_another_gpu_is_lost(tmp_path: Path) -
         reader.read()
         fake.xid(1, 79)
         assert reader.read().xids == (XidEvent(79, "0000:10:00.0"),)
+
+
+def test_a_user_who_may_not_hear_of_xids(tmp_path: Path) -> None:
+    fake = FakeDriver(tmp_path, gpus=1)
+    fake.set("0.nvmlDeviceRegisterEvents", 4)
+    with Reader(fake) as reader:
+        reading = reader.read()
+    assert (reading.driver, reading.gpus[0].state, reading.hears_xids) == ("ok", "ok", False)
+
+
+def test_a_link_that_does_not_answer_for_once_is_asked_again(tmp_path: Path) -> None:
+    fake = FakeDriver(tmp_path, gpus=1)
+    with Reader(fake) as reader:
+        assert len(reader.read().gpus[0].links) == 4
+        fake.set("0.nvmlDeviceGetNvLinkState", 999)
+        assert reader.read().gpus[0].links == ()
+        fake.heal()
+        assert len(reader.read().gpus[0].links) == 4
 
 
 numbers = st.none() | st.integers(0, 2**63)

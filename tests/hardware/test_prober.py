@@ -1,6 +1,8 @@
 """Readings come back in time, whatever the driver and the process that asks it do."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 from scaletrain.hardware.prober import Prober
 from scaletrain.hardware.readings import Reading
-from tests.fake_nvml import FakeDriver
+from tests.fake_nvml import FakeDriver, read_hung
 from tests.hardware.test_nvml import CALLS
 
 ENOUGH_S = 60.0  # for a sound driver on a busy machine
@@ -36,8 +38,13 @@ def prober(fake: FakeDriver, tmp_path: Path) -> Iterator[Prober]:
 
 
 def pids() -> set[int]:
-    children = psutil.Process().children()
-    return {one.pid for one in children if any("prober_process" in word for word in one.cmdline())}
+    """Processes of ours that ask a driver and live."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # ends while it is looked at, or has ended
+            if any("prober_process" in word for word in child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 def log_xid(folder: Path, record: int, code: int) -> None:
@@ -64,7 +71,7 @@ def test_a_call_that_hangs_is_given_up_and_named(fake: FakeDriver, prober: Probe
     assert (silent.driver, silent.asked_gpu) == ("silent", 1)
     assert silent.detail == "no answer within 3 s when asked for PCIe of GPU 1"
     assert took_s < ENOUGH_S
-    assert prober.read(1.0).driver == "silent"
+    assert read_hung(prober).driver == "silent"
     fake.unset("1.hang")
     assert prober.read(ENOUGH_S).driver == "ok"
     assert len(pids()) == 1  # those that were killed are gone
@@ -72,28 +79,41 @@ def test_a_call_that_hangs_is_given_up_and_named(fake: FakeDriver, prober: Probe
 
 def test_a_driver_that_hangs_from_the_start(fake: FakeDriver, prober: Prober) -> None:
     fake.set("hang", "nvmlInitWithFlags")
-    assert prober.read(0.5).driver == "silent"
+    silent = read_hung(prober)
+    assert silent.driver == "silent"
+    assert re.fullmatch(r"no answer within \d+ s when asked for start", silent.detail)
+
+
+def test_a_process_that_does_not_come_to_ask_says_nothing_of_the_driver(fake: FakeDriver, prober: Prober) -> None:
+    assert prober.read(0.001).driver == "unasked"
 
 
 def test_after_a_failure_there_is_a_pause(fake: FakeDriver, tmp_path: Path) -> None:
     prober = Prober(tmp_path / "kmsg", pause_s=ENOUGH_S)
+    prober.read(ENOUGH_S)
     fake.set("0.hang", "all")
-    assert [prober.read(0.2).driver for _ in range(3)] == ["silent", "unasked", "unasked"]
+    assert [prober.read(0.5).driver for _ in range(3)] == ["silent", "unasked", "unasked"]
     prober.close()
 
 
-def test_a_process_that_dies_is_a_finding_of_its_own(fake: FakeDriver, prober: Prober) -> None:
+@pytest.mark.parametrize(("number", "state"), [(signal.SIGSEGV, "failing"), (signal.SIGKILL, "unasked")])
+def test_a_process_that_dies(fake: FakeDriver, prober: Prober, number: int, state: str) -> None:
     prober.read(ENOUGH_S)
-    os.kill(*pids(), signal.SIGSEGV)
-    failing = prober.read(ENOUGH_S)
-    assert failing.driver == "failing" and "signal 11" in failing.detail
+    fake.set("0.hang", "nvmlDeviceGetEccMode")
+    (pid,) = pids()
+    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({pid}, {int(number)})"])
+    ended = prober.read(ENOUGH_S)
+    killer.wait()
+    how = f"the process that asks ended with signal {int(number)} at ECC of GPU 0"
+    assert (ended.driver, ended.detail) == (state, how)
+    fake.heal()
     assert prober.read(ENOUGH_S).driver == "ok"
 
 
 def test_a_stopped_process_is_given_up(fake: FakeDriver, prober: Prober) -> None:
     prober.read(ENOUGH_S)
     os.kill(*pids(), signal.SIGSTOP)
-    assert prober.read(0.5).driver == "silent"
+    assert prober.read(0.5).driver == "unasked"  # it came to ask nothing
     assert prober.read(ENOUGH_S).driver == "ok"
 
 
@@ -173,7 +193,7 @@ def test_the_process_ends_with_the_one_that_asks(fake: FakeDriver, tmp_path: Pat
 def test_whatever_call_hangs_is_given_up(fake: FakeDriver, prober: Prober, call: str) -> None:
     prober.read(ENOUGH_S)
     fake.set("1.hang", call)
-    silent = prober.read(3.0)
+    silent = read_hung(prober, 3.0)
     assert (silent.driver, silent.asked_gpu) == ("silent", 1)
     fake.heal()
     assert prober.read(ENOUGH_S).driver == "ok"

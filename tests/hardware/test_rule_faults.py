@@ -10,7 +10,7 @@ from scaletrain.hardware.judging import HealthFinding, Judge
 from scaletrain.hardware.prober import Prober
 from scaletrain.hardware.readings import Reading
 from scaletrain.hardware.rules import load_rules
-from tests.fake_nvml import FakeDriver
+from tests.fake_nvml import FakeDriver, read_hung
 
 RULES = load_rules()
 GPUS = 2
@@ -130,7 +130,8 @@ class Driven:
             else:
                 self.fake.set(key, value)
         hangs = str(poll.get("hang", "none")) != "none"
-        return replace(self.prober.read(1.0 if hangs else 60.0), uptime_s=BOOTED_LONG_AGO_S)
+        reading = read_hung(self.prober) if hangs else self.prober.read(60.0)
+        return replace(reading, uptime_s=BOOTED_LONG_AGO_S)
 
 
 @pytest.fixture(scope="module")
