@@ -20,7 +20,7 @@ from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.ds_config import merge
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.endings import end_at_once
-from scaletrain.launch.hang.heartbeat import Heartbeat, Phase
+from scaletrain.launch.hang.heartbeat import Heartbeat
 from scaletrain.launch.processes import own_start_s
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending
@@ -138,7 +138,6 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             open_dataset = partial(training_dataset, config, corpora, task=task)
             ending = _fit(config, open_dataset, run, engine, share_of(config, ranks, state), timing, stop)
         except RollBack as back:
-            start.heartbeat.enter(Phase.START, back.newest_step)
             checkpointing.settle(run)
             resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint, back.newest_step)
             resumed.record_refused(run)

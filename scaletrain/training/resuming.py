@@ -14,6 +14,7 @@ from scaletrain.checkpoint.layout import COMPLETE, STATE, folder_name, list_chec
 from scaletrain.checkpoint.verify import Level, find_damage
 from scaletrain.engine.engine import Engine
 from scaletrain.errors import CheckpointError, ConfigError, StorageError
+from scaletrain.launch.hang.heartbeat import Phase
 from scaletrain.protocols import Callback, Run, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.training.init_source import InitSource
@@ -105,6 +106,7 @@ def resume(
         CheckpointError: There are checkpoints, but none can be used; or there were some.
         StorageError: It cannot be told which there are.
     """
+    engine.heartbeat.enter(Phase.START)
     refused: list[tuple[Path, str]] = []
     for candidate in _candidates(tiers, ranks, newest_step):
         problem, content = _try(engine, candidate, verify, trusted, lineage)
