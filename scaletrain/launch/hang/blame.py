@@ -59,9 +59,9 @@ def judge(
     1. A rank has ended.
     2. A rank is stopped, blocked in the kernel or dead.
     3. A rank has met an error and does not end.
-    4. A rank has moved on after the report had begun: it was slow.
-    5. A rank is behind the others, and not because it waits in a collective.
-    6. A rank is as far as the others, who wait in a collective, and is in none.
+    4. A rank is behind the others, and not because it waits in a collective.
+    5. A rank is as far as the others, who wait in a collective, and is in none.
+    6. A rank has moved on after the report had begun: it was slow.
     7. Nobody has spoken for a rank.
     8. A rank is behind the others, and waits in another collective than they.
 
@@ -88,8 +88,8 @@ def judge(
     suspects = (
         ([one for one in seen.values() if one.state in _STANDS], "the process does not run"),
         ([one for one in seen.values() if one.phase == Phase.ERROR], "it has met an error, and does not end"),
-        ([one for one in seen.values() if one.moved_on], "it moved on after the others' limit had passed: it was slow"),
         (active if are_apart or waiting else [], elsewhere),
+        ([one for one in seen.values() if one.moved_on], "it moved on after the others' limit had passed: it was slow"),
     )
     for blamed, why in suspects:
         if 0 < len(blamed) < world_size:

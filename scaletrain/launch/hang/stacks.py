@@ -16,7 +16,9 @@ SIGNAL = signal.SIGRTMIN + 5
 """Has a rank write its stacks. The handler is C code, and runs also where another thread never gives the lock back."""
 
 _PY_SPY_S = 10.0
-_HANDLER_S = 1.0
+_BEGIN_S = 3.0  # time in which a handler begins to write, if it ever does
+_HANDLER_S = 10.0
+_QUIET_S = 0.5  # a handler writes word by word, on a busy machine with pauses between
 _MOST_BYTES = 1 << 20
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 _INNERMOST = 12  # frames: what called the collective long before it came here is no waiting
@@ -117,12 +119,15 @@ def _ask(process: Process, memory: int, why: str) -> Stacks:
         return Stacks((), f"no stacks: {why}; and the process has no handler for them")
     before = os.fstat(memory).st_size
     kill(process, SIGNAL)
-    deadline_s = time.monotonic() + _HANDLER_S
-    size, last = before, -1
-    while time.monotonic() < deadline_s and not (size > before and size == last):
+    begin_s = changed_s = time.monotonic()
+    text = ""
+    while (now_s := time.monotonic()) < begin_s + (_HANDLER_S if text else _BEGIN_S):
+        more = os.pread(memory, _MOST_BYTES, before).decode(errors="replace")
+        if len(more) > len(text):
+            text, changed_s = more, now_s
+        elif text.endswith("\n") and now_s > changed_s + _QUIET_S:
+            break
         time.sleep(0.1)
-        size, last = os.fstat(memory).st_size, size
-    text = os.pread(memory, _MOST_BYTES, before).decode(errors="replace")
     if not text:
         return Stacks((), f"no stacks: {why}; and its own handler did not run: it is stopped, or in the kernel")
     return Stacks(read_faulthandler(text.splitlines()), "written by its own handler")
