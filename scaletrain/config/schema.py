@@ -359,10 +359,19 @@ class HangConfig(Section):
     min_limit_s: float = Field(600.0, gt=0, description="no limit is shorter, in seconds")
 
 
+class HealthConfig(Section):
+    """How nodes are looked after while a run trains."""
+
+    enabled: bool = Field(True, description="a thread on each node reads its GPUs and its host, and acts by the rules")
+    every_s: float = Field(15.0, ge=0.1, le=600, description="pause between two looks, in seconds")
+    rules: Path | None = Field(None, description="YAML file with changes to the rules that ship")
+
+
 class MonitorConfig(Section):
     """What is watched while a run trains."""
 
     hang: HangConfig = HangConfig()
+    health: HealthConfig = HealthConfig()
 
 
 class RunConfig(Section):

@@ -29,3 +29,23 @@ def _is_meant(gpu: GpuReading, word: str) -> bool:
     if word.isdigit():
         return gpu.index == int(word)
     return word.startswith("GPU-") and gpu.uuid is not None and gpu.uuid.startswith(word)
+
+
+def local_index(index: int | None, uuid: str | None, environ: Mapping[str, str]) -> int | None:
+    """Which process of a node computes on a GPU, where each takes the GPU of its own number.
+
+    Args:
+        index: Number that the driver gives the GPU.
+        uuid: What it is known by for ever.
+        environ: With ``CUDA_VISIBLE_DEVICES``, in whose order CUDA numbers the GPUs.
+
+    Returns:
+        Number of the process on the node; None where the environment does not name the GPU, or nothing is known of it.
+    """
+    if index is None:
+        return None
+    gpu = GpuReading(index, uuid=uuid)
+    wanted = [word.strip() for word in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    if not any(word.isdigit() or word.startswith("GPU-") for word in wanted):
+        return index
+    return next((place for place, word in enumerate(wanted) if _is_meant(gpu, word)), None)

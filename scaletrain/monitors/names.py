@@ -14,6 +14,19 @@ PERF_DATA_WAIT_S = "perf/data_wait_s"
 
 MEM_RESERVED_GIB = "mem/reserved_gib"
 
+GPU_MAX_TEMP_C = "gpu/max_temp_c"
+GPU_MAX_MEMORY_TEMP_C = "gpu/max_memory_temp_c"
+GPU_MEAN_POWER_W = "gpu/mean_power_w"
+GPU_MIN_CLOCK_MHZ = "gpu/min_clock_mhz"
+GPU_MIN_UTILIZATION_PERCENT = "gpu/min_utilization_percent"
+GPU_MAX_MEMORY_USED_GIB = "gpu/max_memory_used_gib"
+
+HOST_MAX_MEMORY_USED_SHARE = "host/max_memory_used_share"
+HOST_MAX_MEMORY_STALLED_SHARE = "host/max_memory_stalled_share"
+HOST_MAX_STORAGE_STALLED_SHARE = "host/max_storage_stalled_share"
+HOST_OOM_KILLS = "host/oom_kills"
+HOST_MIN_RUN_DIR_FREE_GIB = "host/min_run_dir_free_gib"
+
 DATA_EPOCH = "data/epoch"
 DATA_SEQUENCES = "data/sequences"
 DATA_BATCH_HASH = "data/batch_hash"
@@ -48,3 +61,8 @@ TEXT_SAMPLES = "text/samples"
 def of_source(name: str, source: str) -> str:
     """The metric of one source of a mixture, such as ``train/loss/web``."""
     return f"{name}/{source}"
+
+
+def of_gpu(rank: int, name: str) -> str:
+    """The metric of the GPU of one rank, such as ``gpu/3/temp_c``."""
+    return f"gpu/{rank}/{name}"

@@ -32,7 +32,7 @@ from scaletrain.monitors.writers import WriterTarget, open_writers
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.optim.schedules import learning_rate
 from scaletrain.planning.flops import flops_per_token, output_share
-from scaletrain.protocols import Run, SequenceRange, SkippedShard, TrainingState
+from scaletrain.protocols import Callback, Run, SequenceRange, SkippedShard, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.registry import build_task
 from scaletrain.tasks.task import Task, TaskSetting
@@ -44,15 +44,16 @@ from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.feed import Feed
 from scaletrain.training.health import Health
 from scaletrain.training.init_source import choose_sources
-from scaletrain.training.lineage import shared_lineage
+from scaletrain.training.lineage import Lineage, shared_lineage
 from scaletrain.training.loop import TrainingRun, done_before, fit
 from scaletrain.training.mixing import Mixing
+from scaletrain.training.monitoring import NodeMonitor, open_watch
 from scaletrain.training.overfitting import Overfitting
 from scaletrain.training.phase_limits import PhaseLimits
 from scaletrain.training.processes import find_peak, limit_collectives
 from scaletrain.training.range_test import RangeTest
 from scaletrain.training.reporting import Reporting
-from scaletrain.training.resuming import begin_with, newest_intact, resume
+from scaletrain.training.resuming import Resumed, begin_with, newest_intact, resume
 from scaletrain.training.rollback import (
     RollBack,
     choose_step_back,
@@ -117,9 +118,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     range_test = [RangeTest(train.max_steps)] if config.optim.schedule == "range_test" else []
     stateful = (mixing, overfitting, *range_test, health, stability, evaluating, checkpointing)
     lineage = shared_lineage(folder.path)
-    resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
-    find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
-    resumed = begin_with(engine, find, resumed, verify, ranks, start.trust_checkpoint)
+    resumed = _begin(config, corpora, engine, tiers, stateful, lineage, start, ranks)
     state = resumed.state
     checkpointing.note_resumed(state.step, resumed.folder, [path for path, _ in resumed.refused])
     restore_skipped(folder.path, state)
@@ -127,13 +126,14 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     if checkpointing.saved_at == state.step and (done := done_before(state.step, train.max_steps, overfitting.reason)):
         return done
     stop = StopRequests(folder.path, ranks.is_main, partial(end_at_once, folder, attempt, ranks), start.end_s)
+    monitor = build_monitor(config, folder, attempt, engine, stop, ranks)
     run = TrainingRun(state, train.max_steps, folder.path, attempt, ranks.is_main, (), heartbeat=start.heartbeat)
     run.complete_because = overfitting.reason
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1, config.log)
         reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
-        run.state, run.callbacks = state, (mixing, overfitting, reporting, *stateful[2:], PhaseLimits(engine))
+        run.state, run.callbacks = state, (*monitor, mixing, overfitting, reporting, *stateful[2:], PhaseLimits(engine))
         try:
             open_dataset = partial(training_dataset, config, corpora, task=task)
             ending = _fit(config, open_dataset, run, engine, share_of(config, ranks, state), timing, stop)
@@ -146,6 +146,23 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
             continue
         conclude(ending, run, evaluating)
         return ending
+
+
+def _begin(
+    config: RunConfig,
+    corpora: Corpora,
+    engine: Engine,
+    tiers: Sequence[Tier],
+    stateful: Sequence[Callback],
+    lineage: Lineage,
+    start: Start,
+    ranks: Ranks,
+) -> Resumed:
+    """Goes on from the newest checkpoint; a new run begins with the weights that it was told to."""
+    verify = config.checkpoint.verify
+    resumed = resume(engine, tiers, verify, stateful, ranks, lineage, start.trust_checkpoint)
+    find = partial(choose_sources, config, corpora.tokenizer, "off" if verify == "off" else "sizes")
+    return begin_with(engine, find, resumed, verify, ranks, start.trust_checkpoint)
 
 
 def _flops_per_token(config: RunConfig) -> float:
@@ -258,6 +275,32 @@ def build_health(config: RunConfig, corpora: Corpora, engine: Engine) -> Health:
     """
     identity = f"{config.seed} {corpora.fingerprint}"
     return Health(engine, config.stability.check_every_steps, config.train.deterministic, identity)
+
+
+def build_monitor(
+    config: RunConfig, folder: RunDirectory, attempt: int, engine: Engine, stop: StopRequests, ranks: Ranks
+) -> list[NodeMonitor]:
+    """The callback that looks after the nodes; none where nobody is to.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+        attempt: Number of this start.
+        engine: Lets the ranks tell each other.
+        stop: Is asked to end the run.
+        ranks: The place of this process.
+
+    Returns:
+        One callback or none, the same on all ranks.
+    """
+    if not config.monitor.health.enabled:
+        return []
+    given = {"run_dir": folder.path, "local_dir": config.checkpoint.local_dir, "cache_dir": config.data.cache_dir}
+    folders = {name: path for name, path in given.items() if path is not None and path.is_dir()}
+    has_gpus = engine.device.type == "cuda"
+    watch = open_watch(config.monitor.health, folder, attempt, ranks, folders, has_gpus, stop)
+    will_save = config.checkpoint.every_steps > 0 and config.checkpoint.keep_last != 0
+    return [NodeMonitor(watch, stop, engine.gather, config.log.every_steps, will_save)]
 
 
 def build_reporting(

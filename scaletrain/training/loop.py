@@ -4,13 +4,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from scaletrain.engine.engine import Engine
-from scaletrain.errors import CheckpointError, DataError
+from scaletrain.errors import CheckpointError, DataError, HealthError
 from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.heartbeat import Heartbeat, Phase
 from scaletrain.launch.siblings import mark_trained
@@ -19,7 +19,7 @@ from scaletrain.monitors import names
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.protocols import Callback, StepResult, TrainingState
 from scaletrain.training.feed import Feed
-from scaletrain.training.signals import KINDS, SAVE_KIND, StopRequests
+from scaletrain.training.signals import KINDS, SAVE_KIND, Sickness, StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def fit(
     Raises:
         DataError: The next step's data cannot be had; the steps before it are saved.
         RollBack: A callback wants the run to go on from an older checkpoint.
-        HealthError: A callback found a sick device, or that the training has come to nothing.
+        HealthError: A device is sick, so that nothing can be saved any more, or the training has come to nothing.
     """
     ending = Ending(Verdict.COMPLETE, "all steps are done")
     unreadable: DataError | None = None
@@ -116,7 +116,7 @@ def fit(
             # The one collective that decides: all ranks see the same requests at the same border.
             wants = (*stop.pending(run.save_s), problem is not None)
             agreed = engine.agree(batch.micro_batches if batch else (), wants)
-            if (asked := _heed(agreed.requests, run, stop)) is not None:
+            if (asked := _heed(agreed.requests, run, stop, engine)) is not None:
                 ending = asked
                 break
             if agreed.requests[-1] or batch is None:
@@ -173,9 +173,11 @@ def done_before(step: int, max_steps: int, reason: str) -> Ending | None:
     return Ending(Verdict.COMPLETE, reason or "all steps were done before")
 
 
-def _heed(requests: Sequence[int], run: TrainingRun, stop: StopRequests) -> Ending | None:
+def _heed(requests: Sequence[int], run: TrainingRun, stop: StopRequests, engine: Engine) -> Ending | None:
     """How the run ends now, if any rank was asked to; asked to save only, it goes on."""
     asked = [kind for kind, count in zip(KINDS, requests, strict=False) if count]
+    if asked and asked[0] is Verdict.SICK_NODE:
+        return _leave_nodes(run, engine.gather(stop.sickness))
     if asked:
         ending = Ending(asked[0], stop.reason(asked[0]))
         run.record_event("signal", verdict=ending.verdict.value, reason=ending.reason)
@@ -184,6 +186,22 @@ def _heed(requests: Sequence[int], run: TrainingRun, stop: StopRequests) -> Endi
         run.save_requested = True
         run.record_event("save_request", reason="save file")
     return None
+
+
+def _leave_nodes(run: TrainingRun, told: Sequence[Sickness | None]) -> Ending:
+    """How a run ends that is to go on without the nodes that ranks have named; every rank knows what each has told.
+
+    Raises:
+        HealthError: What one of them holds must not be saved.
+    """
+    sick = [one for one in told if one is not None]
+    reason = "; ".join(dict.fromkeys(one.ending.reason for one in sick))
+    hosts = tuple(sorted({host for one in sick for host in one.ending.hosts}))
+    may_save = all(one.may_save for one in sick)
+    run.record_event("drain" if may_save else "abort", reason=reason, hosts=hosts)
+    if not may_save:
+        raise HealthError(f"{reason}. Nothing is saved: the run goes on from the last checkpoint.", hosts)
+    return Ending(Verdict.SICK_NODE, reason, hosts)
 
 
 def _end(run: TrainingRun, ending: Ending, has_reason: bool) -> Ending:
@@ -195,7 +213,7 @@ def _end(run: TrainingRun, ending: Ending, has_reason: bool) -> Ending:
             raise
         logger.error("the last save failed, and the run goes on from the one before: %s", error)
         run.notify("on_exception", error)
-        return Ending(ending.verdict, f"{ending.reason}; the last save failed: {error}")
+        return replace(ending, reason=f"{ending.reason}; the last save failed: {error}")
     if ending.verdict is Verdict.COMPLETE and run.complete_because:
         return Ending(ending.verdict, run.complete_because)
     return ending

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -18,15 +19,28 @@ from scaletrain.launch.verdicts import EXIT_CODES, Ending, Verdict
 
 logger = logging.getLogger(__name__)
 
-KINDS = (Verdict.STOPPED, Verdict.REQUEUE)
+KINDS = (Verdict.STOPPED, Verdict.SICK_NODE, Verdict.REQUEUE)
 """Kinds of request to end, the weightier first: a terminal's Ctrl-C reaches the ranks as SIGINT, and a moment later the
-launcher adds a SIGTERM."""
+launcher adds a SIGTERM. A job that is to end soon anyway should start again without a sick node."""
 
 SAVE_KIND = len(KINDS)
 """Place of the request to save among those that ``pending`` gives."""
 
 AGAIN_S = 1.0
 """Time from which the same signal counts as a second one: launchers and terminals often send one twice at once."""
+
+
+@dataclass(frozen=True)
+class Sickness:
+    """What is wrong with a node, where the run should go on without it.
+
+    Attributes:
+        ending: How the run ends, with the nodes to blame.
+        may_save: Whether what this rank holds can be trusted and read, so that it is saved first.
+    """
+
+    ending: Ending
+    may_save: bool
 
 
 def _leave(ending: Ending) -> None:
@@ -39,6 +53,9 @@ class StopRequests:
     A signal is a request, which the loop sees at its next border. The same signal once more ends the process at once,
     also while its main thread waits in a collective. Another signal does not: Slurm sends SIGTERM after the SIGUSR2
     that was asked for, and DeepSpeed's launcher sends SIGTERM after a terminal's SIGINT.
+
+    Attributes:
+        sickness: Why this rank asks to leave a node; None where it does not. Any thread may set it.
     """
 
     def __init__(
@@ -63,6 +80,7 @@ class StopRequests:
         self._end_at_once = end_at_once
         self._seen: dict[Verdict, str] = {}
         self._first_s: dict[int, float] = {}
+        self.sickness: Sickness | None = None
         for number in ENDING_SIGNALS:
             signal.signal(number, self._on_signal)
         self._thread = SignalThread(self._on_arrival)
@@ -108,7 +126,8 @@ class StopRequests:
             self._seen.setdefault(Verdict.STOPPED, "stop file")
         if self._deadline.is_near(time.time(), save_s):
             self._seen.setdefault(Verdict.REQUEUE, "the job ends soon")
-        return (*(kind in self._seen for kind in KINDS), self._take_file("save"))
+        asked = {*self._seen, *([] if self.sickness is None else [Verdict.SICK_NODE])}
+        return (*(kind in asked for kind in KINDS), self._take_file("save"))
 
     def reason(self, verdict: Verdict) -> str:
         """What asked this rank for it, or that another rank was asked."""
