@@ -48,7 +48,8 @@ def strike(fault: str) -> None:
         while True:
             pass
     elif fault == "gil":
-        ctypes.PyDLL(None).pause()  # a call through PyDLL keeps the interpreter's lock
+        while True:  # a signal that has a handler, such as the one for stacks, ends a pause
+            ctypes.PyDLL(None).pause()  # a call through PyDLL keeps the interpreter's lock
     elif fault == "regex":
         re.match("(a+)+$", "a" * 64 + "b")
     elif fault == "slow":
