@@ -121,7 +121,7 @@ RUN_HERE = {
 # or why none does.
 RUN_ELSEWHERE = {
     "bash tools/test.sh tests/slurm": (".ci/run", "tests/slurm"),
-    "bash tools/test.sh -m thorough": (".ci/run", "-m thorough"),
+    "bash tools/test.sh -m thorough": (None, "an hour of tests"),
     "sbatch -N 4 slurm/pretrain.sh --config mine.yaml": ("tests/slurm/jobs.py", "pretrain.sh"),
     "SPARE_NODES=1 sbatch -N 5 slurm/pretrain.sh --config mine.yaml": ("tests/slurm/test_nodes.py", "SPARE_NODES"),
     "sbatch -N 4 slurm/healthcheck.sh": ("tests/slurm/test_chains.py", "healthcheck.sh"),
