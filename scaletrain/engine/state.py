@@ -69,8 +69,11 @@ def collect(engine: Any, stage: int, applied_steps: int, is_writer: bool) -> Sav
         engine._save_checkpoint(root, tag)
         if stage:
             # As its _save_zero_checkpoint does, which also copies scripts into the folder.
+            optimizer_state = engine.optimizer.state_dict()
+            # Python 3.11.0 to 3.11.3 pickle a member of an enumeration as a call of getattr, which no reader trusts.
+            optimizer_state["zero_stage"] = int(optimizer_state["zero_stage"])
             content = {
-                "optimizer_state_dict": engine.optimizer.state_dict(),
+                "optimizer_state_dict": optimizer_state,
                 "ds_config": engine.config,
                 "ds_version": deepspeed.__version__,
             }

@@ -10,7 +10,7 @@ import pytest
 
 from examples.debian import run as debian
 from examples.outcomes import Outcome, table
-from examples.running import Example, Plan
+from examples.running import START, Example, Plan
 from examples.splits import Record, write_records
 from examples.stdlib import run as stdlib
 from examples.stdlib.answers import Answer, is_well_formed
@@ -112,6 +112,8 @@ def test_the_library_in_miniature(tmp_path: Path) -> None:
 def test_a_configuration_can_be_used(example: Example) -> None:
     given = dict(zip(example.arguments[::2], example.arguments[1::2], strict=True))
     overrides = {key.removeprefix("--"): value for key, value in given.items()}
+    if example.init == START:  # the model comes from there, a BERT
+        overrides |= {"model.preset": "bert_base"}
     config = load_config(example.config, {**overrides, "data.manifest": "manifest.json"})
     check(config)
     assert config.optim.warmup_steps < config.train.max_steps or example.name == "chat_before"

@@ -22,6 +22,8 @@ from tests.model import bodies
 HEAD_DIM = 8
 # Query and key/value heads: as many, fewer, one.
 HEADS = [(3, 3), (4, 2), (4, 1)]
+# Gradients are summed in another order in fp32: on one kind of CPU they are within 1e-6, on another 1.2e-6 was seen.
+ROUNDING = 3e-6
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +162,7 @@ def gradients(model: torch.nn.Module, batch: tuple[Tensor, Tensor, Tensor], thre
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_the_model_learns_the_same_by_documents_as_with_the_mask(checkpointed: bool) -> None:
     model, batch = build(checkpoint_activations=checkpointed), packed(3, seed=1)
-    torch.testing.assert_close(gradients(model, batch, 1), gradients(model, batch, 5), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients(model, batch, 1), gradients(model, batch, 5), rtol=1e-4, atol=ROUNDING)
 
 
 def test_under_autocast_the_model_learns_what_it_does_with_the_mask() -> None:
@@ -180,7 +182,7 @@ def test_other_borders_neither_break_the_compiled_graph_nor_compile_again() -> N
         for seed in (4, 5):
             batch = packed(2, seed)
             found = gradients(compiled, batch, 1)
-            torch.testing.assert_close(found, gradients(model, batch, 5), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found, gradients(model, batch, 5), rtol=1e-4, atol=ROUNDING)
 
 
 def test_the_compiler_keeps_what_the_operator_computes() -> None:
