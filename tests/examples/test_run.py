@@ -113,7 +113,7 @@ def test_a_configuration_can_be_used(example: Example) -> None:
     given = dict(zip(example.arguments[::2], example.arguments[1::2], strict=True))
     overrides = {key.removeprefix("--"): value for key, value in given.items()}
     if example.init == START:  # the model comes from there, a BERT
-        overrides |= {"model.preset": "bert_base"}
+        overrides |= {"model.preset": "bert_base", "model.output_transform": "false", "model.output_bias": "false"}
     config = load_config(example.config, {**overrides, "data.manifest": "manifest.json"})
     check(config)
     assert config.optim.warmup_steps < config.train.max_steps or example.name == "chat_before"
