@@ -35,7 +35,8 @@ def test_a_run_under_way_is_scraped(new_run: NewRun, tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://{content['targets'][0]}/metrics", timeout=30) as answer:
             return parse(answer.read().decode())
 
-    found = eventually(lambda: s if ("scaletrain_eval_loss", "") in (s := scraped()) else None, 60, "an evaluation")
+    waited_for = {("scaletrain_eval_loss", ""), ("scaletrain_events_total", "save")}
+    found = eventually(lambda: s if waited_for <= (s := scraped()).keys() else None, 60, "an evaluation and a save")
     assert textfile.exists() and "scaletrain_attempt" in textfile.read_text()
     (run.run_dir / "stop").touch()
     assert process.wait(timeout=60) == 130, run.output_of("rank-0").read_text()
