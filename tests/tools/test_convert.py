@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def convert(*words: str | Path) -> Done:
         patch.syspath_prepend(str(TOOL.parent))
         runpy.run_path(str(TOOL), run_name="__main__")
     return Done(end.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def test_a_checkpoint_names_no_enumeration(run_dir: Path) -> None:
+    """Python 3.11.0 to 3.11.3 would pickle its members as calls of getattr, which weights_only refuses."""
+    files = sorted(list_checkpoints(run_dir / "checkpoints")[0].glob("*_optim_states.pt"))
+    assert len(files) == 2
+    for file in files:
+        with zipfile.ZipFile(file) as archive:
+            (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+            assert b"ZeroStageEnum" not in archive.read(pickled)
 
 
 def told(done: Done) -> str:
