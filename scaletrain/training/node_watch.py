@@ -144,7 +144,7 @@ class NodeWatch:
             began_s = time.monotonic()
             try:
                 self._look(sampler)
-            except Exception:
+            except Exception:  # one look that failed, whatever of: the next may not
                 self._complain("a look at this node failed", trace=True)
             self._began_s = began_s
             self._looked.set()

@@ -60,7 +60,7 @@ def carry_out(trial: Trial, run: TinyRun, server: ForkServer) -> list[str]:
         eventually(lambda: len(read_verdicts(run.run_dir, 1)) == 2, 30, "both have a verdict")
         problems = deviations(trial, run)
         eventually(lambda: not living(run.folder), 30, lambda: f"nothing lives on: {living(run.folder)}")
-    except Exception as error:
+    except Exception as error:  # whatever went wrong is what the trial came to
         problems = [f"{type(error).__name__}: {error}"]
     finally:
         for rank in ranks:
