@@ -119,7 +119,7 @@ def _run(config: RunConfig, ranks: Ranks, trust_checkpoint: bool) -> int:
             connect(ranks, config.train.deterministic, config.train.collective_timeout_s)
             attempt = share_attempt(attempt)
             folder.join(attempt, ranks.rank)
-            from scaletrain.training.build import Start, train
+            from scaletrain.training.run import Start, train
 
             ending = train(config, corpora, folder, Start(attempt, end_s, trust_checkpoint, heartbeat), ranks)
     except BaseException as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "deepspeed", "scaletrain.training.build", "deepspeed.runtime.zero.muon.original_muon"]
+    ["torch", "deepspeed", "scaletrain.training.run", "deepspeed.runtime.zero.muon.original_muon"]
 )
 
 

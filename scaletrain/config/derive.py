@@ -9,10 +9,10 @@ from scaletrain.config.files import find_file, read_json_object
 from scaletrain.config.load import raise_all
 from scaletrain.config.mixture_rules import batch_problems, data_problems
 from scaletrain.config.model_rules import model_problems
+from scaletrain.config.monitor_schema import LogConfig
 from scaletrain.config.schema import (
     CheckpointConfig,
     EvalConfig,
-    LogConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,

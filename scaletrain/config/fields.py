@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from scaletrain.config.schema import RunConfig, Section
+from scaletrain.config.schema import RunConfig
+from scaletrain.config.section import Section
 
 _LIMITS = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
 

@@ -7,7 +7,7 @@ from scaletrain.config.coercion import coerce, describe
 from scaletrain.config.fields import unknown_key
 from scaletrain.config.files import Given, RawValue, parse_value
 from scaletrain.config.problems import item_key, place
-from scaletrain.config.schema import Section
+from scaletrain.config.section import Section
 
 
 def parse_items(entry: Given) -> Given:

@@ -7,15 +7,11 @@ together is checked in ``derive``.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypeAliasType
 
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+from scaletrain.config.monitor_schema import LogConfig, MonitorConfig
+from scaletrain.config.section import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -328,50 +324,6 @@ class StabilityConfig(Section):
     check_every_steps: int = Field(
         500, ge=0, description="interval at which ranks compare their weights and states; 0 switches off"
     )
-
-
-class LogConfig(Section):
-    """What is printed and drawn; metrics.jsonl gets every step whatever stands here."""
-
-    every_steps: int = Field(10, ge=1, description="interval of progress lines and TensorBoard points")
-    writers: tuple[str, ...] = Field(
-        ("tensorboard",), description="metric writers beside metrics.jsonl, which is always written"
-    )
-    prometheus_host: str = Field(
-        "127.0.0.1", min_length=1, description="address of the writer prometheus; 0.0.0.0 lets other machines ask"
-    )
-    prometheus_port: int | None = Field(
-        0, ge=0, le=65535, description="its port; 0 for a free one, none for a textfile only"
-    )
-    prometheus_textfile: Path | None = Field(
-        None, description="its file for node_exporter's textfile collector, whose name ends in .prom"
-    )
-
-
-class HangConfig(Section):
-    """When a rank that does not move on is taken to hang."""
-
-    enabled: bool = Field(True, description="a rank's keeper watches it; without, only collectives end by themselves")
-    factor: float = Field(5.0, ge=2, description="a phase may last this many times the longest that it ever has")
-    first_limit_s: float = Field(
-        1200.0, gt=0, description="limit, in seconds, of a phase that was not seen to end yet: start, first step"
-    )
-    min_limit_s: float = Field(600.0, gt=0, description="no limit is shorter, in seconds")
-
-
-class HealthConfig(Section):
-    """How nodes are looked after while a run trains."""
-
-    enabled: bool = Field(True, description="a thread on each node reads its GPUs and its host, and acts by the rules")
-    every_s: float = Field(15.0, ge=0.1, le=600, description="pause between two looks, in seconds")
-    rules: Path | None = Field(None, description="YAML file with changes to the rules that ship")
-
-
-class MonitorConfig(Section):
-    """What is watched while a run trains."""
-
-    hang: HangConfig = HangConfig()
-    health: HealthConfig = HealthConfig()
 
 
 class RunConfig(Section):

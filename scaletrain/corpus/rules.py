@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from scaletrain.config.coercion import coerce
 from scaletrain.config.fields import limits, unknown_key
 from scaletrain.config.files import find_file, read_yaml
-from scaletrain.config.schema import Section
+from scaletrain.config.section import Section
 from scaletrain.corpus.bands import choose_bands
 from scaletrain.errors import ConfigError
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from scaletrain.config.coercion import coerce
 from scaletrain.config.fields import limits, nearest
 from scaletrain.config.files import Given, find_file, read_yaml
-from scaletrain.config.schema import Section
+from scaletrain.config.section import Section
 from scaletrain.errors import ConfigError
 from scaletrain.hardware.host_signals import HOST_SIGNALS, is_host_signal
 from scaletrain.hardware.signals import SIGNALS

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, cast
 
-from scaletrain.config.schema import LogConfig
+from scaletrain.config.monitor_schema import LogConfig
 from scaletrain.errors import ConfigError
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.tensorboard_writer import TensorBoardWriter

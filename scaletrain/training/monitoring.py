@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scaletrain.config.schema import HealthConfig
+from scaletrain.config.monitor_schema import HealthConfig
 from scaletrain.errors import HealthError, ScaletrainError
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.repairs import RepairHistory
