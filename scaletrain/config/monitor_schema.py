@@ -44,8 +44,19 @@ class HealthConfig(Section):
     rules: Path | None = Field(None, description="YAML file with changes to the rules that ship")
 
 
+class StragglersConfig(Section):
+    """When a rank is said to hold the others up."""
+
+    enabled: bool = Field(True, description="ranks compare how long they compute, wait for data, and take to answer")
+    every_steps: int = Field(50, ge=2, description="length of a window; a rank is named after two in a row")
+    slowdown: float = Field(
+        0.05, ge=0.01, le=10, description="a rank is slow from this share on: of the others' compute, or of a step"
+    )
+
+
 class MonitorConfig(Section):
     """What is watched while a run trains."""
 
     hang: HangConfig = HangConfig()
     health: HealthConfig = HealthConfig()
+    stragglers: StragglersConfig = StragglersConfig()

@@ -19,6 +19,7 @@ from scaletrain.config.derive import zero_stage
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine import state as engine_state
 from scaletrain.engine.equality import Difference, find_differences
+from scaletrain.engine.link_probe import round_trip_s
 from scaletrain.engine.partitions import base_optimizer, exchange_averages
 from scaletrain.engine.randomness import derive_seed
 from scaletrain.engine.stepping import Stepping
@@ -191,6 +192,22 @@ class Engine:
         numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
         dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
         return list(map(float, numbers.tolist()))
+
+    def gather_numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """Some numbers of each rank, on all ranks and in their order; every rank calls it with equally many."""
+        own = torch.tensor(values, dtype=torch.float64, device="cpu")
+        gathered = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(gathered, own)
+        return [numbers.tolist() for numbers in gathered]
+
+    @property
+    def compute_s(self) -> float:
+        """How long this rank has computed in the last step, in seconds of CPU or device time; NaN if not known."""
+        return self._stepping.clock.read_s()
+
+    def round_trip_s(self, stride: int) -> float:
+        """How long a message takes to another rank and back; see ``link_probe``. Every rank calls it."""
+        return round_trip_s(self.rank, self.world_size, stride)
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank has, on all ranks and in their order; every rank calls it."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.batches import add_by_source, to_device
+from scaletrain.engine.compute_clock import open_clock
 from scaletrain.engine.gradient_watch import GradientWatch
 from scaletrain.engine.randomness import seed_dropout
 from scaletrain.launch.hang.heartbeat import Heartbeat, Phase
@@ -22,7 +23,11 @@ _COUNTERS = ("global_steps", "micro_steps", "global_samples", "skipped_steps")
 
 
 class Stepping:
-    """Takes steps; one that is not finite is computed twice before it is given up."""
+    """Takes steps; one that is not finite is computed twice before it is given up.
+
+    Attributes:
+        clock: Tells how long this rank has computed in the last attempt at a step.
+    """
 
     def __init__(
         self, ds: Any, stage: int, seed: int, n_sources: int, device: torch.device, heartbeat: Heartbeat
@@ -50,6 +55,7 @@ class Stepping:
             scaler.raise_error_at_min_scale = False  # who counts the steps left out gives up with a word of explanation
         self._watch = GradientWatch(ds.module.parameters())
         self._own_sums = self._zeros()
+        self.clock = open_clock(device, stage)
 
     def step(self, micro_batches: Sequence[MicroBatch], targets: int, step: int, lr: float) -> StepResult:
         """Forward, backward and update for one global batch; every rank calls it.
@@ -87,6 +93,7 @@ class Stepping:
         self, micro_batches: Sequence[MicroBatch], targets: int, step: int, lr: float
     ) -> tuple[bool, float, list[float]]:
         """Whether the step was applied, the gradient's norm, and the sum of the cross-entropy by source."""
+        self.clock.begin_step()
         for group in self._ds.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self._expect(len(micro_batches))
@@ -100,7 +107,9 @@ class Stepping:
             self._ds.set_gradient_accumulation_boundary(is_last)
             self._heartbeat.enter(Phase.FORWARD, micro_step=index)
             seed_dropout(self._seed, step, index, self._rank)
+            self.clock.begin_forward()
             terms: LossTerms = self._ds(**to_device(micro, self._device))
+            self.clock.end_forward()
             add_by_source(sums[:-1], micro, terms.nll_B)
             sums[-1] += terms.loss_sum.detach()
             self._heartbeat.enter(Phase.BACKWARD, micro_step=index)
@@ -119,7 +128,9 @@ class Stepping:
         if self._stage > 0:
             norm = float(self._ds.get_global_grad_norm())
             applied = bool(self._ds.was_step_applied())
-        return applied, norm, sums[:-1].tolist()
+        by_source = sums[:-1].tolist()  # waits for the device
+        self.clock.end_step()
+        return applied, norm, by_source
 
     def _expect(self, micro_steps: int) -> None:
         """Tells DeepSpeed's own reports how large this step is.

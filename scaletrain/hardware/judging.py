@@ -28,6 +28,7 @@ class HealthFinding:
         value: What was measured.
         text: For people: what is wrong, the value, the rule and the remedy.
         source: Where the rule comes from.
+        if_straggler: The severity where the GPU's rank holds the others up; None where that changes nothing.
     """
 
     rule: str
@@ -39,6 +40,7 @@ class HealthFinding:
     value: float
     text: str
     source: str
+    if_straggler: Severity | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,16 @@ class Judge:
         measured = f"{rule.signal}: {value:g}" + (f", {detail}" if detail else "")
         text = f"{subject.shown()}: {rule.title} ({measured}; rule {rule.name}: {rule.condition()}); {remedy}"
         return HealthFinding(
-            rule.name, rule.severity, action, subject.uuid, subject.index, subject.bus_id, value, text, rule.source
+            rule.name,
+            rule.severity,
+            action,
+            subject.uuid,
+            subject.index,
+            subject.bus_id,
+            value,
+            text,
+            rule.source,
+            rule.if_straggler,
         )
 
 

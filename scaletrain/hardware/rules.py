@@ -50,6 +50,9 @@ class Rule(Section):
     after_boot_s: float = Field(0.0, ge=0, le=86400, description="not before the machine is up so long")
     yields_to: tuple[str, ...] = Field((), description="rules whose finding of the same minute says more")
     severity: Severity
+    if_straggler: Severity | None = Field(
+        None, description="the severity instead, where the GPU's rank is slow to compute and holds the others up"
+    )
     action: Repair
     title: str = Field(min_length=1, description="what is wrong")
     remedy: str = Field(min_length=1, description="what to do")

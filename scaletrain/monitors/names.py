@@ -27,6 +27,11 @@ HOST_MAX_STORAGE_STALLED_SHARE = "host/max_storage_stalled_share"
 HOST_OOM_KILLS = "host/oom_kills"
 HOST_MIN_RUN_DIR_FREE_GIB = "host/min_run_dir_free_gib"
 
+STRAGGLER_COUNT = "straggler/count"
+STRAGGLER_MAX_COMPUTE_SHARE = "straggler/max_compute_share"
+STRAGGLER_MAX_DATA_SHARE = "straggler/max_data_share"
+STRAGGLER_MAX_LINK_SHARE = "straggler/max_link_share"
+
 DATA_EPOCH = "data/epoch"
 DATA_SEQUENCES = "data/sequences"
 DATA_BATCH_HASH = "data/batch_hash"
@@ -53,6 +58,8 @@ EVAL_CHRF = "eval/chrf"
 EVAL_ROUGE1 = "eval/rouge1"
 EVAL_ROUGE2 = "eval/rouge2"
 EVAL_ROUGE_L = "eval/rougeL"
+
+IMAGE_STRAGGLERS = "straggler/ranks"
 
 TEXT_CONFIG = "text/config"
 TEXT_SAMPLES = "text/samples"

@@ -4,7 +4,7 @@ import ctypes
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -134,16 +134,23 @@ class NodeSampler:
         self._ending: list[Told] = []
         self._last_s = 0.0
 
-    def sample(self) -> NodeHealth:
-        """Looks once, and judges."""
+    def sample(self, slow_ranks: frozenset[int] = frozenset()) -> NodeHealth:
+        """Looks once, and judges.
+
+        Args:
+            slow_ranks: Ranks of the run that are slow to compute: what slows their GPUs down may be graver.
+
+        Returns:
+            The node as it is now.
+        """
         reading = self._read_gpus()
         now_s = self._last_s = max(self._last_s, time.time())  # rules with windows need a clock that does not go back
         for finding in self._judge.judge(reading, now_s):
-            told = self._tell(finding, now_s)
-            self._told[_key(finding)] = told
-            self._all.append(told)
-            if told.severity in _ENDS:
-                self._ending.append(told)
+            self._keep(finding, self._tell(finding, now_s))
+        for finding in self._judge.active:
+            told = self._told[_key(finding)]
+            if told.rank in slow_ranks and _is_graver(finding.if_straggler, told.severity):
+                self._keep(finding, self._tell_straggler(finding, now_s))
         holds = [self._told[_key(finding)] for finding in self._judge.active]
         # An XID is told once, and is over soon; what it asks for is not.
         current = sorted({*holds, *self._ending}, key=lambda one: (-SEVERITIES.index(one.severity), one.number))
@@ -176,6 +183,19 @@ class NodeSampler:
     def _rank_of(self, index: int | None, uuid: str | None) -> int | None:
         place = local_index(index, uuid, self._environ)
         return None if place is None else self._first_rank + place
+
+    def _keep(self, finding: HealthFinding, told: Told) -> None:
+        self._told[_key(finding)] = told
+        self._all.append(told)
+        if told.severity in _ENDS:
+            self._ending.append(told)
+
+    def _tell_straggler(self, finding: HealthFinding, now_s: float) -> Told:
+        """The same finding as it weighs where the GPU's rank holds the others up."""
+        assert finding.if_straggler is not None  # was looked at before
+        told = self._tell(replace(finding, severity=finding.if_straggler), now_s)
+        action = "inspect" if told.action == "none" else told.action
+        return replace(told, action=action, text=f"{told.text}; rank {told.rank} holds the others up by it")
 
     def _tell(self, finding: HealthFinding, now_s: float) -> Told:
         return Told(
@@ -244,6 +264,10 @@ def ending_of(told: Sequence[Told], severity: Severity) -> Ending | None:
     reason = "; ".join(dict.fromkeys(f"{one.host}: {one.text}" for one in meant))
     hosts = sorted({one.host for one in meant if one.action != _KEEPS_NODE})
     return Ending(Verdict.SICK_NODE, reason, tuple(hosts))
+
+
+def _is_graver(severity: Severity | None, other: Severity) -> bool:
+    return severity is not None and SEVERITIES.index(severity) > SEVERITIES.index(other)
 
 
 def _key(finding: HealthFinding) -> tuple[str, str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from scaletrain.monitors.rank_heat_map import Pixels
+
 logger = logging.getLogger(__name__)
 
 # A curve should follow the run, and a killed process lose little of it.
@@ -52,6 +54,16 @@ class TensorBoardWriter:
         # TensorBoard renders Markdown, in which indented lines are shown literally.
         literal = "\n".join("    " + line for line in text.splitlines())
         self._try(lambda writer: writer.add_text(name, literal, step))
+
+    def write_image(self, name: str, step: int, pixels: Pixels) -> None:
+        """Adds a picture.
+
+        Args:
+            name: Name of the picture.
+            step: Global batches consumed.
+            pixels: Red, green and blue, of shape (height, width, 3).
+        """
+        self._try(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def close(self) -> None:
         """Writes what is left; a second call does nothing."""

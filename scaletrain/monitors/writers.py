@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from scaletrain.config.monitor_schema import LogConfig
 from scaletrain.errors import ConfigError
 from scaletrain.monitors.jsonl_writer import JsonlWriter
+from scaletrain.monitors.rank_heat_map import Pixels
 from scaletrain.monitors.tensorboard_writer import TensorBoardWriter
 
 ENTRY_POINT_GROUP = "scaletrain.metric_writers"
@@ -27,6 +28,14 @@ class MetricWriter(Protocol):
 
     def close(self) -> None:
         """Makes sure that all is written."""
+
+
+@runtime_checkable
+class ImageWriter(Protocol):
+    """A metric writer that shows pictures too."""
+
+    def write_image(self, name: str, step: int, pixels: Pixels) -> None:
+        """Writes a picture: red, green and blue, of shape (height, width, 3)."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.throughput import Throughput
 from scaletrain.monitors.writers import WriterTarget, open_writers
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
-from scaletrain.protocols import Run, SequenceRange, TrainingState
+from scaletrain.protocols import Callback, Run, SequenceRange, TrainingState
 from scaletrain.ranks import Ranks
 from scaletrain.tasks.task import Task, TaskSetting
 from scaletrain.training.checkpointing import Checkpointing
@@ -36,6 +36,7 @@ from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.health import Health
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.monitoring import NodeMonitor, open_watch
+from scaletrain.training.node_watch import NodeWatch
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import newest_intact
 from scaletrain.training.rollback import (
@@ -45,6 +46,7 @@ from scaletrain.training.rollback import (
 )
 from scaletrain.training.signals import StopRequests
 from scaletrain.training.stability import Stability, loss_borders
+from scaletrain.training.stragglers import Stragglers
 from scaletrain.training.tiers import Tier
 
 logger = logging.getLogger(__name__)
@@ -135,8 +137,8 @@ def build_health(config: RunConfig, corpora: Corpora, engine: Engine) -> Health:
 
 def build_monitor(
     config: RunConfig, folder: RunDirectory, attempt: int, engine: Engine, stop: StopRequests, ranks: Ranks
-) -> list[NodeMonitor]:
-    """The callback that looks after the nodes; none where nobody is to.
+) -> list[Callback]:
+    """The callbacks that look after nodes and ranks; none where nobody is to.
 
     Args:
         config: The run's configuration.
@@ -147,16 +149,31 @@ def build_monitor(
         ranks: The place of this process.
 
     Returns:
-        One callback or none, the same on all ranks.
+        Two callbacks at most, the same on all ranks.
     """
-    if not config.monitor.health.enabled:
-        return []
+    watch = None
+    callbacks: list[Callback] = []
+    if config.monitor.health.enabled:
+        watch = _open_node_watch(config, folder, attempt, engine, stop, ranks)
+        will_save = config.checkpoint.every_steps > 0 and config.checkpoint.keep_last != 0
+        callbacks.append(NodeMonitor(watch, stop, engine.gather, config.log.every_steps, will_save))
+    if config.monitor.stragglers.enabled and ranks.world_size > 1:
+        note_slow = _ignore if watch is None else watch.note_slow
+        callbacks.append(Stragglers(engine, ranks, config.monitor.stragglers, config.log.every_steps, note_slow))
+    return callbacks
+
+
+def _ignore(slow_ranks: frozenset[int]) -> None:
+    """Where no GPU is looked after by this rank."""
+
+
+def _open_node_watch(
+    config: RunConfig, folder: RunDirectory, attempt: int, engine: Engine, stop: StopRequests, ranks: Ranks
+) -> NodeWatch | None:
     given = {"run_dir": folder.path, "local_dir": config.checkpoint.local_dir, "cache_dir": config.data.cache_dir}
     folders = {name: path for name, path in given.items() if path is not None and path.is_dir()}
     has_gpus = engine.device.type == "cuda"
-    watch = open_watch(config.monitor.health, folder, attempt, ranks, folders, has_gpus, stop)
-    will_save = config.checkpoint.every_steps > 0 and config.checkpoint.keep_last != 0
-    return [NodeMonitor(watch, stop, engine.gather, config.log.every_steps, will_save)]
+    return open_watch(config.monitor.health, folder, attempt, ranks, folders, has_gpus, stop)
 
 
 def build_reporting(
@@ -167,6 +184,7 @@ def build_reporting(
     mixing: Mixing,
     evaluating: Evaluating,
     ranks: Ranks,
+    monitor: Sequence[Callback],
 ) -> Reporting:
     """The callback that writes metrics, from the target's first step on.
 
@@ -178,6 +196,7 @@ def build_reporting(
         mixing: Gives the passes over each source.
         evaluating: Gives the samples.
         ranks: The place of this process; only rank 0 writes.
+        monitor: What looks after nodes and ranks; gives the picture of the ranks.
 
     Returns:
         The callback.
@@ -190,6 +209,7 @@ def build_reporting(
         mixing.epochs,
         dump_yaml(config),
         evaluating,
+        next((one for one in monitor if isinstance(one, Stragglers)), None),
     )
 
 

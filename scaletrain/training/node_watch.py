@@ -48,6 +48,7 @@ class NodeWatch:
 
     Attributes:
         has_gpus: Whether there is a driver of GPUs to ask.
+        slow_ranks: Those of the run that hold the others up by how long they compute.
         grace_s: For how long the loop may go on when it was asked to end at once.
     """
 
@@ -71,6 +72,7 @@ class NodeWatch:
         self._complaints: set[str] = set()
         self._node: NodeHealth | None = None
         self.has_gpus = False
+        self.slow_ranks: frozenset[int] = frozenset()
         self.grace_s = _GRACE_S
 
     def start(self) -> None:
@@ -85,6 +87,14 @@ class NodeWatch:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
+
+    def note_slow(self, slow_ranks: frozenset[int]) -> None:
+        """Takes note of which ranks hold the others up; what slows their GPUs down weighs more from the next look on.
+
+        Args:
+            slow_ranks: Of the run, those that are slow to compute.
+        """
+        self.slow_ranks = slow_ranks
 
     @property
     def node(self) -> NodeHealth | None:
@@ -155,7 +165,7 @@ class NodeWatch:
         sampler.close()
 
     def _look(self, sampler: NodeSampler) -> None:
-        node = sampler.sample()
+        node = sampler.sample(self.slow_ranks)
         self._node = node
         try:
             write_node(self._place.run_dir, self._place.attempt, node)

@@ -10,10 +10,11 @@ from scaletrain.monitors import names
 from scaletrain.monitors.jsonl_writer import JsonlWriter
 from scaletrain.monitors.progress import Progress, progress_line
 from scaletrain.monitors.throughput import Throughput
-from scaletrain.monitors.writers import MetricWriter
+from scaletrain.monitors.writers import ImageWriter, MetricWriter
 from scaletrain.protocols import Callback, Run
 from scaletrain.training.evaluating import Evaluating, format_samples
 from scaletrain.training.rollback import RollBack
+from scaletrain.training.stragglers import Stragglers
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Reporting(Callback):
         epochs: Callable[[int], dict[str, float]],
         config_text: str,
         evaluating: Evaluating,
+        stragglers: Stragglers | None = None,
     ) -> None:
         """Holds the writers.
 
@@ -43,6 +45,7 @@ class Reporting(Callback):
             epochs: Gives the passes over each source after so many sequences, as metrics.
             config_text: The resolved configuration.
             evaluating: Gives the samples.
+            stragglers: Gives the picture of all ranks; None where nobody compares them.
         """
         self._every_step = every_step
         self._every_interval = every_interval
@@ -51,6 +54,7 @@ class Reporting(Callback):
         self._epochs = epochs
         self._config_text = config_text
         self._evaluating = evaluating
+        self._stragglers = stragglers
 
     def on_start(self, run: Run) -> None:
         """Writes the configuration as text."""
@@ -67,6 +71,11 @@ class Reporting(Callback):
         if run.state.skipped:
             metrics[names.DATA_SKIPPED_SHARDS] = float(len({(one.source, one.shard) for one in run.state.skipped}))
         step = run.state.step
+        picture = None if self._stragglers is None else self._stragglers.take_picture()
+        if picture is not None:
+            for shower in self._every_interval:
+                if isinstance(shower, ImageWriter):
+                    shower.write_image(names.IMAGE_STRAGGLERS, step, picture)
         for record in self._every_step:
             record.write(step, {**metrics, names.DATA_BATCH_HASH: run.batch_hash})
         if step % self._interval_steps and step not in (1, run.max_steps):

@@ -121,7 +121,7 @@ def train(config: RunConfig, corpora: Corpora, folder: RunDirectory, start: Star
     resumed.record(run, world_size=ranks.world_size, zero_stage=engine.stage, launched_s=own_start_s())
     while True:
         target = WriterTarget(folder.path, attempt, state.step + 1, config.log)
-        reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks)
+        reporting = build_reporting(config, records, target, timing, mixing, evaluating, ranks, monitor)
         run.state, run.callbacks = state, (*monitor, mixing, overfitting, reporting, *stateful[2:], PhaseLimits(engine))
         try:
             open_dataset = partial(training_dataset, config, corpora, task=task)

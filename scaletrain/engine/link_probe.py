@@ -1,0 +1,65 @@
+"""How long a message takes to a neighbour and back: what tells a slow link from a slow rank.
+
+A collective does not tell: in a ring all ranks wait for its slowest link. Nor do the round trip times that the kernel
+keeps for its connections, which count how long a peer takes to acknowledge.
+"""
+
+import time
+
+import torch
+import torch.distributed as dist
+
+_BYTES = 256 * 1024
+"""Large enough to show a link that has lost bandwidth, and 0.4 ms there and back at 10 Gbit/s."""
+_TRIPS = 6
+
+
+def neighbour_stride(world_size: int, local_world_size: int) -> int:
+    """How far apart neighbours are, so that they are on different nodes where there are several.
+
+    Args:
+        world_size: Number of ranks.
+        local_world_size: Ranks of a node.
+
+    Returns:
+        The stride; 1 on a single node, or where nodes have unequal numbers of ranks.
+    """
+    return local_world_size if world_size > local_world_size and world_size % local_world_size == 0 else 1
+
+
+def round_trip_s(rank: int, world_size: int, stride: int) -> float:
+    """Sends messages to the next rank of a ring and back, over the host's network; every rank calls it.
+
+    The fastest trip counts: on a machine that is busy most take longer than the link does. The first is not timed, as
+    it waits until the neighbour has come here.
+
+    Args:
+        rank: Of this process.
+        world_size: Number of ranks, at least 2.
+        stride: Between neighbours, as from ``neighbour_stride``.
+
+    Returns:
+        Seconds to the rank that is ``stride`` further on, and back.
+    """
+    ahead, behind = (rank + stride) % world_size, (rank - stride) % world_size
+    message = torch.zeros(_BYTES, dtype=torch.uint8, device="cpu")
+    fastest_s = float("inf")
+    # Each rank is in two pairs. All pairs of a turn are apart, so that none waits for another one's.
+    for _, asks in sorted(((_turn(rank, world_size, stride), True), (_turn(behind, world_size, stride), False))):
+        for trip in range(_TRIPS):
+            if asks:
+                begin_s = time.perf_counter()
+                dist.send(message, ahead)
+                dist.recv(message, ahead)
+                if trip:
+                    fastest_s = min(fastest_s, time.perf_counter() - begin_s)
+            else:
+                dist.recv(message, behind)
+                dist.send(message, behind)
+    return fastest_s
+
+
+def _turn(rank: int, world_size: int, stride: int) -> int:
+    """When a rank asks the next one: every other one at once, and in an odd ring the last one by itself."""
+    length, place = world_size // stride, rank // stride
+    return 2 if length % 2 and place == length - 1 else place % 2
