@@ -58,6 +58,25 @@ def test_what_ends_a_run_stays_and_what_warns_passes() -> None:
     assert samples[3].signals.get("host.memory.used_share", 0) > 0
 
 
+def test_slowed_clocks_weigh_more_where_the_rank_holds_the_others_up() -> None:
+    looked = sampler([reading(gpu(0), gpu(1, clock_event_reasons=0x40))])
+    assert [one.severity for one in [looked.sample() for _ in range(4)][-1].current] == ["warn"]
+    # Another rank that is slow, and one that is slow for another reason, are none of this GPU's business.
+    assert [one.severity for one in looked.sample(frozenset({0})).current] == ["warn"]
+    samples = [looked.sample(frozenset({1})) for _ in range(2)]
+    (drained,) = (one for one in samples[0].current if one.severity == "drain")
+    assert (drained.rule, drained.rank, drained.action) == ("hw_thermal", 1, "inspect")
+    assert "rank 1 holds the others up" in drained.text
+    assert [one.severity for one in samples[1].told] == ["warn", "drain"]  # once
+    ending = ending_of(looked.sample().current, "drain")  # also when it is no straggler any more
+    assert ending is not None and ending.hosts == ("n1",)
+
+
+def test_a_straggler_with_a_warning_of_another_kind_stays() -> None:
+    looked = sampler([reading(gpu(0, temperature_c=95, max_temperature_c=87))])
+    assert {one.severity for _ in range(5) for one in looked.sample(frozenset({0})).current} == {"warn"}
+
+
 def test_a_gpu_is_that_of_the_rank_which_cuda_gives_it_to() -> None:
     node = sampler([reading(gpu(0), gpu(1), gpu(3), xid=79)], first_rank=8, visible="3,1").sample()
     assert {rank: values["uuid"] for rank, values in node.gpus.items()} == {8: "GPU-3", 9: "GPU-1"}

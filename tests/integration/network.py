@@ -1,0 +1,105 @@
+"""A network of its own for each rank: namespaces joined by a bridge, in which a link can be made slow."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.integration.delayed_link import INTERFACE, PORT
+
+ROOT = Path(__file__).parents[2]
+_LONGEST_S = 600
+_HOLD = f"import time; print('there', flush=True); time.sleep({_LONGEST_S})"
+
+
+class Network:
+    """Namespaces, kept by a process each, and gone with it.
+
+    Attributes:
+        hub: The process in the namespace of the bridge.
+        ranks: The process in the namespace of each rank.
+    """
+
+    def __init__(self, hub: int, ranks: list[int]) -> None:
+        self.hub, self.ranks = hub, ranks
+        run_in(self.hub, "ip link add bridge0 type bridge")
+        run_in(self.hub, "ip link set bridge0 up")
+
+    def address(self, rank: int) -> str:
+        """Of a rank."""
+        return f"10.77.0.{rank + 1}"
+
+    def namespace(self, rank: int) -> str:
+        """The file by which a process enters the network of a rank."""
+        return _namespace(self.ranks[rank])
+
+    def connect(self, rank: int) -> None:
+        """Joins a rank to the bridge by a link that is quick."""
+        port = PORT.format(rank=rank)
+        run_in(self.hub, f"ip link add {port} type veth peer name {INTERFACE} netns {self.ranks[rank]}")
+        self.plug_in(rank)
+
+    def plug_in(self, rank: int) -> None:
+        """Puts the two ends of a rank's link into use."""
+        port = PORT.format(rank=rank)
+        run_in(self.hub, f"ip link set {port} master bridge0 up")
+        run_in(self.ranks[rank], f"ip address add {self.address(rank)}/24 dev {INTERFACE}")
+        run_in(self.ranks[rank], f"ip link set {INTERFACE} up")
+        run_in(self.ranks[rank], "ip link set lo up")
+
+    def limit(self, rank: int, rate: str) -> None:
+        """Limits what a rank sends to a rate, such as 20mbit."""
+        run_in(self.ranks[rank], f"tc qdisc add dev {INTERFACE} root tbf rate {rate} burst 16kb latency 200ms")
+
+
+def lacking() -> str:
+    """What a machine lacks for it; empty where it has all."""
+    if os.geteuid() != 0:
+        return "namespaces of networks need root"
+    missing = [name for name in ("unshare", "nsenter", "ip", "tc") if shutil.which(name) is None]
+    missing += [] if Path("/dev/net/tun").exists() else ["/dev/net/tun"]
+    return f"there is no {', '.join(missing)}" if missing else ""
+
+
+@contextmanager
+def networked(world_size: int, delays_ms: Mapping[int, float]) -> Iterator[Network]:
+    """Makes the networks of some ranks, and takes them down.
+
+    Args:
+        world_size: Number of ranks.
+        delays_ms: By rank, for how long its link holds what it carries, each way, in milliseconds.
+    """
+    with ExitStack() as stack:
+
+        def start(*command: object) -> int:
+            process = stack.enter_context(
+                subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None and process.stdout.readline()
+            return process.pid
+
+        hub, *ranks = (start("unshare", "--net", sys.executable, "-c", _HOLD) for _ in range(world_size + 1))
+        network = Network(hub, ranks)
+        for rank in range(world_size):
+            if rank in delays_ms:
+                link = (_namespace(hub), _namespace(ranks[rank]), rank, delays_ms[rank])
+                start(sys.executable, "-m", "tests.integration.delayed_link", *link)
+                network.plug_in(rank)
+            else:
+                network.connect(rank)
+        yield network
+
+
+def run_in(namespace_of: int, command: str) -> None:
+    """Runs a command in the namespace of a process."""
+    inside = ["nsenter", f"--net={_namespace(namespace_of)}", *command.split()]
+    done = subprocess.run(inside, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def _namespace(pid: int) -> str:
+    return f"/proc/{pid}/ns/net"

@@ -1,0 +1,54 @@
+"""train.py, of which some ranks are slow: ``SLOWED`` is JSON with ``slow``, by rank what slows it, and ``namespaces``.
+
+``compute``: it does a tenth more work in each step. ``data``: its workers wait for each micro batch. The namespaces are
+those of the ranks' networks; there may be none.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+
+from scaletrain import train
+from scaletrain.data.dataset import SequenceDataset
+from scaletrain.data.rows import MicroBatch
+from scaletrain.tasks.causal_lm import CausalLM
+from tests.integration.delayed_link import enter_network
+
+_EXTRA_ROWS = 0.3
+"""Of a forward pass, which is a third of a step's work."""
+_FETCH_S = 1.0
+
+
+def slow_down(kind: str) -> None:
+    """Makes this process slow."""
+    if kind == "compute":
+        forward = CausalLM.forward
+
+        def forward_and_more(module: CausalLM, **inputs: Any) -> Any:
+            if module.training:
+                some = {name: tensor[: max(1, round(_EXTRA_ROWS * len(tensor)))] for name, tensor in inputs.items()}
+                with torch.no_grad():
+                    forward(module, **some)
+            return forward(module, **inputs)
+
+        CausalLM.forward = forward_and_more  # type: ignore[method-assign]
+    if kind == "data":
+        fetch = SequenceDataset.micro_batch
+
+        def fetch_slowly(dataset: SequenceDataset, *arguments: Any) -> MicroBatch:
+            time.sleep(_FETCH_S)
+            return fetch(dataset, *arguments)
+
+        SequenceDataset.micro_batch = fetch_slowly  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    slowed, rank = json.loads(os.environ["SLOWED"]), int(os.environ["RANK"])
+    if slowed["namespaces"]:
+        enter_network(slowed["namespaces"][rank])
+    slow_down(slowed["slow"].get(str(rank), ""))
+    sys.exit(train.main(sys.argv[1:]))
