@@ -11,7 +11,10 @@ from scaletrain.errors import ConfigError, ScaletrainError
 
 
 def run_tool(
-    name: str, parse: Callable[..., Any] | Mapping[str, Callable[..., Any]], run: Callable[[Any], int | None]
+    name: str,
+    parse: Callable[..., Any] | Mapping[str, Callable[..., Any]],
+    run: Callable[[Any], int | None],
+    mistake: int = 2,
 ) -> int:
     """Runs a tool.
 
@@ -20,9 +23,10 @@ def run_tool(
         parse: Takes keywords as they were typed, and returns the request, a dataclass. Of a tool with verbs, one for
             each of them by its name.
         run: Does what the request asks for, and returns an exit code, or None for 0.
+        mistake: The exit code for a mistake of the user's.
 
     Returns:
-        The exit code: 2 for a mistake of the user's, 130 for Ctrl-C, and where nobody reads the output any more.
+        The exit code: that for a mistake, 130 for Ctrl-C, and where nobody reads the output any more.
     """
     try:
         request = fire.Fire(parse, name=name, serialize=lambda _: None)
@@ -31,6 +35,8 @@ def run_tool(
         return run(request) or 0
     except ScaletrainError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return mistake
+    except fire.core.FireExit as ended:
+        return mistake if ended.code else 0
     except (KeyboardInterrupt, BrokenPipeError):
         return 130

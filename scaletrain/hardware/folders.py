@@ -23,18 +23,19 @@ _TOKEN_S = 2.0
 """A shared file system may show another node's file a moment later."""
 
 
-def check_folders(shared_dir: Path, token: str, min_free_gib: float) -> list[Finding]:
+def check_folders(shared_dir: Path | None, token: str, min_free_gib: float) -> list[Finding]:
     """Looks at the folders.
 
     Args:
-        shared_dir: Folder on the shared file system.
+        shared_dir: Folder on the shared file system; None where none is looked at.
         token: What stands in its file ``token``.
         min_free_gib: Free space wanted in the folder for temporary files.
 
     Returns:
         A finding for each folder.
     """
-    return [_check_temporary(min_free_gib), _check_shm(), _check_shared(shared_dir, token)]
+    shared = [] if shared_dir is None else [_check_shared(shared_dir, token)]
+    return [_check_temporary(min_free_gib), _check_shm(), *shared]
 
 
 def _check_temporary(wanted_gib: float) -> Finding:
@@ -90,4 +91,5 @@ def _token_problem(folder: Path, token: str) -> str:
 
 if __name__ == "__main__":
     shared_dir, token, min_free_gib = sys.argv[1:]
-    print(json.dumps([asdict(one) for one in check_folders(Path(shared_dir), token, float(min_free_gib))]))
+    found = check_folders(Path(shared_dir) if shared_dir else None, token, float(min_free_gib))
+    print(json.dumps([asdict(one) for one in found]))

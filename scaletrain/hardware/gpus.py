@@ -1,71 +1,94 @@
-"""What NVIDIA's driver says of the health of a node's GPUs, before a job begins.
+"""What NVIDIA's driver says of the health of a node's GPUs, by the rules by which a running job judges its own."""
 
-``python -m scaletrain.hardware.gpus COUNT [RULES]`` prints the findings as JSON: a process of its own, since a call
-into a sick driver may never return. The rules are those by which a running job judges its GPUs.
-"""
-
-import json
-import os
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 
-from scaletrain.errors import ConfigError
-from scaletrain.hardware.bounded import announce
 from scaletrain.hardware.findings import Finding, Status
 from scaletrain.hardware.judging import HealthFinding, Judge
-from scaletrain.hardware.nvml import NvmlReader
+from scaletrain.hardware.prober import Prober
 from scaletrain.hardware.readings import GpuReading, Reading
-from scaletrain.hardware.rules import Rule, Severity, load_rules
+from scaletrain.hardware.rules import Rule, Severity
 from scaletrain.hardware.signals import SIGNALS
 from scaletrain.hardware.visible import only_visible
 
 SETTLE_S = 60.0  # longest: a rule may want to see a fault several times, or for a while
+_ANSWER_S = 15.0  # as long as Prober calls plenty for a sound driver
 _PAUSE_S = 1.0
-_STATUS: Mapping[Severity, Status] = {"info": "ok", "warn": "warn", "drain": "fail", "abort": "fail"}
+STATUS_OF: Mapping[Severity, Status] = {"info": "ok", "warn": "warn", "drain": "fail", "abort": "fail"}
 # What every GPU of a data center tells; where it does not, the check is blind.
 _EXPECTED_SIGNALS = ("ecc_uncorrected", "row_remap_pending")
 
 
-def check_gpus(expected: int, rules: Mapping[str, Rule], environ: Mapping[str, str]) -> list[Finding]:
+def check_gpus(
+    prober: Prober,
+    rules: Mapping[str, Rule],
+    environ: Mapping[str, str],
+    expected: int | None,
+    until_s: float,
+    settle_s: float = SETTLE_S,
+) -> tuple[list[Finding], Reading]:
     """Asks each GPU of the job, again while a rule is about to be broken.
 
     Args:
-        expected: GPUs that the job counts on.
+        prober: Asks the driver.
         rules: By which they are judged.
         environ: Says which GPUs the job may use.
+        expected: GPUs that the job counts on; None where nobody counts on a number.
+        until_s: When it has to be over, in the seconds of ``time.monotonic``.
+        settle_s: How long GPUs that answer are asked again; a driver that does not is asked until the end.
 
     Returns:
-        The findings; what a device does not support is unknown.
+        The findings, and what was read last. What a device does not support is unknown.
     """
-    reader = NvmlReader(lambda doing, gpu: announce(f"asks for {doing}" + ("" if gpu is None else f" of GPU {gpu}")))
     judge = Judge(rules, "start", expected)
-    deadline_s = time.monotonic() + SETTLE_S
+    settled_s = time.monotonic() + settle_s
     while True:
-        reading = only_visible(reader.read(), environ)
+        reading = only_visible(prober.read(max(0.1, min(_ANSWER_S, until_s - time.monotonic()))), environ)
         if reading.driver == "absent":
-            return [Finding("nvml", "unknown", f"not available: {reading.detail}")]
-        judge.judge(reading, time.monotonic())
-        if not judge.is_undecided or time.monotonic() > deadline_s:
+            return [Finding("nvml", "unknown", f"not available: {reading.detail}")], reading
+        now_s = time.monotonic()
+        judge.judge(reading, now_s)
+        is_decided = not judge.undecided and reading.driver != "unasked"
+        if is_decided or now_s + _PAUSE_S > (settled_s if reading.driver == "ok" else until_s):
             break
         time.sleep(_PAUSE_S)
-    reader.close()
     found = judge.active
     findings = [_finding(one) for one in found]
+    if reading.driver != "ok":
+        return [*findings, *([] if is_driver_broken(findings) else [_unanswered(reading)])], reading
     if not any(one.gpu_index is None for one in found):
-        findings.insert(0, Finding("gpus", "ok", f"{len(reading.gpus)} of {expected}"))
+        count = f"{len(reading.gpus)} of {expected}" if expected is not None else f"{len(reading.gpus)}"
+        findings.insert(0, Finding("gpus", "ok", count))
+    undecided = [(rules[name], index) for name, index in judge.undecided]
+    for rule, index in undecided:
+        words = f"{rule.title}, but not long or often enough to be sure (rule {rule.name}: {rule.condition()})"
+        findings.append(Finding(_check(rule.name, index), "warn", f"{words}; {rule.remedy}"))
     for gpu in reading.gpus:
-        if not any(one.gpu_index == gpu.index for one in found):
+        broken = [*(one.gpu_index for one in found), *(index for _, index in undecided)]
+        if gpu.index not in broken:
             findings.append(Finding(f"gpu {gpu.index}", "ok", f"{gpu.name}: no rule is broken"))
         findings += _untold(gpu, reading)
-    return findings
+    return findings, reading
+
+
+def is_driver_broken(findings: list[Finding]) -> bool:
+    """Whether the driver cannot be asked for more, by what ``check_gpus`` found."""
+    return any(one.check in ("nvml", "driver_silent", "driver_failing") and one.status == "fail" for one in findings)
+
+
+def _check(rule: str, index: int | None) -> str:
+    return rule if index is None else f"gpu {index} {rule}"
 
 
 def _finding(found: HealthFinding) -> Finding:
-    check = found.rule if found.gpu_index is None else f"gpu {found.gpu_index} {found.rule}"
-    return Finding(check, _STATUS[found.severity], found.text)
+    return Finding(_check(found.rule, found.gpu_index), STATUS_OF[found.severity], found.text)
+
+
+def _unanswered(reading: Reading) -> Finding:
+    """Of a driver that the time was too short for, before any rule was broken."""
+    if reading.driver == "unasked":
+        return Finding("nvml", "unknown", f"{reading.detail}; the machine may be overloaded")
+    return Finding("nvml", "fail", f"{reading.detail}; reboot the node")
 
 
 def _untold(gpu: GpuReading, reading: Reading) -> list[Finding]:
@@ -75,12 +98,3 @@ def _untold(gpu: GpuReading, reading: Reading) -> list[Finding]:
         return []
     why = "not supported by this GPU or driver, or not allowed"
     return [Finding(f"gpu {gpu.index} not told", "unknown", f"{', '.join(names)}: {why}")]
-
-
-if __name__ == "__main__":
-    try:
-        in_force = load_rules(Path(sys.argv[2]) if len(sys.argv) > 2 else None)
-        told = check_gpus(int(sys.argv[1]), in_force, os.environ)
-    except ConfigError as error:
-        told = [Finding("health rules", "fail", str(error))]
-    print(json.dumps([asdict(finding) for finding in told]))

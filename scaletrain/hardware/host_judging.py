@@ -31,6 +31,11 @@ class HostJudge:
         """All findings that still hold, the gravest first."""
         return _gravest_first(list(self._active.values()))
 
+    @property
+    def undecided(self) -> list[tuple[str, str]]:
+        """Rules that the last poll broke, but not often enough yet to be told, each with its signal."""
+        return [key for key, watch in self._watches.items() if watch.is_pending]
+
     def judges(self, name: str) -> bool:
         """Whether any rule is about a signal."""
         return any(fnmatchcase(name, rule.signal) for rule in self._rules)

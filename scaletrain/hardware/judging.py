@@ -98,9 +98,10 @@ class Judge:
         return sorted(self._active.values(), key=lambda one: -SEVERITIES.index(one.severity))
 
     @property
-    def is_undecided(self) -> bool:
-        """Whether a rule was broken by the last poll, but not often enough yet to be told."""
-        return any(watch.is_pending for watch in self._watches.values())
+    def undecided(self) -> list[tuple[str, int | None]]:
+        """Rules that the last poll broke, but not often enough yet to be told, each with the number of the GPU."""
+        pending = [key for key, watch in self._watches.items() if watch.is_pending]
+        return [(rule, self._known[key].index if key in self._known else None) for rule, key in pending]
 
     def judge(self, reading: Reading, now_s: float) -> list[HealthFinding]:
         """Judges one more reading.

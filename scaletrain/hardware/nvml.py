@@ -83,11 +83,8 @@ class NvmlReader:
         devices = [device for device in devices if device.is_allowed]
         gpus = tuple(self._read_gpu(device) for device in devices)
         self._announce("XID events", None)
-        version = None
-        with contextlib.suppress(pynvml.NVMLError):
-            version = str(pynvml.nvmlSystemGetDriverVersion())
         xids = self._read_events(devices, gpus)
-        return Reading("ok", "", None, version, uptime_s(), gpus, xids, self._hears_xids)
+        return Reading("ok", "", None, *_versions(), uptime_s(), gpus, xids, self._hears_xids)
 
     def close(self) -> None:
         """Lets go of the driver; the next reading begins anew."""
@@ -223,6 +220,17 @@ class _Device:
             self.state = "reset_required"
         if self.state != "ok" and not self.detail:
             self.detail = str(error)
+
+
+def _versions() -> tuple[str | None, str | None]:
+    """Of the driver, and of the CUDA that it supports."""
+    driver = cuda = None
+    with contextlib.suppress(pynvml.NVMLError):
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+    with contextlib.suppress(pynvml.NVMLError):
+        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        cuda = f"{number // 1000}.{number % 1000 // 10}"
+    return driver, cuda
 
 
 def _identity(device: _Device) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Highest arithmetic rates of GPUs, which model FLOP utilization is a share of."""
+"""Highest rates of GPUs: of arithmetic, which model FLOP utilization is a share of, and of moving data."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_TERA = 1e12
+_TERA, _GIGA = 1e12, 1e9
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def peak_flops_per_s(device_name: str, precision: Precision) -> float | None:
         FLOP/s of one GPU. None for a device that is not in the table, such as a CPU, and for bf16 on a GPU without
         it: the rate has to be measured there.
     """
-    words = frozenset(re.split(r"[^A-Z0-9]+", device_name.upper()))
+    words = _words(device_name)
     if words & _OTHER_PRODUCTS:
         return None
     for peak in _PEAKS:
@@ -89,3 +91,88 @@ def peak_flops_per_s(device_name: str, precision: Precision) -> float | None:
             rate: float | None = getattr(peak, precision)
             return None if rate is None else rate * _TERA
     return None
+
+
+def _words(device_name: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^A-Z0-9]+", device_name.upper()))
+
+
+# Bytes per second of the device memory, in GB/s; where names overlap the longer one stands first.
+# Source: as above. Where a maker gives two figures for a product the lower one stands here.
+_MEMORY_GB_PER_S: tuple[tuple[frozenset[str], float], ...] = tuple(
+    (frozenset(words.split()), rate)
+    for words, rate in (
+        ("GB300", 8000.0),
+        ("B300", 8000.0),
+        ("GB200", 8000.0),
+        ("B200", 7700.0),
+        ("GH200", 4000.0),
+        ("H200", 4800.0),
+        ("H100 NVL", 3900.0),
+        ("H100 PCIE", 2000.0),
+        ("H100", 3350.0),
+        ("H20", 4000.0),
+        ("A100 PCIE 80GB", 1935.0),
+        ("A100 80GB", 2039.0),
+        ("A100", 1555.0),
+        ("A30", 933.0),
+        ("A40", 696.0),
+        ("A10", 600.0),
+        ("A10G", 600.0),
+        ("L40S", 864.0),
+        ("L40", 864.0),
+        ("L4", 300.0),
+        ("V100S PCIE", 1134.0),
+        ("V100", 900.0),
+        ("T4", 320.0),
+        ("RTX 5090", 1792.0),
+        ("RTX 4090", 1008.0),
+        ("RTX 3090", 936.0),
+        ("RTX 6000 ADA", 960.0),
+        ("RTX A6000", 768.0),
+        ("MI300X", 5300.0),
+    )
+)
+# Transfers of a lane in 10^9 per second, and the share of the bits that is data, by generation.
+# Source: PCI-SIG, PCI Express Base Specification: 8b/10b, from the third on 128b/130b, in the sixth 242 bytes of 256.
+_PCIE: Mapping[int, tuple[float, float]] = MappingProxyType(
+    {
+        1: (2.5, 8 / 10),
+        2: (5.0, 8 / 10),
+        3: (8.0, 128 / 130),
+        4: (16.0, 128 / 130),
+        5: (32.0, 128 / 130),
+        6: (64.0, 242 / 256),
+    }
+)
+
+
+def peak_memory_bytes_per_s(device_name: str) -> float | None:
+    """Looks up how fast a GPU's memory is.
+
+    Args:
+        device_name: As for ``peak_flops_per_s``.
+
+    Returns:
+        Bytes per second, read and written together; None for a device that is not in the table.
+    """
+    words = _words(device_name)
+    if words & _OTHER_PRODUCTS:
+        return None
+    return next((rate * _GIGA for known, rate in _MEMORY_GB_PER_S if known <= words), None)
+
+
+def pcie_bytes_per_s(generation: int, lanes: int) -> float | None:
+    """What a PCIe link carries in one direction, packets' heads included.
+
+    Args:
+        generation: 1 to 6.
+        lanes: Its width.
+
+    Returns:
+        Bytes per second; None for a generation that is not known.
+    """
+    if generation not in _PCIE:
+        return None
+    transfers, share = _PCIE[generation]
+    return transfers * share * lanes / 8 * _GIGA

@@ -199,6 +199,7 @@ class Reading:
         detail: Its words where it does not; where it is silent, what it was asked.
         asked_gpu: Index of the GPU that it was asked about when it fell silent.
         version: Of the driver.
+        cuda_version: The highest version of CUDA that the driver supports, such as "12.8".
         uptime_s: Since the machine was booted.
         gpus: All GPUs that it lists.
         xids: What it told of since the reading before.
@@ -210,6 +211,7 @@ class Reading:
     detail: str = ""
     asked_gpu: int | None = None
     version: str | None = None
+    cuda_version: str | None = None
     uptime_s: float | None = None
     gpus: tuple[GpuReading, ...] = ()
     xids: tuple[XidEvent, ...] = ()

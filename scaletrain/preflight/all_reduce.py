@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scaletrain.preflight.exchange import OUT_OF_TIME
+from scaletrain.preflight.exchange import OUT_OF_TIME, ranks_of_node
 
 _LEAVE_S = 2.0
 _NUMBERS = 1024
@@ -35,7 +35,7 @@ def run_rank(task: Mapping[str, Any]) -> int:
     ending.daemon = True
     ending.start()
     gpus, local = int(task["gpus"]), int(task["local"])
-    on_node = max(1, gpus)
+    on_node = ranks_of_node(task)
     rank, world_size = int(task["node_rank"]) * on_node + local, int(task["nodes"]) * on_node
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
     if gpus:

@@ -1,9 +1,11 @@
 """Whether torch can be imported on a node, sees its devices, and they multiply without an error.
 
-``python -m scaletrain.preflight.burn GPUS`` prints findings as JSON.
+``python -m scaletrain.preflight.burn GPUS [SECONDS]`` prints findings as JSON; with SECONDS the devices also show that
+they always calculate the same bits, see ``checksum.py``.
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -12,6 +14,7 @@ import torch
 
 from scaletrain.hardware.bounded import announce
 from scaletrain.hardware.findings import Finding
+from scaletrain.preflight.checksum import compare_checksums
 
 _SIZE = 1024
 _SECONDS = 1.0
@@ -62,6 +65,15 @@ def _multiply(name: str, device: torch.device) -> Finding:
     return Finding(check, "ok", f"{products} products without an error, {rate:.2g} TFLOP/s in fp32")
 
 
-if __name__ == "__main__":
+def main(gpus: int, seconds: float) -> None:
+    """Prints what is found; checksums are left out where a device is wrong already, and for no seconds."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver numbers them
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    print(json.dumps([asdict(one) for one in burn(int(sys.argv[1]))]))
+    findings = burn(gpus)
+    if seconds and all(one.status == "ok" for one in findings):
+        findings += compare_checksums(gpus, seconds)
+    print(json.dumps([asdict(one) for one in findings]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)

@@ -30,8 +30,9 @@ def run_node(task: Mapping[str, Any]) -> int:
     ``correct``; it is written where all ranks of this node have told theirs. The slowest rank counts.
 
     Args:
-        task: ``node_rank``, ``nodes``, ``gpus`` of each (0: one process on the CPU), ``master_addr``, ``master_port``,
-            ``mib`` to reduce, ``repeats``, ``limit_s``, and ``result``, the file for this node's JSON.
+        task: ``node_rank``, ``nodes``, ``gpus`` of each (0: processes on the CPU, as many as ``ranks`` says, else one),
+            ``master_addr``, ``master_port``, ``mib`` to reduce, ``repeats``, ``limit_s``, and ``result``, the file for
+            this node's JSON.
 
     Returns:
         0, or another number where the all-reduce failed (1 for wrong sums) or took too long (3).
@@ -39,7 +40,7 @@ def run_node(task: Mapping[str, Any]) -> int:
     until_s = time.monotonic() + float(task["limit_s"])
     ranks: list[_Rank] = []
     try:
-        ranks += [_Rank(task, local) for local in range(max(1, int(task["gpus"])))]
+        ranks += [_Rank(task, local) for local in range(ranks_of_node(task))]
         code = _wait(ranks, until_s)
     finally:
         for rank in ranks:
@@ -49,6 +50,11 @@ def run_node(task: Mapping[str, Any]) -> int:
     if len(known) == len(told):
         _write_result(Path(task["result"]), int(task["node_rank"]), known)
     return code
+
+
+def ranks_of_node(task: Mapping[str, Any]) -> int:
+    """Processes of each node, by the task of ``run_node``."""
+    return int(task["gpus"]) or int(task.get("ranks", 1))
 
 
 class _Rank:

@@ -4,6 +4,8 @@
  *
  *   gpus=8                  how many there are
  *   init=9                  what nvmlInit returns
+ *   driver=570.86           version of the driver
+ *   cuda=12080              version of CUDA that it supports, here 12.8
  *   nvmlDeviceGetCount_v2=9 what that call returns
  *   3.temperature=91        a value of GPU 3; *.temperature=91 of all that have none of their own
  *   3.link5.crc=7           a value of one of its links
@@ -122,7 +124,16 @@ const char *nvmlErrorString(int code) {
     snprintf(text, sizeof text, "error %d of the fake driver", code);
     return text;
 }
-int nvmlSystemGetDriverVersion(char *out, unsigned size) { snprintf(out, size, "575.51.03"); return SUCCESS; }
+int nvmlSystemGetDriverVersion(char *out, unsigned size) {
+    if (!find("driver", out, (int)size)) snprintf(out, size, "575.51.03");
+    return SUCCESS;
+}
+int nvmlSystemGetCudaDriverVersion_v2(int *out) {
+    count_t version = 12090;
+    number("cuda", &version);
+    *out = (int)version;
+    return SUCCESS;
+}
 int nvmlDeviceGetCount_v2(unsigned *out) {
     count_t gpus = 1, code = SUCCESS;
     hang(-1, "nvmlDeviceGetCount_v2");

@@ -1,35 +1,54 @@
-"""The check of a node's GPUs as a process, against a driver that was made for the test."""
+"""The check of a node's GPUs before a job, against a driver that was made for the test."""
 
-import json
-import os
-import subprocess
-import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scaletrain.hardware.bounded import BoundedCheck
 from scaletrain.hardware.findings import Finding
+from scaletrain.hardware.gpus import check_gpus
+from scaletrain.hardware.prober import Prober
+from scaletrain.hardware.readings import Reading
+from scaletrain.hardware.rules import load_rules
 from tests.fake_nvml import FakeDriver
 
-HUNG = "asks for remapped rows and retired pages of GPU 1\n"
+LONG_S = 100.0
 
 
-def ask(fake: FakeDriver, expected: int = 2, *arguments: str, **environment: str) -> dict[str, Finding]:
-    command = [sys.executable, "-m", "scaletrain.hardware.gpus", str(expected), *arguments]
-    variables = os.environ | fake.environment | environment
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return {one["check"]: Finding(**one) for one in json.loads(done.stdout)}
+@pytest.fixture
+def prober(tmp_path: Path) -> Iterator[Prober]:
+    prober = Prober(tmp_path / "no kernel log", pause_s=0.0)
+    yield prober
+    prober.close()
 
 
-def test_healthy_gpus_pass(tmp_path: Path) -> None:
-    found = ask(FakeDriver(tmp_path, gpus=2))
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    fake = FakeDriver(tmp_path, gpus=2)
+    fake.install(monkeypatch)
+    return fake
+
+
+def ask(
+    prober: Prober,
+    expected: int | None = 2,
+    rules: Path | None = None,
+    limit_s: float = LONG_S,
+    settle_s: float = LONG_S,
+    **environ: str,
+) -> dict[str, Finding]:
+    found, _ = check_gpus(prober, load_rules(rules), environ, expected, time.monotonic() + limit_s, settle_s)
+    return {one.check: one for one in found}
+
+
+def test_healthy_gpus_pass(prober: Prober, fake: FakeDriver) -> None:
+    found = ask(prober)
     assert {name: one.status for name, one in found.items()} == {"gpus": "ok", "gpu 0": "ok", "gpu 1": "ok"}
 
 
-def test_each_fault_is_named_and_the_sound_gpu_stays_sound(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=7)
+def test_each_fault_is_named_and_the_sound_gpu_stays_sound(prober: Prober, fake: FakeDriver) -> None:
+    fake.set("gpus", 7)
     fake.set("0.lost", 1)
     fake.set("1.rows_pending", 1)
     fake.set("2.volatile_uncorrected", 3)
@@ -39,7 +58,7 @@ def test_each_fault_is_named_and_the_sound_gpu_stays_sound(tmp_path: Path) -> No
     fake.set("6.mig", 1)
     for call in ("GetRemappedRows", "GetUtilizationRates", "GetComputeRunningProcesses_v3", "GetFieldValues"):
         fake.set(f"6.nvmlDevice{call}", 3)
-    found = ask(fake, 8)
+    found = ask(prober, 8)
     assert {name: one.status for name, one in found.items()} == {
         "gpus_short": "fail",
         "gpu 0 gpu_lost": "fail",
@@ -56,74 +75,80 @@ def test_each_fault_is_named_and_the_sound_gpu_stays_sound(tmp_path: Path) -> No
     assert "ecc_uncorrected" in found["gpu 3 not told"].detail
 
 
-def test_a_fault_that_passes_is_none(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=2)
+def test_nobody_needs_to_count_on_a_number(prober: Prober, fake: FakeDriver) -> None:
+    assert ask(prober, None)["gpus"] == Finding("gpus", "ok", "2")
+
+
+class Healing(Prober):
+    """Has the fault pass once it was seen."""
+
+    def __init__(self, fake: FakeDriver) -> None:
+        super().__init__()
+        self._fake = fake
+
+    def read(self, timeout_s: float) -> Reading:
+        reading = super().read(timeout_s)
+        self._fake.heal()
+        return reading
+
+
+def test_a_fault_that_passes_is_none(fake: FakeDriver) -> None:
     fake.set("0.pcie_width", 8)
-    environment = os.environ | fake.environment
-    command = [sys.executable, "-m", "scaletrain.hardware.gpus", "2"]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stderr is not None
-        for line in running.stderr:  # the first reading is over when the driver is asked for events
-            if "XID" in line:
-                fake.heal()
-                break
-        printed, _ = running.communicate(timeout=60)
-    assert {one["check"]: one["status"] for one in json.loads(printed)} == {"gpus": "ok", "gpu 0": "ok", "gpu 1": "ok"}
+    prober = Healing(fake)
+    found = ask(prober)
+    prober.close()
+    assert {name: one.status for name, one in found.items()} == {"gpus": "ok", "gpu 0": "ok", "gpu 1": "ok"}
 
 
-def test_gpus_of_other_jobs_are_not_judged(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=4)
+def test_what_is_not_sure_when_the_time_is_over_is_a_warning(prober: Prober, fake: FakeDriver) -> None:
+    """A process that was ended may take a while to give its memory back: 50 s, by the rule."""
+    fake.set("1.processes", 1)
+    found = ask(prober, settle_s=0.0)
+    assert {name: one.status for name, one in found.items()} == {
+        "gpus": "ok",
+        "gpu 0": "ok",
+        "gpu 1 leftover_processes": "warn",
+    }
+    assert "not long or often enough" in found["gpu 1 leftover_processes"].detail
+
+
+def test_gpus_of_other_jobs_are_not_judged(prober: Prober, fake: FakeDriver) -> None:
+    fake.set("gpus", 4)
     fake.set("0.lost", 1)
-    assert ask(fake, 2, CUDA_VISIBLE_DEVICES="2,3").keys() == {"gpus", "gpu 2", "gpu 3"}
+    assert ask(prober, CUDA_VISIBLE_DEVICES="2,3").keys() == {"gpus", "gpu 2", "gpu 3"}
     uuid = "GPU-00000000-0000-0000-0000-000000000001"
-    assert ask(fake, 1, CUDA_VISIBLE_DEVICES=uuid).keys() == {"gpus", "gpu 1"}
+    assert ask(prober, 1, CUDA_VISIBLE_DEVICES=uuid).keys() == {"gpus", "gpu 1"}
 
 
-def test_a_users_rules_are_heeded(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=2)
+def test_a_users_rules_are_heeded(prober: Prober, fake: FakeDriver, tmp_path: Path) -> None:
     fake.set("0.rows_pending", 1)
     (tmp_path / "rules.yaml").write_text("row_remap_pending: {severity: warn}\n")
-    assert ask(fake, 2, str(tmp_path / "rules.yaml"))["gpu 0 row_remap_pending"].status == "warn"
-    (tmp_path / "rules.yaml").write_text("row_remap_pending: {severity: mild}\n")
-    refused = ask(fake, 2, str(tmp_path / "rules.yaml"))
-    assert "row_remap_pending.severity = mild" in refused["health rules"].detail
+    assert ask(prober, rules=tmp_path / "rules.yaml")["gpu 0 row_remap_pending"].status == "warn"
 
 
-def test_a_driver_that_is_not_loaded_fails(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=2)
+def test_a_driver_that_is_not_loaded_fails(prober: Prober, fake: FakeDriver) -> None:
     fake.set("init", 9)
-    assert "reboot" in ask(fake)["driver_failing"].detail
+    assert "reboot" in ask(prober)["driver_failing"].detail
 
 
-def test_a_machine_without_a_driver_is_unknown(tmp_path: Path) -> None:
+def test_a_machine_without_a_driver_is_unknown(prober: Prober, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("hides that of a machine which has one")
-    found = ask(FakeDriver(tmp_path), 2, LD_LIBRARY_PATH=str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = ask(prober)
     assert (found["nvml"].status, "not available" in found["nvml"].detail) == ("unknown", True)
 
 
-def test_a_call_that_never_returns_is_told_before(tmp_path: Path) -> None:
-    fake = FakeDriver(tmp_path, gpus=2)
+def test_a_call_that_never_returns_is_a_finding_when_the_time_is_over(prober: Prober, fake: FakeDriver) -> None:
+    ask(prober)  # the process that asks is there already: a busy machine takes long to start it
     fake.set("1.hang", "nvmlDeviceGetRemappedRows")
-    command = [sys.executable, "-m", "scaletrain.hardware.gpus", "2"]
-    environment = os.environ | fake.environment
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if line == HUNG:
-                break
-        with pytest.raises(subprocess.TimeoutExpired):
-            running.wait(0.5)
-        running.kill()
+    (found,) = ask(prober, limit_s=1.0).values()
+    assert (found.check, found.status) == ("nvml", "fail")
+    assert "when asked for remapped rows and retired pages of GPU 1; reboot the node" in found.detail
 
 
 @pytest.mark.thorough
-def test_a_call_that_never_returns_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeDriver(tmp_path, gpus=2)
+def test_a_call_that_never_returns_breaks_a_rule(prober: Prober, fake: FakeDriver) -> None:
     fake.set("1.hang", "nvmlDeviceGetRemappedRows")
-    fake.install(monkeypatch)
-    check = BoundedCheck("nvml", ["scaletrain.hardware.gpus", "2"], 60, "reboot the node")
-    assert check.findings() == [Finding("nvml", "fail", f"no answer within 60 s ({HUNG.strip()}); reboot the node")]
+    (found,) = ask(prober).values()
+    assert (found.check, found.status) == ("driver_silent", "fail")
+    assert "remapped rows and retired pages of GPU 1" in found.detail

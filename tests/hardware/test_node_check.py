@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from scaletrain.hardware.node_check import Expectation, check_node, main
+from scaletrain.hardware.checklist import check_for_job
+from scaletrain.hardware.expectation import Expectation
+from scaletrain.hardware.node_check import main
 
 TOKEN = "the token of this start"
 
@@ -49,7 +51,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], check: 
     (tmp_path / "token").write_text(TOKEN)
     # Too short a time for the arithmetic, which takes seconds, and fails with it.
     expected: dict[str, Any] = {"gpus": 0, "shared_dir": str(tmp_path), "token": TOKEN, "limit_s": 0.01} | changes
-    failed = [one for one in check_node(Expectation(**expected)) if one.status == "fail"]
+    failed = [one for one in check_for_job(Expectation(**expected)) if one.status == "fail"]
     assert [one.check for one in failed] == [check, "arithmetic"], failed
     assert failed[1].detail.startswith("no answer within 0.01 s")
 
@@ -57,7 +59,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], check: 
 @pytest.mark.thorough
 def test_gpus_that_are_not_there_are_missed(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    findings = check_node(Expectation(gpus=2, shared_dir=str(tmp_path), token=TOKEN, limit_s=60))
+    findings = check_for_job(Expectation(gpus=2, shared_dir=str(tmp_path), token=TOKEN, limit_s=60))
     (torch,) = [one for one in findings if one.check == "torch"]
     assert torch.status == "fail"
     assert "0 of 2" in torch.detail
@@ -67,7 +69,7 @@ def test_gpus_that_are_not_wanted_are_not_asked(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     (tmp_path / "token").write_text(TOKEN)
     expected = Expectation(gpus=2, shared_dir=str(tmp_path), token=TOKEN, limit_s=0.01)
-    found = {one.check: one for one in check_node(expected)}
+    found = {one.check: one for one in check_for_job(expected)}
     assert (found["gpus"].status, found["gpus"].detail) == ("ok", "left out: DS_ACCELERATOR=cpu")
     assert "nvml" not in found
 

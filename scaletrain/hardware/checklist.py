@@ -1,0 +1,172 @@
+"""What is looked at on a node: before a job by its launcher, and at any time by ``tools/check_node.py``."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scaletrain.hardware.bounded import BoundedCheck
+from scaletrain.hardware.expectation import Expectation
+from scaletrain.hardware.findings import Finding
+from scaletrain.hardware.gpus import SETTLE_S, check_gpus, is_driver_broken
+from scaletrain.hardware.host import free_memory
+from scaletrain.hardware.prober import Prober
+from scaletrain.hardware.rates import judge_all_reduce, judge_rates
+from scaletrain.hardware.readings import Reading
+from scaletrain.hardware.rules import Rule, load_rules
+from scaletrain.hardware.topology import check_topology, check_versions
+
+_GIB = 2**30
+_START_S = 5.0  # of a process, on a busy node
+_FOLDERS_S = 15.0
+_DRIVER_S = 90.0  # the first answer, and while a fault may pass
+_QUICK_SETTLE_S = 5.0
+_NAMES_S = 10.0
+_HOST_S = 15.0  # as for folders; rules of hosts are decided before
+_BURN_S = 120.0  # the import of torch from a slow disk, and some seconds for each of 8 GPUs
+_CHECKSUM_S = 2.0
+_BANDWIDTH_S = 90.0
+_ALL_REDUCE_S = 90.0
+_LEAST_S = 1.0
+_SEVERAL = 2  # processes of an all-reduce on a machine without GPUs
+
+
+def check_for_job(expected: Expectation) -> list[Finding]:
+    """Looks at all that a training needs of this node.
+
+    What can hang runs beside the rest, in processes with a limit, so that all takes no longer than the longest of them;
+    but the GPUs calculate only after the driver was asked, which would else take this for another job's leftovers.
+
+    Args:
+        expected: What the job wants.
+
+    Returns:
+        A finding for each check.
+    """
+    beside = _of_host(expected, float("inf"))
+    findings, _ = _of_gpus(expected, load_rules(), time.monotonic() + _DRIVER_S, SETTLE_S)
+    if is_driver_broken(findings):
+        findings.append(Finding("arithmetic", "unknown", "left out: the driver does not answer"))
+    else:
+        burn = ["scaletrain.preflight.burn", str(_computing_gpus(expected) or 0)]
+        beside.append(BoundedCheck("arithmetic", burn, expected.limit_s, "reboot the node"))
+    return [_check_memory(expected.min_memory_gib), *findings, *_all_of(beside)]
+
+
+def check_whole_node(
+    expected: Expectation, rules: Mapping[str, Rule], rules_file: Path | None, is_quick: bool, limit_s: float
+) -> list[Finding]:
+    """Looks at all that this node tells of itself, and has its devices calculate and move data.
+
+    Args:
+        expected: What the user wants.
+        rules: Of GPUs.
+        rules_file: The user's changes to the rules, for those of the host.
+        is_quick: Leaves out what needs torch, and waits no longer than a few seconds for faults that may pass.
+        limit_s: Longest time in seconds; what is not begun by then is unknown. A process that the kernel cannot end is
+            waited for a few seconds more.
+
+    Returns:
+        A finding for each check.
+    """
+    until_s = time.monotonic() + limit_s
+    beside = _of_host(expected, until_s)
+    host = [
+        "scaletrain.hardware.host_check",
+        str(min(_HOST_S, limit_s / 2)),
+        *([str(rules_file)] if rules_file else []),
+    ]
+    beside.append(BoundedCheck("host", host, min(_HOST_S + _START_S, limit_s), "look for a file server that is gone"))
+    settle_s = _QUICK_SETTLE_S if is_quick else SETTLE_S
+    findings, reading = _of_gpus(expected, rules, until_s, settle_s)
+    if reading.driver == "ok":
+        findings.append(check_versions(reading, expected.driver, expected.cuda))
+        findings += check_topology(reading, expected.nvlinks)
+    elif reading.driver == "absent":
+        findings = [_without_driver(expected, reading, is_quick)]
+    findings = [_check_memory(expected.min_memory_gib), *findings, *_all_of(beside)]
+    if is_quick:
+        return findings
+    return findings + _of_devices(expected, reading, is_driver_broken(findings), until_s)
+
+
+def _of_host(expected: Expectation, until_s: float) -> list[BoundedCheck]:
+    """Starts what is looked at beside the GPUs, and may hang."""
+    left_s = until_s - time.monotonic()
+    folders = ["scaletrain.hardware.folders", expected.shared_dir, expected.token, str(expected.min_free_gib)]
+    names_s = min(_NAMES_S, left_s / 2)
+    names = ["scaletrain.hardware.names", json.dumps(dict(expected.addresses)), str(names_s)]
+    return [
+        BoundedCheck("folders", folders, min(_FOLDERS_S, left_s), "look for a file server that is gone"),
+        BoundedCheck("names", names, min(names_s + _START_S, left_s), "look at the node's resolver"),
+    ]
+
+
+def _all_of(checks: Sequence[BoundedCheck]) -> list[Finding]:
+    return [finding for check in checks for finding in check.findings()]
+
+
+def _of_gpus(
+    expected: Expectation, rules: Mapping[str, Rule], until_s: float, settle_s: float
+) -> tuple[list[Finding], Reading]:
+    if _computing_gpus(expected) == 0:
+        why = "DS_ACCELERATOR=cpu" if expected.gpus != 0 else "this training calculates on CPUs"
+        return [Finding("gpus", "ok", f"left out: {why}")], Reading("unasked")
+    prober = Prober()
+    try:
+        return check_gpus(prober, rules, os.environ, expected.gpus, until_s, settle_s)
+    finally:
+        prober.close()
+
+
+def _computing_gpus(expected: Expectation) -> int | None:
+    """GPUs that are counted on to calculate; None where nobody counts on a number."""
+    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else expected.gpus
+
+
+def _without_driver(expected: Expectation, reading: Reading, is_quick: bool) -> Finding:
+    """Says once that there is no driver; torch, where it is asked, may know GPUs of another kind."""
+    why = f"no driver of NVIDIA's here ({reading.detail})"
+    if not expected.gpus and not expected.driver and not expected.cuda:
+        return Finding("gpus", "ok", f"none: {why}")
+    if is_quick or not expected.gpus:
+        return Finding("nvml", "fail", f"{why}; install it, or expect no GPUs (gpus=0)")
+    return Finding("nvml", "unknown", f"not available: {why}")
+
+
+def _of_devices(expected: Expectation, reading: Reading, is_broken: bool, until_s: float) -> list[Finding]:
+    """Has the devices calculate and move data, one process after the other; after a failure nothing more of it."""
+    if is_broken:
+        return [Finding("arithmetic", "unknown", "left out: the driver does not answer")]
+    if any(gpu.is_mig_enabled for gpu in reading.gpus) and expected.gpus is None:
+        return [Finding("arithmetic", "unknown", "left out: GPUs are cut into instances; say how many torch sees")]
+    count = _computing_gpus(expected)
+    gpus = len(reading.gpus) if count is None else count
+    found: list[Finding] = []
+    for check, command, limit_s in (
+        ("arithmetic", ["burn", str(gpus), str(_CHECKSUM_S)], _BURN_S),
+        ("bandwidth", ["bandwidth", str(gpus)], _BANDWIDTH_S),
+        ("all-reduce", ["node_all_reduce", str(gpus or _SEVERAL), str(int(gpus > 0))], _ALL_REDUCE_S),
+    ):
+        if check == "all-reduce" and gpus == 1:
+            continue
+        limit_s = min(limit_s, until_s - time.monotonic())
+        if any(one.status == "fail" for one in found):
+            found.append(Finding(check, "unknown", "left out: the devices do not even calculate"))
+        elif limit_s < _LEAST_S:
+            found.append(Finding(check, "unknown", "left out: no time is left; give more by --limit_s"))
+        else:
+            command[0] = f"scaletrain.preflight.{command[0]}"
+            found += BoundedCheck(check, command, limit_s, "reboot the node").findings()
+    return judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
+
+
+def _check_memory(wanted_gib: float) -> Finding:
+    free_gib = free_memory() / _GIB
+    text = f"{free_gib:.1f} GiB can be had, {wanted_gib:g} are wanted"
+    figures = {"free_gib": free_gib}
+    if free_gib < wanted_gib:
+        advice = "look for processes that others left, or ask for more (--mem)"
+        return Finding("memory", "fail", f"{text}; {advice}", figures)
+    return Finding("memory", "ok", text, figures)
