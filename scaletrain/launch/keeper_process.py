@@ -148,7 +148,8 @@ class Keeper:
         if unclaimed.exists() or verdict_path(self._run_dir, attempt, self._rank, self._process.pid).exists():
             return
         how = f"ended by {manner}" if manner else "ended"
-        reason = "; ".join(part for part in (self._cause, f"{how} without a verdict") if part)
+        where = f", in {self._hangs.place}" if self._hangs is not None else ""
+        reason = "; ".join(part for part in (self._cause, f"{how} without a verdict{where}") if part)
         facts: dict[str, Any] = {"written_by": "keeper", "manner": manner}
         if self._hosts:
             facts["hosts"] = self._hosts

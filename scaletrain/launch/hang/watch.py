@@ -52,11 +52,17 @@ class HangWatch:
             return ending
         limit_s = self._watched.limits.of(self._reader.longest_s(beat.phase))
         if seconds > limit_s + _REPORT_S + _PER_RANK_S * self._watched.world_size:
-            told = f"{seconds:.0f} s in {beat.phase.label} of step {beat.step}, more than {limit_s:.0f} s"
+            told = f"{seconds:.0f} s in {self.place}, more than {limit_s:.0f} s"
             return Ending(Verdict.HANG, f"hang: {told}; no report came to be in time")
         if self._examiner is None and seconds >= self._watched.limits.late_s:
             self._examine(seconds)
         return None
+
+    @property
+    def place(self) -> str:
+        """Where the rank is, or was when it ended: its phase and step."""
+        beat = self._reader.read()
+        return f"{beat.phase.label} of step {beat.step}"
 
     def settle(self) -> Ending | None:
         """Ends the examiner; what it has concluded, or that it was reporting when the rank ended."""
