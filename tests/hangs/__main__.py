@@ -52,10 +52,11 @@ def main() -> int:
         print(f"{number}: {trial}: {told} ({time.monotonic() - begin_s:.0f} s)", flush=True)
         return trial, outcome
 
+    pool = ThreadPoolExecutor(options.at_once)
     try:
-        with ThreadPoolExecutor(options.at_once) as pool:
-            tried = list(pool.map(try_one, range(options.first, options.first + options.trials)))
+        tried = list(pool.map(try_one, range(options.first, options.first + options.trials)))
     finally:
+        pool.shutdown(cancel_futures=True)
         server.close()
     print(table(tried))
     if deviating := sum(bool(outcome.problems) for _, outcome in tried):

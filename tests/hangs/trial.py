@@ -97,7 +97,7 @@ def start(trial: Trial, run: TinyRun, server: ForkServer) -> list[Process]:
     first_s = FIRST_OF_START_S if trial.phase == "start" else FIRST_S
     flags = ("--monitor.hang.min_limit_s", LEAST_S, "--monitor.hang.first_limit_s", first_s)
     flags += ("--train.collective_timeout_s", 200, "--train.max_steps", 12 if trial.kind == "slow" else 5000)
-    flags += ("--deepspeed", f"configs/ds/zero{trial.stage}.json", "--checkpoint.background", "false")
+    flags += ("--deepspeed", zero_json(trial.stage, run.folder), "--checkpoint.background", "false")
     flags += ("--checkpoint.every_steps", 2, "--eval.every_steps", 3)
     size = str(trial.world_size)
     common = ENVIRONMENT | {"HELD": json.dumps(held), "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
@@ -110,6 +110,16 @@ def start(trial: Trial, run: TinyRun, server: ForkServer) -> list[Process]:
         for rank in range(trial.world_size)
     ]
     return [process for pid in pids if (process := process_of(pid)) is not None]
+
+
+def zero_json(stage: int, folder: Path) -> Path:
+    """DeepSpeed's settings; under ZeRO-3 weights are gathered that are as small as those of a tiny model."""
+    settings = json.loads((ROOT / "configs" / "ds" / f"zero{stage}.json").read_text())
+    if stage == 3:
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = folder / "zero.json"
+    path.write_text(json.dumps(settings))
+    return path
 
 
 def judged(trial: Trial, run: TinyRun) -> Outcome:
