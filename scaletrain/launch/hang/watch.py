@@ -9,9 +9,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import scaletrain
+from scaletrain.launch.attempts import WatchedRank
 from scaletrain.launch.hang.flight_recorder import clear_dumps
 from scaletrain.launch.hang.heartbeat import HeartbeatReader
 from scaletrain.launch.hang.limits import StandingStill, Watched
@@ -29,12 +29,12 @@ class HangWatch:
 
     Args:
         watched: How to see the rank, and the limits.
-        task: What an examiner must know besides: the run directory, the rank, its process, its launch.
+        rank: The rank.
     """
 
-    def __init__(self, watched: Watched, task: dict[str, Any]) -> None:
+    def __init__(self, watched: Watched, rank: WatchedRank) -> None:
         self._watched = watched
-        self._task = task
+        self._rank = rank
         self._reader = HeartbeatReader(watched.heartbeat)
         self._still = StandingStill(self._reader, _LONGEST_GAP_S)
         self._examiner: subprocess.Popen[bytes] | None = None
@@ -92,7 +92,12 @@ class HangWatch:
         return self._said.startswith(b"reporting")
 
     def _examine(self, seconds: float) -> None:
-        task = self._task | {"watched": self._watched.to_json(), "seconds": seconds, "keeper": os.getpid()}
+        task = {
+            "rank": self._rank.to_json(),
+            "heartbeat": self._watched.to_json(),
+            "seconds": seconds,
+            "keeper": os.getpid(),
+        }
         self._said = b""
         self._examiner = subprocess.Popen(
             [sys.executable, "-S", "-E", "-m", "scaletrain.launch.hang.examiner", json.dumps(task)],
