@@ -4,12 +4,59 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from scaletrain.launch.processes import Process, launchers_above, machine, this_process
 from scaletrain.log import FOLDER_VARIABLE
 
 _LOOKED_AT = 5  # newest attempts among which a process looks for its own
+
+
+@dataclass(frozen=True)
+class WatchedRank:
+    """A rank as whoever watches it from outside knows it.
+
+    Attributes:
+        run_dir: The run's folder.
+        rank: Its global index.
+        process: Its process.
+        launch: What ``launch_of_this_process`` returned to it.
+    """
+
+    run_dir: Path
+    rank: int
+    process: Process
+    launch: Process
+
+    def attempt(self) -> int | None:
+        """The attempt that it belongs to; None where it was not registered, and its launch has none on this machine."""
+        return next((one for one in self._newest() if self._joined(one) or self._was_launched_for(one)), None)
+
+    def joined_attempt(self) -> int | None:
+        """The attempt that it was registered for, as with ``register_rank``; None where it was not yet."""
+        return next((one for one in self._newest() if self._joined(one)), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self) | {"run_dir": str(self.run_dir)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "WatchedRank":
+        """Takes back what ``to_json`` gave."""
+        process, launch = (Process(**content[name]) for name in ("process", "launch"))
+        return cls(Path(content["run_dir"]), content["rank"], process, launch)
+
+    def _newest(self) -> list[int]:
+        return attempt_numbers(self.run_dir)[: -_LOOKED_AT - 1 : -1]
+
+    def _joined(self, attempt: int) -> bool:
+        return _is(self.run_dir / "exit" / str(attempt) / f"{self.rank}.pid", self.process)
+
+    def _was_launched_for(self, attempt: int) -> bool:
+        return _is(self.run_dir / "exit" / str(attempt) / "launch.json", self.launch)
 
 
 def launch_of_this_process() -> Process:
@@ -64,37 +111,6 @@ def attempt_with_logs(run_dir: Path, log_dir: Path) -> int | None:
         if content.get("log_dir") == str(log_dir):
             return attempt
     return None
-
-
-def attempt_of(run_dir: Path, rank: int, process: Process, launch: Process) -> int | None:
-    """Finds the attempt that a process belongs to.
-
-    Args:
-        run_dir: The run's folder.
-        rank: Global index of the process.
-        process: The process.
-        launch: Its launch.
-
-    Returns:
-        The attempt; None where the process was not registered, and rank 0 of its launch has none on this machine.
-    """
-    for attempt in sorted(_attempts(run_dir / "exit"), reverse=True)[:_LOOKED_AT]:
-        folder = run_dir / "exit" / str(attempt)
-        if _is(folder / f"{rank}.pid", process) or _is(folder / "launch.json", launch):
-            return attempt
-    return None
-
-
-def joined_attempt(run_dir: Path, rank: int, process: Process) -> int | None:
-    """Finds the attempt that a process was registered for, as with ``register_rank``; None where it was not yet.
-
-    Args:
-        run_dir: The run's folder.
-        rank: Global index of the process.
-        process: The process.
-    """
-    newest = sorted(_attempts(run_dir / "exit"), reverse=True)[:_LOOKED_AT]
-    return next((one for one in newest if _is(run_dir / "exit" / str(one) / f"{rank}.pid", process)), None)
 
 
 def attempt_numbers(run_dir: Path) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import scaletrain
 from scaletrain.errors import ConfigError
-from scaletrain.launch.attempts import launch_of_this_process
+from scaletrain.launch.attempts import WatchedRank, launch_of_this_process
 from scaletrain.launch.hang.limits import Watched
 from scaletrain.launch.processes import launchers_above, this_process
 
@@ -63,14 +63,11 @@ def start_keeper(
             f"run directory {run_dir} cannot be made: {error.strerror}; give another --run_dir, or permission there"
         ) from None
     task = {
-        "run_dir": str(folder),
-        "rank": rank,
-        "rank_process": asdict(this_process()),
-        "launch": asdict(launch_of_this_process()),
+        "rank": WatchedRank(folder, rank, this_process(), launch_of_this_process()).to_json(),
         "launchers": [asdict(above) for above in launchers_above(os.getpid())],
         "grace_s": grace_s,
         "end_s": end_s,
-        "watched": watched.to_json() if watched else None,
+        "heartbeat": watched.to_json() if watched else None,
     }
     return _start(task, (watched.heartbeat, watched.stacks) if watched else ())
 

@@ -11,10 +11,9 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
-from scaletrain.launch.attempts import attempt_of
+from scaletrain.launch.attempts import WatchedRank
 from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.limits import Watched
 from scaletrain.launch.hang.watch import HangWatch
@@ -34,10 +33,7 @@ class Keeper:
     """Watches one rank until it has ended, and settles what it left.
 
     Args:
-        run_dir: The run's folder.
-        rank: Global index of the watched process.
-        process: The watched process.
-        launch: What its ranks on this machine have in common.
+        watched: The rank.
         launchers: The launchers above it, the nearest first.
         grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone; twice the time for which the
             rank may wait for a sibling that is gone.
@@ -47,26 +43,21 @@ class Keeper:
 
     def __init__(
         self,
-        run_dir: Path,
-        rank: int,
-        process: Process,
-        launch: Process,
+        watched: WatchedRank,
         launchers: list[Process],
         grace_s: float,
         end_s: float | None,
         hangs: HangWatch | None = None,
     ) -> None:
-        self._run_dir = run_dir
-        self._rank = rank
-        self._process = process
-        self._launch = launch
+        self._watched = watched
+        self._run_dir, self._rank, self._process = watched.run_dir, watched.rank, watched.process
         self._launchers = launchers
         self._grace_s = grace_s
         self._end_s = end_s
         self._hangs = hangs
         self._children: set[Process] = set()
         self._refreshed_s = float("-inf")
-        self._siblings = Siblings(run_dir, rank, process, grace_s / 2)
+        self._siblings = Siblings(watched, grace_s / 2)
         self._fallen: Ending | None = None
         self._cause = ""
         self._verdict = Verdict.CRASH
@@ -143,12 +134,13 @@ class Keeper:
     def _write_verdict(self, manner: str | None) -> None:
         if not self._run_dir.is_dir():
             return  # somebody has deleted the run: it must not come to life again as an empty folder
-        attempt = attempt_of(self._run_dir, self._rank, self._process, self._launch)
+        attempt = self._watched.attempt()
         unclaimed = verdict_path(self._run_dir, None, self._rank, self._process.pid)
         if unclaimed.exists() or verdict_path(self._run_dir, attempt, self._rank, self._process.pid).exists():
             return
         how = f"ended by {manner}" if manner else "ended"
-        reason = "; ".join(part for part in (self._cause, f"{how} without a verdict") if part)
+        where = f", in {self._hangs.place}" if self._hangs is not None else ""
+        reason = "; ".join(part for part in (self._cause, f"{how} without a verdict{where}") if part)
         facts: dict[str, Any] = {"written_by": "keeper", "manner": manner}
         if self._hosts:
             facts["hosts"] = self._hosts
@@ -209,17 +201,13 @@ def main(task: dict[str, Any]) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
-    run_dir = Path(task["run_dir"])
-    known = {key: task[key] for key in ("run_dir", "rank", "rank_process", "launch")}
+    watched = WatchedRank.from_json(task["rank"])
     keeper = Keeper(
-        run_dir,
-        task["rank"],
-        Process(**task["rank_process"]),
-        Process(**task["launch"]),
+        watched,
         [Process(**launcher) for launcher in task["launchers"]],
         task["grace_s"],
         task["end_s"],
-        HangWatch(Watched.from_json(task["watched"]), known) if task["watched"] else None,
+        HangWatch(Watched.from_json(task["heartbeat"]), watched) if task["heartbeat"] else None,
     )
     keeper.look_around()
     print(os.getpid(), flush=True)
@@ -230,8 +218,9 @@ def main(task: dict[str, Any]) -> None:
         keeper.watch()
     except Exception:
         # Nobody reads a keeper's standard error: what went wrong stands with the run's other logs.
-        (run_dir / "logs").mkdir(exist_ok=True)
-        (run_dir / "logs" / f"keeper-{task['rank']}.log").write_text(traceback.format_exc())
+        logs = watched.run_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        (logs / f"keeper-{watched.rank}.log").write_text(traceback.format_exc())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ class ForkServer:
             text=True,
         )
         self.pid = self._process.pid
+        self._asks = threading.Lock()
 
     def fork(self, script: Path, arguments: list[str], environment: dict[str, str], output: Path) -> int:
-        """Starts a process, and returns its number."""
+        """Starts a process, and returns its number; any thread may ask."""
         request = {
             "script": str(script),
             "arguments": arguments,
@@ -46,9 +48,10 @@ class ForkServer:
             "output": str(output),
         }
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with self._asks:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """Ends the server; what it forked is ended by then."""

@@ -170,11 +170,15 @@ def small_disk(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # What the run opened last may take a moment to be closed.
-        for _ in range(50):
-            if subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode == 0:
-                break
-            time.sleep(0.2)
-        else:
-            subprocess.run(["umount", "--lazy", folder], check=True)
-            raise AssertionError(f"something still used {folder}")
+        unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    """Takes a disk away, once nobody uses it any more."""
+    # What a run opened last may take a moment to be closed.
+    for _ in range(50):
+        if subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode == 0:
+            return
+        time.sleep(0.2)
+    subprocess.run(["umount", "--lazy", folder], check=True)
+    raise AssertionError(f"something still used {folder}")

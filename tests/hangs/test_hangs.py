@@ -39,4 +39,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     ids=str,
 )
 def test_the_rank_is_named_and_all_end(trial: Trial, manifest: Path, server: ForkServer, tmp_path: Path) -> None:
-    assert carry_out(trial, TinyRun(tmp_path / "run", manifest), server) == []
+    assert carry_out(trial, TinyRun(tmp_path / "run", manifest), server).problems == []

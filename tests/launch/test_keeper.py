@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scaletrain.launch.attempts import register_rank
+from scaletrain.launch.attempts import WatchedRank, register_rank
 from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path
 from scaletrain.launch.processes import this_process
@@ -148,15 +148,16 @@ def test_a_rank_that_waits_for_one_that_has_ended_ends_like_it(tree: Tree) -> No
 @pytest.mark.parametrize("ended", [Verdict.CRASH, Verdict.COMPLETE])
 def test_who_has_trained_or_is_complete_is_not_waited_for(tmp_path: Path, ended: Verdict) -> None:
     attempt = RunDirectory(tmp_path).claim()
-    early = Siblings(tmp_path, 1, this_process(), grace_s=0.0)
+    waits = WatchedRank(tmp_path, 1, this_process(), this_process())
+    early = Siblings(waits, grace_s=0.0)
     write_verdict(tmp_path, attempt, 0, ended, "why")
     assert early.fallen() is None  # nobody knows yet that it belongs to this attempt
     register_rank(tmp_path, attempt, 1)
-    fallen = Siblings(tmp_path, 1, this_process(), grace_s=0.0).fallen()
+    fallen = Siblings(waits, grace_s=0.0).fallen()
     assert (fallen.verdict if fallen else None) == (ended if ended is Verdict.CRASH else None)
-    assert Siblings(tmp_path, 1, this_process(), grace_s=60.0).fallen() is None
+    assert Siblings(waits, grace_s=60.0).fallen() is None
     mark_trained(tmp_path, attempt)
-    assert Siblings(tmp_path, 1, this_process(), grace_s=0.0).fallen() is None
+    assert Siblings(waits, grace_s=0.0).fallen() is None
 
 
 def test_a_launcher_killed_takes_its_rank_along(tree: Tree) -> None:

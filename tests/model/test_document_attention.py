@@ -1,5 +1,6 @@
 """Attention within documents is the masked attention: values, gradients, compiled, in the model, in the engine."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from torch.nn import functional
 from scaletrain.config.schema import ModelConfig
 from scaletrain.model.attention import visible_keys
 from scaletrain.model.document_attention import MIN_SEQ_LEN, attend_within_documents, find_spans
-from scaletrain.model.losses import cross_entropy_terms
 from scaletrain.model.transformer import Transformer
 from tests.distributed import run_on_ranks
 from tests.model import bodies
@@ -22,8 +22,8 @@ from tests.model import bodies
 HEAD_DIM = 8
 # Query and key/value heads: as many, fewer, one.
 HEADS = [(3, 3), (4, 2), (4, 1)]
-# Gradients are summed in another order in fp32: on one kind of CPU they are within 1e-6, on another 1.2e-6 was seen.
-ROUNDING = 3e-6
+# How much farther from the same in fp64 than the mask's: sums in another order were 1.4 times as far in 24 batches.
+FARTHER = 3.0
 
 
 @pytest.fixture(autouse=True)
@@ -155,14 +155,24 @@ def gradients(model: torch.nn.Module, batch: tuple[Tensor, Tensor, Tensor], thre
     torch.set_num_threads(threads)
     model.zero_grad()
     logits = model(*batch)
-    (cross_entropy_terms(logits, batch[0]).loss_sum / batch[0].numel()).backward()
+    functional.cross_entropy(logits.flatten(0, 1), batch[0].flatten()).backward()  # in the logits' own precision
     return [logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
+
+
+def assert_as_exact_as_with_the_mask(
+    ours: list[Tensor], model: Transformer, batch: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Logits and gradients in fp32 are about as near to those in fp64 as the mask's are."""
+    with_mask = gradients(model, batch, 5)
+    exact = gradients(copy.deepcopy(model).double(), batch, 5)
+    for truth, mine, other in zip(exact, ours, with_mask, strict=True):
+        assert float((mine - truth).norm()) <= FARTHER * float((other - truth).norm())
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_the_model_learns_the_same_by_documents_as_with_the_mask(checkpointed: bool) -> None:
     model, batch = build(checkpoint_activations=checkpointed), packed(3, seed=1)
-    torch.testing.assert_close(gradients(model, batch, 1), gradients(model, batch, 5), rtol=1e-4, atol=ROUNDING)
+    assert_as_exact_as_with_the_mask(gradients(model, batch, 1), model, batch)
 
 
 def test_under_autocast_the_model_learns_what_it_does_with_the_mask() -> None:
@@ -181,8 +191,7 @@ def test_other_borders_neither_break_the_compiled_graph_nor_compile_again() -> N
     with torch.compiler.set_stance("fail_on_recompile"):
         for seed in (4, 5):
             batch = packed(2, seed)
-            found = gradients(compiled, batch, 1)
-            torch.testing.assert_close(found, gradients(model, batch, 5), rtol=1e-4, atol=ROUNDING)
+            assert_as_exact_as_with_the_mask(gradients(compiled, batch, 1), model, batch)
 
 
 def test_the_compiler_keeps_what_the_operator_computes() -> None:

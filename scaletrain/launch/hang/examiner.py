@@ -11,10 +11,9 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
-from scaletrain.launch.attempts import attempt_of
+from scaletrain.launch.attempts import WatchedRank
 from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.blame import Judgement, judge
 from scaletrain.launch.hang.evidence import (
@@ -39,7 +38,7 @@ from scaletrain.launch.hang.report import (
     read_gone,
     write_report,
 )
-from scaletrain.launch.processes import Process, descendants, kill
+from scaletrain.launch.processes import descendants, kill
 from scaletrain.launch.verdicts import Ending, Verdict
 from scaletrain.lifetime import end_with
 
@@ -57,11 +56,7 @@ class Examiner:
     """Looks after one rank.
 
     Args:
-        run_dir: The run's folder.
-        rank: Global index of the rank.
-        process: The rank.
-        launch: What its ranks on this machine have in common.
-        host: Name of this machine.
+        rank: The rank.
         watched: How to see it, and the limits.
         seconds: For how long it has been in its phase.
         collect_s: Time for all keepers to tell what they found.
@@ -69,17 +64,13 @@ class Examiner:
 
     def __init__(
         self,
-        run_dir: Path,
-        rank: int,
-        process: Process,
-        launch: Process,
-        host: str,
+        rank: WatchedRank,
         watched: Watched,
         seconds: float,
         collect_s: float = COLLECT_S,
     ) -> None:
-        self._run_dir, self._rank, self._process, self._launch = run_dir, rank, process, launch
-        self._host, self._watched = host, watched
+        self._place, self._watched = rank, watched
+        self._run_dir, self._rank, self._process = rank.run_dir, rank.rank, rank.process
         self._reader = HeartbeatReader(watched.heartbeat)
         self._first = self._reader.read()
         self._still = StandingStill(self._reader, 4 * _TICK_S, seconds)
@@ -113,7 +104,7 @@ class Examiner:
 
     def _find_report(self) -> Begun | None:
         if self._attempt is None:
-            found = attempt_of(self._run_dir, self._rank, self._process, self._launch)
+            found = self._place.attempt()
             self._attempt = attempt_to_join(self._run_dir, self._rank) if found is None else found
         return None if self._attempt is None else find_report(self._run_dir, self._attempt)
 
@@ -171,7 +162,7 @@ class Examiner:
         collective = next((thread.collective for thread in own.threads if thread.collective), "")
         evidence = Evidence(
             self._rank,
-            self._host,
+            os.uname().nodename,
             watched.gpu,
             pid,
             beat.step,
@@ -234,12 +225,8 @@ def main(task: dict[str, Any]) -> None:
     """
     end_with(task["keeper"])
     examiner = Examiner(
-        Path(task["run_dir"]),
-        task["rank"],
-        Process(**task["rank_process"]),
-        Process(**task["launch"]),
-        os.uname().nodename,
-        Watched.from_json(task["watched"]),
+        WatchedRank.from_json(task["rank"]),
+        Watched.from_json(task["heartbeat"]),
         task["seconds"],
     )
     ending = examiner.examine()
@@ -254,7 +241,8 @@ if __name__ == "__main__":
         main(told)
     except Exception:
         # Nobody reads its standard error: what went wrong stands with the run's other logs.
-        logs = Path(told["run_dir"]) / "logs"
+        watched = WatchedRank.from_json(told["rank"])
+        logs = watched.run_dir / "logs"
         logs.mkdir(exist_ok=True)
-        (logs / f"hang-{told['rank']}.log").write_text(traceback.format_exc())
+        (logs / f"hang-{watched.rank}.log").write_text(traceback.format_exc())
         sys.exit(1)

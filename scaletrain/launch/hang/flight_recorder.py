@@ -62,7 +62,7 @@ def take_dump(folder: str, rank: int, target: Path) -> str:
             size = dump.stat().st_size
     if size == 0:
         return f"it was asked for and did not come within {_DUMP_S:.0f} s"
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     (target / f"{PREFIX}{rank}").write_bytes(dump.read_bytes())
     return ""
 

@@ -29,7 +29,7 @@ class Begun:
     """A report that somebody has begun.
 
     Attributes:
-        folder: Where it is.
+        folder: Where it is; made by whoever adds something first.
         by: The rank whose keeper began it, and concludes it.
         because: What it saw.
         time_s: When, as Unix time.
@@ -66,11 +66,10 @@ def begin_report(run_dir: Path, attempt: int, step: int, by: int, because: str) 
     Raises:
         OSError: The run directory cannot be written.
     """
-    name = f"{attempt}-{step}"
-    (run_dir / "hang" / name).mkdir(parents=True, exist_ok=True)
     mark = run_dir / "exit" / str(attempt) / _MARK
     draft = mark.with_name(f".{_MARK}.{by}")
-    draft.write_text(json.dumps({"folder": name, "by": by, "because": because, "time_s": time.time()}) + "\n")
+    content = {"folder": f"{attempt}-{step}", "by": by, "because": because, "time_s": time.time()}
+    draft.write_text(json.dumps(content) + "\n")
     try:
         os.link(draft, mark)  # unlike a rename, a link never replaces the one that stands
     except FileExistsError:
@@ -81,8 +80,6 @@ def begin_report(run_dir: Path, attempt: int, step: int, by: int, because: str) 
     draft.unlink(missing_ok=True)
     found = find_report(run_dir, attempt)
     assert found is not None  # made just now, by this or another
-    if found.folder.name != name:
-        (run_dir / "hang" / name).rmdir()
     return found
 
 
@@ -104,6 +101,7 @@ def attempt_to_join(run_dir: Path, rank: int) -> int | None:
 
 def add_evidence(folder: Path, evidence: Evidence, stacks: str) -> None:
     """Adds what a keeper found of its rank; the JSON comes last, and then all of it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"rank-{evidence.rank}.txt").write_text(stacks)
     _write(folder / f"rank-{evidence.rank}.json", evidence.to_json())
 

@@ -22,6 +22,10 @@ _QUIET_S = 0.5  # a handler writes word by word, on a busy machine with pauses b
 _MOST_BYTES = 1 << 20
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 _INNERMOST = 12  # frames: what called the collective long before it came here is no waiting
+# ZeRO-3 waits for gathered weights by a method of C++, of which Python shows no frame; a wrapper may be around it.
+_GATHERS = "deepspeed/runtime/zero/partition_parameters.py"
+_GATHERING = ("gather", "wait")
+_WRAPPER = "deepspeed/utils/nvtx.py"
 _FAULTHANDLER_FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 
 
@@ -57,7 +61,14 @@ class Thread:
         """The collective that it waits in; empty where it is in none."""
         calls = [frame for frame in self.frames[:_INNERMOST] if any(part in frame.file for part in _COLLECTIVES)]
         named = [frame for frame in calls if frame.file.endswith("distributed_c10d.py")]
-        return next((frame.function for frame in (*named, *calls)), "")
+        return next((frame.function for frame in (*named, *calls, *self._gathering())), "")
+
+    def _gathering(self) -> tuple[Frame, ...]:
+        """The call in which ZeRO-3 waits for weights, where that is the innermost one."""
+        innermost = next((frame for frame in self.frames if not frame.file.endswith(_WRAPPER)), None)
+        if innermost is None or not innermost.file.endswith(_GATHERS):
+            return ()
+        return (innermost,) if any(part in innermost.function.lower() for part in _GATHERING) else ()
 
 
 @dataclass(frozen=True)

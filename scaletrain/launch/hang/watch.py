@@ -9,9 +9,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import scaletrain
+from scaletrain.launch.attempts import WatchedRank
 from scaletrain.launch.hang.flight_recorder import clear_dumps
 from scaletrain.launch.hang.heartbeat import HeartbeatReader
 from scaletrain.launch.hang.limits import StandingStill, Watched
@@ -29,12 +29,12 @@ class HangWatch:
 
     Args:
         watched: How to see the rank, and the limits.
-        task: What an examiner must know besides: the run directory, the rank, its process, its launch.
+        rank: The rank.
     """
 
-    def __init__(self, watched: Watched, task: dict[str, Any]) -> None:
+    def __init__(self, watched: Watched, rank: WatchedRank) -> None:
         self._watched = watched
-        self._task = task
+        self._rank = rank
         self._reader = HeartbeatReader(watched.heartbeat)
         self._still = StandingStill(self._reader, _LONGEST_GAP_S)
         self._examiner: subprocess.Popen[bytes] | None = None
@@ -52,11 +52,17 @@ class HangWatch:
             return ending
         limit_s = self._watched.limits.of(self._reader.longest_s(beat.phase))
         if seconds > limit_s + _REPORT_S + _PER_RANK_S * self._watched.world_size:
-            told = f"{seconds:.0f} s in {beat.phase.label} of step {beat.step}, more than {limit_s:.0f} s"
+            told = f"{seconds:.0f} s in {self.place}, more than {limit_s:.0f} s"
             return Ending(Verdict.HANG, f"hang: {told}; no report came to be in time")
         if self._examiner is None and seconds >= self._watched.limits.late_s:
             self._examine(seconds)
         return None
+
+    @property
+    def place(self) -> str:
+        """Where the rank is, or was when it ended: its phase and step."""
+        beat = self._reader.read()
+        return f"{beat.phase.label} of step {beat.step}"
 
     def settle(self) -> Ending | None:
         """Ends the examiner; what it has concluded, or that it was reporting when the rank ended."""
@@ -86,7 +92,12 @@ class HangWatch:
         return self._said.startswith(b"reporting")
 
     def _examine(self, seconds: float) -> None:
-        task = self._task | {"watched": self._watched.to_json(), "seconds": seconds, "keeper": os.getpid()}
+        task = {
+            "rank": self._rank.to_json(),
+            "heartbeat": self._watched.to_json(),
+            "seconds": seconds,
+            "keeper": os.getpid(),
+        }
         self._said = b""
         self._examiner = subprocess.Popen(
             [sys.executable, "-S", "-E", "-m", "scaletrain.launch.hang.examiner", json.dumps(task)],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scaletrain.launch.hang.flight_recorder import clear_dumps, take_dump
-from scaletrain.launch.hang.stacks import SIGNAL, read_faulthandler, take_stacks
+from scaletrain.launch.hang.stacks import SIGNAL, Frame, Thread, read_faulthandler, take_stacks
 from scaletrain.launch.hang.start import prepare_dumps
 from scaletrain.launch.processes import Process, process_of
 from tests.processes import eventually
@@ -88,6 +88,22 @@ def test_a_collective_is_seen_in_the_innermost_calls_only() -> None:
     waits, called = read_faulthandler([head, inner, *outer, "", head, *outer, inner])
     assert waits.collective == "all_reduce" and called.collective == ""
     assert waits.frames[1].function == "forward" and waits.frames[1].line == 0
+
+
+def test_the_gathering_of_zero_3_is_a_collective() -> None:
+    """It waits in C++, called from DeepSpeed's own code: so says py-spy of a real training, in these two ways."""
+    zero = "/x/deepspeed/runtime/zero/"
+    waits = [
+        Frame("instrument_w_nvtx.<locals>.wrapped_fn", "/x/deepspeed/utils/nvtx.py", 33),
+        Frame("AllGatherCoalescedHandle.wait", f"{zero}partition_parameters.py", 187),
+        Frame("Module.forward", "/x/model.py", 5),
+    ]
+    gathers = Frame("Init._allgather_params_coalesced", f"{zero}partition_parameters.py", 2112)
+    assert Thread("", tuple(waits)).collective == "AllGatherCoalescedHandle.wait"
+    assert Thread("", (gathers, *waits)).collective == "Init._allgather_params_coalesced"
+    held = Frame("strike", "/x/held.py", 7)
+    copies = Frame("Init._partition_param", f"{zero}partition_parameters.py", 1800)
+    assert [Thread("", (first, gathers)).collective for first in (held, copies)] == ["", ""]
 
 
 def test_a_dump_is_asked_for_through_the_pipe(tmp_path: Path) -> None:
