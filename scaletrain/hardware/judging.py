@@ -20,6 +20,7 @@ class HealthFinding:
 
     Attributes:
         rule: Its name.
+        subject: What broke it: a GPU by its UUID, a switch by its place, a signal of the host, or the node.
         severity: What it means for a running job.
         action: What the node needs before it is used again.
         gpu_uuid: The GPU that broke it; None for the node or where it is not known.
@@ -31,6 +32,7 @@ class HealthFinding:
     """
 
     rule: str
+    subject: str
     severity: Severity
     action: Repair
     gpu_uuid: str | None
@@ -219,7 +221,16 @@ class Judge:
         measured = f"{rule.signal}: {value:g}" + (f", {detail}" if detail else "")
         text = f"{subject.shown()}: {rule.title} ({measured}; rule {rule.name}: {rule.condition()}); {remedy}"
         return HealthFinding(
-            rule.name, rule.severity, action, subject.uuid, subject.index, subject.bus_id, value, text, rule.source
+            rule.name,
+            subject.key,
+            rule.severity,
+            action,
+            subject.uuid,
+            subject.index,
+            subject.bus_id,
+            value,
+            text,
+            rule.source,
         )
 
 

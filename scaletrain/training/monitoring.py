@@ -11,9 +11,10 @@ from typing import Any
 
 from scaletrain.config.monitor_schema import HealthConfig
 from scaletrain.errors import HealthError, ScaletrainError
+from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.repairs import RepairHistory
-from scaletrain.hardware.rules import load_rules
+from scaletrain.hardware.rules import load_host_rules, load_rules
 from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending
@@ -168,6 +169,7 @@ def open_watch(
     def demand(ending: Ending) -> None:
         stop.sickness = Sickness(ending, may_save=False)
 
-    sampler = partial(open_sampler, ranks.host, ranks.rank, rules, judge, folders, os.environ)
+    host_judge = HostJudge(load_host_rules(config.rules))
+    sampler = partial(open_sampler, ranks.host, ranks.rank, rules, judge, host_judge, folders, os.environ)
     place = Place(folder.path, attempt, ranks.is_main)
     return NodeWatch(sampler, config.every_s, place, demand, partial(end_at_once, folder, attempt, ranks))
