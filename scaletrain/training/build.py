@@ -154,9 +154,9 @@ def build_monitor(
     given = {"run_dir": folder.path, "local_dir": config.checkpoint.local_dir, "cache_dir": config.data.cache_dir}
     folders = {name: path for name, path in given.items() if path is not None and path.is_dir()}
     has_gpus = engine.device.type == "cuda"
-    watch = open_watch(config.monitor.health, folder, attempt, ranks, folders, has_gpus, stop)
+    seen = open_watch(config.monitor.health, folder, attempt, ranks, folders, has_gpus, stop)
     will_save = config.checkpoint.every_steps > 0 and config.checkpoint.keep_last != 0
-    return [NodeMonitor(watch, stop, engine.gather, config.log.every_steps, will_save)]
+    return [NodeMonitor(seen, stop, engine.gather, config.log.every_steps, will_save)]
 
 
 def build_reporting(

@@ -41,7 +41,7 @@ def start(run: TinyRun, driver: FakeDriver, name: str, *flags: object) -> Any:
 
 
 def codes(processes: Any) -> list[int]:
-    return [process.wait(timeout=100) for process in processes]
+    return [process.wait(timeout=140) for process in processes]
 
 
 def test_a_warning_is_told_and_a_gpu_that_is_gone_ends_the_run_unsaved(new_run: NewRun, tmp_path: Path) -> None:
@@ -95,6 +95,36 @@ def test_a_pending_repair_ends_the_run_after_the_next_checkpoint_and_it_goes_on(
     assert codes(again) == [130, 130], run.output_of("second-0").read_text()
     assert not findings(run, 2) and report(run)["attempt"] == 2 and not report(run)["findings"]
     assert os.listdir(run.run_dir / "health" / "2") == ["0.json"]
+
+
+# Rank 1 meets the error of a GPU before anybody has heard of its XID.
+FAILS_FIRST = """
+import os, runpy, sys
+from scaletrain.engine.engine import Engine
+train_step = Engine.train_step
+def fails(engine, batches, targets, step, lr):
+    if os.environ["RANK"] == "1" and step == 20:
+        with open(os.environ["FAKE_NVML"], "a") as file:
+            file.write("event=1.79\\n")
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    return train_step(engine, batches, targets, step, lr)
+Engine.train_step = fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.thorough
+def test_an_error_that_another_rank_meets_first_is_explained_by_the_node(new_run: NewRun, tmp_path: Path) -> None:
+    run, driver = new_run("first"), FakeDriver(tmp_path, gpus=2)
+    more = ("--checkpoint.every_steps", 0, "--monitor.health.every_s", 6)
+    through = (sys.executable, "-c", FAILS_FIRST)
+    ranks = run.start_ranks(2, *FLAGS, *more, environment=driver.environment, through=through)
+    assert codes(ranks) == [76, 76], run.output_of("rank-1").read_text()
+    for content in read_verdicts(run.run_dir, 1).values():
+        assert (content["verdict"], content["hosts"]) == ("sick_node", [HOST])
+        assert "fallen off the bus" in content["reason"]
+    assert "unspecified launch failure" in read_verdicts(run.run_dir, 1)[1]["reason"]
 
 
 # A file system of its own for the rank, which ends with it.
