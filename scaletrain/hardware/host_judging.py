@@ -88,7 +88,7 @@ class HostJudge:
 
 def _finding(rule: Rule, name: str, measured: float) -> HealthFinding:
     text = f"{name}: {rule.title} ({measured:g}; rule {rule.name}: {rule.condition()}); {rule.remedy}"
-    return HealthFinding(rule.name, rule.severity, rule.action, None, None, None, measured, text, rule.source)
+    return HealthFinding(rule.name, name, rule.severity, rule.action, None, None, None, measured, text, rule.source)
 
 
 def _gravest_first(findings: Sequence[HealthFinding]) -> list[HealthFinding]:

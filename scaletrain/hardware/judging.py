@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from scaletrain.hardware import nvlink5
 from scaletrain.hardware.readings import GpuReading, Reading, XidEvent
 from scaletrain.hardware.repairs import RepairHistory
 from scaletrain.hardware.rules import SEVERITIES, Repair, Rule, Severity
@@ -20,6 +21,7 @@ class HealthFinding:
 
     Attributes:
         rule: Its name.
+        subject: What broke it: a GPU by its UUID, a switch by its place, a signal of the host, or the node.
         severity: What it means for a running job.
         action: What the node needs before it is used again.
         gpu_uuid: The GPU that broke it; None for the node or where it is not known.
@@ -32,6 +34,7 @@ class HealthFinding:
     """
 
     rule: str
+    subject: str
     severity: Severity
     action: Repair
     gpu_uuid: str | None
@@ -156,12 +159,15 @@ class Judge:
     def _poll_events(self, reading: Reading, now_s: float) -> list[_Broken]:
         """XIDs are judged as the number of them in a reading; no such event is a poll with none."""
         found: list[_Broken] = []
+        # Of NVLink 5 the kernel's log tells what NVML does not: which error it is. So that is waited for.
+        vague = [one for one in reading.xids if one.origin == "nvml" and one.code in nvlink5.CODES]
+        heard = [one for one in reading.xids if one not in vague or reading.kernel_log is None]
         for rule in self._rules:
             signal = SIGNALS[rule.signal]
             if signal.of_gpu or signal.of_node:
                 continue
             events: dict[_Subject, list[XidEvent]] = {}
-            for event in reading.xids:
+            for event in heard:
                 if self._is_about(rule, event):
                     events.setdefault(self._subject_of(event), []).append(event)
             known = {subject.key: subject for subject in events}
@@ -174,10 +180,10 @@ class Judge:
         return found
 
     def _is_about(self, rule: Rule, event: XidEvent) -> bool:
-        if event.is_switch:
-            return rule.signal == ("switch_fatal" if event.is_fatal else "switch_other")
-        if rule.signal != "xid":
+        if rule.signal != _signal_of(event):
             return False
+        if rule.signal != "xid":
+            return True
         return event.code == rule.code if rule.code is not None else event.code not in self._codes
 
     def _yields(self, rule: Rule, subject: _Subject, now_s: float) -> bool:
@@ -223,6 +229,7 @@ class Judge:
         text = f"{subject.shown()}: {rule.title} ({measured}; rule {rule.name}: {rule.condition()}); {remedy}"
         return HealthFinding(
             rule.name,
+            subject.key,
             rule.severity,
             action,
             subject.uuid,
@@ -233,6 +240,12 @@ class Judge:
             rule.source,
             rule.if_straggler,
         )
+
+
+def _signal_of(event: XidEvent) -> str:
+    if event.is_switch:
+        return "switch_fatal" if event.is_fatal else "switch_other"
+    return "nvlink5_no_reset" if nvlink5.needs_no_reset(event.code, event.text) else "xid"
 
 
 def worst(findings: Sequence[HealthFinding]) -> Severity | None:

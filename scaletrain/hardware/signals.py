@@ -168,6 +168,7 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
             "processes that compute on the GPU",
             _told(lambda gpu: None if gpu.processes is None else len(gpu.processes)),
         ),
+        "nvlink5_no_reset": Signal("XIDs 144 to 150 whose sub-code needs no reset, as the kernel's log tells it"),
         "xid": Signal("XIDs of the code that the rule names; without a code, those that no other rule names"),
     }
 )

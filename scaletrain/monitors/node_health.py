@@ -1,4 +1,4 @@
-"""Looks at one node while a run trains: its GPUs, judged by the rules, and what the host tells of itself."""
+"""Looks at one node while a run trains: its GPUs and its host, each judged by the rules."""
 
 import ctypes
 import json
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from scaletrain.hardware.host_health import HostReader
+from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.judging import HealthFinding, Judge
+from scaletrain.hardware.kernel_log import KernelLog, open_kernel_log
 from scaletrain.hardware.prober import Prober
 from scaletrain.hardware.readings import GpuReading, Reading
 from scaletrain.hardware.rules import SEVERITIES, Rule, Severity
@@ -60,7 +62,7 @@ class NodeHealth:
     Attributes:
         host: Its name.
         rank: The first rank on it, which looks after it.
-        time_s: When it was looked at, in Unix seconds.
+        time_s: When the look began, in Unix seconds.
         driver: Whether the driver of the GPUs answers; see ``readings.DriverState``.
         gpus: What they tell, by the rank that computes on each, units in the names.
         signals: Numbers that the host tells, as ``HostReading.signals`` names them.
@@ -112,10 +114,12 @@ class NodeSampler:
     Args:
         host: The node's name.
         first_rank: The first rank on it.
-        judge: Has the rules, and remembers.
+        judge: Judges the GPUs, and remembers.
+        host_judge: Judges the host, and remembers.
         gpus: Asks the driver; None where there is none.
         reader: Reads the host.
         environ: Says which of the GPUs are this job's.
+        kernel_log: What ``reader`` reads of it, to be closed; None where it may not be read.
     """
 
     def __init__(
@@ -123,12 +127,15 @@ class NodeSampler:
         host: str,
         first_rank: int,
         judge: Judge,
+        host_judge: HostJudge,
         gpus: GpuSource | None,
         reader: HostReader,
         environ: Mapping[str, str],
+        kernel_log: KernelLog | None = None,
     ) -> None:
         self._host, self._first_rank = host, first_rank
-        self._judge, self._gpus, self._reader, self._environ = judge, gpus, reader, environ
+        self._judge, self._host_judge = judge, host_judge
+        self._gpus, self._reader, self._environ, self._kernel_log = gpus, reader, environ, kernel_log
         self._told: dict[tuple[str, str], Told] = {}
         self._all: list[Told] = []
         self._ending: list[Told] = []
@@ -143,15 +150,17 @@ class NodeSampler:
         Returns:
             The node as it is now.
         """
-        reading = self._read_gpus()
         now_s = self._last_s = max(self._last_s, time.time())  # rules with windows need a clock that does not go back
-        for finding in self._judge.judge(reading, now_s):
+        reading = self._read_gpus()
+        signals = self._reader.read().signals()
+        for finding in (*self._judge.judge(reading, now_s), *self._host_judge.judge_signals(signals, now_s)):
             self._keep(finding, self._tell(finding, now_s))
-        for finding in self._judge.active:
+        active = (*self._judge.active, *self._host_judge.active)
+        for finding in active:
             told = self._told[_key(finding)]
             if told.rank in slow_ranks and _is_graver(finding.if_straggler, told.severity):
                 self._keep(finding, self._tell_straggler(finding, now_s))
-        holds = [self._told[_key(finding)] for finding in self._judge.active]
+        holds = [self._told[_key(finding)] for finding in active]
         # An XID is told once, and is over soon; what it asks for is not.
         current = sorted({*holds, *self._ending}, key=lambda one: (-SEVERITIES.index(one.severity), one.number))
         return NodeHealth(
@@ -160,7 +169,7 @@ class NodeSampler:
             now_s,
             reading.driver,
             {rank: _shown(gpu) for gpu in reading.gpus if (rank := self._rank_of(gpu.index, gpu.uuid)) is not None},
-            self._reader.read().signals(),
+            signals,
             current,
             self._all[-_MOST_TOLD:],
         )
@@ -171,9 +180,11 @@ class NodeSampler:
         return self._gpus is not None
 
     def close(self) -> None:
-        """Lets go of the driver."""
+        """Lets go of the driver and the kernel's log."""
         if self._gpus is not None:
             self._gpus.close()
+        if self._kernel_log is not None:
+            self._kernel_log.close()
 
     def _read_gpus(self) -> Reading:
         if self._gpus is None:
@@ -217,6 +228,7 @@ def open_sampler(
     first_rank: int,
     rules: Mapping[str, Rule],
     judge: Judge,
+    host_judge: HostJudge,
     folders: Mapping[str, Path],
     environ: Mapping[str, str],
 ) -> NodeSampler:
@@ -225,8 +237,9 @@ def open_sampler(
     Args:
         host: The node's name.
         first_rank: The first rank on it.
-        rules: Those in force.
-        judge: Has the rules, and remembers.
+        rules: Those of GPUs in force.
+        judge: Judges the GPUs, and remembers.
+        host_judge: Judges the host, and remembers.
         folders: Folders whose room is told, by what they are for.
         environ: Says which of the GPUs are this job's.
 
@@ -235,7 +248,9 @@ def open_sampler(
     """
     hidden = environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")  # this job computes on no GPU
     gpus = Prober() if rules and not hidden and is_driver_there() else None
-    return NodeSampler(host, first_rank, judge, gpus, HostReader(folders), environ)
+    log = open_kernel_log()
+    reader = HostReader(folders, kernel_log=None if log is None else log.lines)
+    return NodeSampler(host, first_rank, judge, host_judge, gpus, reader, environ, log)
 
 
 def is_driver_there() -> bool:
@@ -271,7 +286,7 @@ def _is_graver(severity: Severity | None, other: Severity) -> bool:
 
 
 def _key(finding: HealthFinding) -> tuple[str, str]:
-    return finding.rule, finding.gpu_uuid or finding.bus_id or str(finding.gpu_index)
+    return finding.rule, finding.subject
 
 
 def _shown(gpu: GpuReading) -> dict[str, float | str]:

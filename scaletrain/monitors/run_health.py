@@ -63,9 +63,9 @@ def write_node(run_dir: Path, attempt: int, node: NodeHealth) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    folder = run_dir / _FOLDER / str(attempt)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{node.rank}.json", node.to_json())
+    path = _path(run_dir, attempt, node.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, node.to_json())
 
 
 def read_nodes(run_dir: Path, attempt: int) -> list[NodeHealth]:
@@ -75,11 +75,19 @@ def read_nodes(run_dir: Path, attempt: int) -> list[NodeHealth]:
         run_dir: The run's folder.
         attempt: Which start of the run.
     """
-    nodes = []
-    for path in (run_dir / _FOLDER / str(attempt)).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            nodes.append(NodeHealth.from_json(path.read_text(encoding="utf-8")))
-    return sorted(nodes, key=lambda node: node.rank)
+    nodes = [_read(path) for path in (run_dir / _FOLDER / str(attempt)).glob("*.json")]
+    return sorted((node for node in nodes if node is not None), key=lambda node: node.rank)
+
+
+def read_node(run_dir: Path, attempt: int, rank: int) -> NodeHealth | None:
+    """What one node has told last; None where it cannot be read.
+
+    Args:
+        run_dir: The run's folder.
+        attempt: Which start of the run.
+        rank: The rank that looks after it.
+    """
+    return _read(_path(run_dir, attempt, rank))
 
 
 def metrics_of(nodes: Sequence[NodeHealth], since_s: float) -> dict[str, float]:
@@ -176,6 +184,16 @@ def _shown(told: Told) -> dict[str, Any]:
 
 def _shown_time(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
+
+
+def _path(run_dir: Path, attempt: int, rank: int) -> Path:
+    return run_dir / _FOLDER / str(attempt) / f"{rank}.json"
+
+
+def _read(path: Path) -> NodeHealth | None:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return NodeHealth.from_json(path.read_text(encoding="utf-8"))
+    return None
 
 
 def _replace(path: Path, text: str) -> None:

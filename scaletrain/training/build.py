@@ -36,7 +36,7 @@ from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.health import Health
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.monitoring import NodeMonitor, open_watch
-from scaletrain.training.node_watch import NodeWatch
+from scaletrain.training.node_watch import NodeView, NodeWatch
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import newest_intact
 from scaletrain.training.rollback import (
@@ -151,14 +151,14 @@ def build_monitor(
     Returns:
         Two callbacks at most, the same on all ranks.
     """
-    watch = None
+    watch: NodeWatch | NodeView | None = None
     callbacks: list[Callback] = []
     if config.monitor.health.enabled:
         watch = _open_node_watch(config, folder, attempt, engine, stop, ranks)
         will_save = config.checkpoint.every_steps > 0 and config.checkpoint.keep_last != 0
         callbacks.append(NodeMonitor(watch, stop, engine.gather, config.log.every_steps, will_save))
     if config.monitor.stragglers.enabled and ranks.world_size > 1:
-        note_slow = _ignore if watch is None else watch.note_slow
+        note_slow = watch.note_slow if isinstance(watch, NodeWatch) else _ignore
         callbacks.append(Stragglers(engine, ranks, config.monitor.stragglers, config.log.every_steps, note_slow))
     return callbacks
 
@@ -169,7 +169,7 @@ def _ignore(slow_ranks: frozenset[int]) -> None:
 
 def _open_node_watch(
     config: RunConfig, folder: RunDirectory, attempt: int, engine: Engine, stop: StopRequests, ranks: Ranks
-) -> NodeWatch | None:
+) -> NodeWatch | NodeView:
     given = {"run_dir": folder.path, "local_dir": config.checkpoint.local_dir, "cache_dir": config.data.cache_dir}
     folders = {name: path for name, path in given.items() if path is not None and path.is_dir()}
     has_gpus = engine.device.type == "cuda"

@@ -11,9 +11,10 @@ from typing import Any
 
 from scaletrain.config.monitor_schema import HealthConfig
 from scaletrain.errors import HealthError, ScaletrainError
+from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.repairs import RepairHistory
-from scaletrain.hardware.rules import load_rules
+from scaletrain.hardware.rules import load_host_rules, load_rules
 from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending
@@ -21,6 +22,7 @@ from scaletrain.monitors.node_health import open_sampler
 from scaletrain.monitors.run_health import history_path
 from scaletrain.protocols import Callback, Run
 from scaletrain.ranks import Ranks
+from scaletrain.training.node_view import NodeView
 from scaletrain.training.node_watch import NodeWatch, Place
 from scaletrain.training.rollback import RollBack
 from scaletrain.training.signals import Sickness, StopRequests
@@ -43,7 +45,7 @@ class NodeMonitor(Callback):
 
     def __init__(
         self,
-        watch: NodeWatch | None,
+        seen: NodeWatch | NodeView,
         stop: StopRequests,
         gather: Callable[[Any], list[Any]],
         interval_steps: int,
@@ -53,14 +55,15 @@ class NodeMonitor(Callback):
         """Holds what it takes from and whom it tells.
 
         Args:
-            watch: Looks after this node; None where another rank of the node has it.
+            seen: Looks after this node, or sees what the rank leaves that does.
             stop: Is asked to end the run.
             gather: What each rank has, on all ranks.
             interval_steps: Interval of metrics.
             waits_for_save: Whether a checkpoint will come by itself.
             longest_wait_s: For how long a drain waits for it, in seconds.
         """
-        self._watch, self._stop, self._gather = watch, stop, gather
+        self._seen, self._stop, self._gather = seen, stop, gather
+        self._watch = seen if isinstance(seen, NodeWatch) else None
         self._interval_steps = interval_steps
         self._wait_s = longest_wait_s if waits_for_save else 0.0
         self._drains_since_s: float | None = None
@@ -99,17 +102,23 @@ class NodeMonitor(Callback):
         Raises:
             HealthError: A GPU of this node is sick.
         """
-        if self._watch is None or isinstance(error, RollBack):
+        if isinstance(error, RollBack):
             return
+        is_unexplained = not isinstance(error, ScaletrainError)
         # Only an error that nobody has explained yet, or a node that another rank has named, is worth waiting for.
-        is_open = isinstance(error, HealthError) or not isinstance(error, ScaletrainError)
-        if self._watch.has_gpus and isinstance(error, Exception) and is_open:
-            self._watch.look_again(_LAST_LOOK_S)
-        if run.is_main:
-            self._record_news(run)
-        self._watch.close()
-        ending = self._watch.ending("abort")
-        if ending is not None and is_open and not isinstance(error, HealthError):
+        if isinstance(self._seen, NodeView):
+            if is_unexplained and isinstance(error, Exception):
+                self._seen.await_look(_LAST_LOOK_S)
+        elif (
+            self._seen.has_gpus and isinstance(error, Exception) and (is_unexplained or isinstance(error, HealthError))
+        ):
+            self._seen.look_again(_LAST_LOOK_S)
+        if self._watch is not None:
+            if run.is_main:
+                self._record_news(run)
+            self._watch.close()
+        ending = self._seen.ending("abort")
+        if ending is not None and is_unexplained:
             raise HealthError(f"{ending.reason}. Before it was known: {error}", ending.hosts) from error
 
     def on_end(self, run: Run) -> None:
@@ -141,8 +150,8 @@ def open_watch(
     folders: Mapping[str, Path],
     counts_on_gpus: bool,
     stop: StopRequests,
-) -> NodeWatch | None:
-    """Makes what looks after this node; every rank calls it.
+) -> NodeWatch | NodeView:
+    """Makes what looks after this node, on its first rank, and what sees that on the others.
 
     Args:
         config: What the user wants of it.
@@ -154,13 +163,13 @@ def open_watch(
         stop: Is asked to end the run.
 
     Returns:
-        The watch, which is not started yet; None on ranks other than the first of their node.
+        The watch, which is not started yet, or the view.
 
     Raises:
         ConfigError: The rules cannot be used.
     """
     if ranks.local_rank != 0:
-        return None
+        return NodeView(folder.path, attempt, ranks.rank - ranks.local_rank, config.every_s)
     rules = load_rules(config.rules)
     history = RepairHistory(history_path(folder.path, ranks.host))
     judge = Judge(rules, "running", ranks.local_world_size if counts_on_gpus else None, history)
@@ -168,6 +177,7 @@ def open_watch(
     def demand(ending: Ending) -> None:
         stop.sickness = Sickness(ending, may_save=False)
 
-    sampler = partial(open_sampler, ranks.host, ranks.rank, rules, judge, folders, os.environ)
+    host_judge = HostJudge(load_host_rules(config.rules))
+    sampler = partial(open_sampler, ranks.host, ranks.rank, rules, judge, host_judge, folders, os.environ)
     place = Place(folder.path, attempt, ranks.is_main)
     return NodeWatch(sampler, config.every_s, place, demand, partial(end_at_once, folder, attempt, ranks))

@@ -29,11 +29,13 @@ class FakeDriver:
         folder: Where its file may lie.
         gpus: How many GPUs it has.
         is_old: Leaves out the functions that came with later drivers.
+        host: Of several machines that share the environment: whose driver it is.
     """
 
-    def __init__(self, folder: Path, gpus: int = 8, is_old: bool = False) -> None:
+    def __init__(self, folder: Path, gpus: int = 8, is_old: bool = False, host: str = "") -> None:
         self._library = _compiled(is_old)
-        self._path = folder / "fake_nvml.txt"
+        self._path = folder / f"fake_nvml{host and '-'}{host}.txt"
+        self._named = folder / f"fake_nvml{host and '-%h'}.txt"
         self._values: dict[str, str] = {}
         self._events: list[str] = []
         self._gpus = gpus
@@ -43,7 +45,7 @@ class FakeDriver:
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to meet this driver."""
         others = os.environ.get("LD_LIBRARY_PATH", "")
-        return {"LD_LIBRARY_PATH": f"{self._library}:{others}".rstrip(":"), "FAKE_NVML": str(self._path)}
+        return {"LD_LIBRARY_PATH": f"{self._library}:{others}".rstrip(":"), "FAKE_NVML": str(self._named)}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Lets all processes meet it that the test starts from now on."""

@@ -1,6 +1,7 @@
 /* A libnvidia-ml.so.1 without GPUs: answers the calls of scaletrain/hardware/nvml.py from a text file.
  *
- * FAKE_NVML names the file. A test puts another one in its place while a process runs, and the next call sees it. Lines:
+ * FAKE_NVML names the file, and "%h" in it the machine. A test puts another one in its place while a process runs, and
+ * the next call sees it. Lines:
  *
  *   gpus=8                  how many there are
  *   init=9                  what nvmlInit returns
@@ -33,10 +34,14 @@ static int device[MAX_GPUS];
 static const char *content(void) {
     static char text[1 << 16];
     static struct stat known;
-    const char *path = getenv("FAKE_NVML");
+    const char *name = getenv("FAKE_NVML"), *place = name ? strstr(name, "%h") : 0;
+    char path[4096], host[256] = "";
     struct stat now;
     FILE *file;
-    if (!path || stat(path, &now)) return "";
+    if (place) gethostname(host, sizeof host);
+    snprintf(path, sizeof path, "%.*s%s%s", name ? (int)(place ? place - name : strlen(name)) : 0, name ? name : "", host,
+             place ? place + 2 : "");
+    if (stat(path, &now)) return "";
     if (now.st_ino == known.st_ino && now.st_size == known.st_size && now.st_mtim.tv_sec == known.st_mtim.tv_sec &&
         now.st_mtim.tv_nsec == known.st_mtim.tv_nsec)
         return text;

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scaletrain.hardware import nvlink5
 from scaletrain.hardware.judging import HealthFinding, Judge
 from scaletrain.hardware.prober import Prober
 from scaletrain.hardware.readings import Reading
@@ -15,7 +16,9 @@ from tests.fake_nvml import FakeDriver, read_hung
 RULES = load_rules()
 GPUS = 2
 BOOTED_LONG_AGO_S = 1e6
-SWITCH = "6,{record},1,-;nvidia-nvswitch2: SXid (PCI:0000:85:00.0): 12028, {kind}, Link 61"
+SWITCH = "nvidia-nvswitch2: SXid (PCI:0000:85:00.0): 12028, {}, Link 61"
+LINK = "NVRM: Xid (PCI:0000:10:00): {} Link 03 (0x00086226 {})"
+BIT_ERRORS = "149, NETIR_BER_EVENT Nonfatal XC0 i0"
 
 # What changes before a poll; a value stays until another poll changes it, and "xid" and "log" are events.
 Poll = dict[str, int | str]
@@ -54,58 +57,68 @@ def counted(key: str, times: int, step: int = 1) -> Case:
     return Case(rising, [*rising[:-1], *held({}, 3)])
 
 
-CASES: dict[str, Case] = {
-    "driver_silent": Case(
-        held({"hang": "nvmlDeviceGetCount_v2"}, 3), [*held({"hang": "nvmlDeviceGetCount_v2"}, 2), {"hang": "none"}]
-    ),
-    "driver_failing": Case(
-        held({"nvmlDeviceGetCount_v2": 999}, 3),
-        [*held({"nvmlDeviceGetCount_v2": 999}, 2), {"nvmlDeviceGetCount_v2": 0}],
-    ),
-    "gpus_short": above("gpus", GPUS - 1, GPUS),
-    "switch_fatal": Case([{"log": "Fatal"}], [{"log": "Non-fatal"}]),
-    "switch_other": Case([{"log": "Non-fatal"}], [{"log": "Fatal"}]),
-    "gpu_lost": flag("1.lost"),
-    "gpu_reset_required": flag("1.reset"),
-    "gpu_failing": Case(
-        held({"1.nvmlDeviceGetUUID": 999}, 3), [*held({"1.nvmlDeviceGetUUID": 999}, 2), {"1.nvmlDeviceGetUUID": 0}]
-    ),
-    "recovery_reset": above("1.recovery_action", 4, 0),
-    "recovery_reboot": above("1.recovery_action", 2, 0),
-    "recovery_other": above("1.recovery_action", 3, 0),
-    # The driver's count is not 0 before: only what is added counts.
-    "ecc_uncorrected": above("1.volatile_uncorrected", 8, 7, polls=2),
-    "ecc_uncorrected_before": above("1.volatile_uncorrected", 1, 0),
-    "sram_uncorrected": above("1.aggregate_sram_uncorrected", 5, 4),
-    "sram_threshold": flag("1.sram_exceeded"),
-    "ecc_corrected_rate": above("1.volatile_corrected", 10001, 10000, interval_s=1800),
-    "ecc_corrected_ever": above("1.aggregate_corrected", 50_000_001, 50_000_000),
-    "row_remap_pending": flag("1.rows_pending"),
-    "row_remap_failed": flag("1.rows_failed"),
-    "row_remap_failed_before": flag("1.rows_failed"),
-    "pages_pending": flag("1.pages_pending"),
-    "hw_slowdown": slowed(0x08),
-    "hw_thermal": slowed(0x40),
-    "power_brake": slowed(0x80),
-    "sw_thermal": slowed(0x20),
-    "temperature": above("1.temperature", 88, 87, polls=3),
-    "memory_temperature": above("1.memory_temperature", 96, 95, polls=3),
-    "nvlink_down": Case(held({"1.link2.active": 0}, 3), [*held({"1.link2.active": 0}, 2), {"1.link2.active": 1}]),
-    "nvlink_missing": Case(held({"1.link2.active": 0}, 3), held({"*.link2.active": 0}, 3)),
-    "nvlink_errors": counted("1.link3.recoveries", 3),
-    "nvlink_errors_lasting": counted("1.link0.crc", 20),
-    "pcie_replays": above("1.pcie_replays", 9, 8),
-    "pcie_lanes": above("1.pcie_width", 8, 16, polls=3),
-    "pcie_generation": Case(
-        held({"1.pcie_generation": 4, "1.utilization": 50}, 3), held({"1.pcie_generation": 1, "1.utilization": 49}, 3)
-    ),
-    "leftover_memory": above("1.memory_mib", 513, 512, polls=6),
-    "leftover_processes": flag("1.processes", polls=6),
-    "xid_other": Case([{"xid": 12}], [{"xid": 63}]),
-} | {
-    f"xid_{code}": Case([{"xid": code}], [{"xid": code + 200}])
-    for code in {rule.code for rule in RULES.values()} - {None}
-}
+CASES: dict[str, Case] = (
+    {
+        "driver_silent": Case(
+            held({"hang": "nvmlDeviceGetCount_v2"}, 3), [*held({"hang": "nvmlDeviceGetCount_v2"}, 2), {"hang": "none"}]
+        ),
+        "driver_failing": Case(
+            held({"nvmlDeviceGetCount_v2": 999}, 3),
+            [*held({"nvmlDeviceGetCount_v2": 999}, 2), {"nvmlDeviceGetCount_v2": 0}],
+        ),
+        "gpus_short": above("gpus", GPUS - 1, GPUS),
+        "switch_fatal": Case([{"log": SWITCH.format("Fatal")}], [{"log": SWITCH.format("Non-fatal")}]),
+        "switch_other": Case([{"log": SWITCH.format("Non-fatal")}], [{"log": SWITCH.format("Fatal")}]),
+        "nvlink5_no_reset": Case([{"log": LINK.format(BIT_ERRORS, "0x3")}], [{"log": LINK.format(BIT_ERRORS, "0x4")}]),
+        "gpu_lost": flag("1.lost"),
+        "gpu_reset_required": flag("1.reset"),
+        "gpu_failing": Case(
+            held({"1.nvmlDeviceGetUUID": 999}, 3), [*held({"1.nvmlDeviceGetUUID": 999}, 2), {"1.nvmlDeviceGetUUID": 0}]
+        ),
+        "recovery_reset": above("1.recovery_action", 4, 0),
+        "recovery_reboot": above("1.recovery_action", 2, 0),
+        "recovery_other": above("1.recovery_action", 3, 0),
+        # The driver's count is not 0 before: only what is added counts.
+        "ecc_uncorrected": above("1.volatile_uncorrected", 8, 7, polls=2),
+        "ecc_uncorrected_before": above("1.volatile_uncorrected", 1, 0),
+        "sram_uncorrected": above("1.aggregate_sram_uncorrected", 5, 4),
+        "sram_threshold": flag("1.sram_exceeded"),
+        "ecc_corrected_rate": above("1.volatile_corrected", 10001, 10000, interval_s=1800),
+        "ecc_corrected_ever": above("1.aggregate_corrected", 50_000_001, 50_000_000),
+        "row_remap_pending": flag("1.rows_pending"),
+        "row_remap_failed": flag("1.rows_failed"),
+        "row_remap_failed_before": flag("1.rows_failed"),
+        "pages_pending": flag("1.pages_pending"),
+        "hw_slowdown": slowed(0x08),
+        "hw_thermal": slowed(0x40),
+        "power_brake": slowed(0x80),
+        "sw_thermal": slowed(0x20),
+        "temperature": above("1.temperature", 88, 87, polls=3),
+        "memory_temperature": above("1.memory_temperature", 96, 95, polls=3),
+        "nvlink_down": Case(held({"1.link2.active": 0}, 3), [*held({"1.link2.active": 0}, 2), {"1.link2.active": 1}]),
+        "nvlink_missing": Case(held({"1.link2.active": 0}, 3), held({"*.link2.active": 0}, 3)),
+        "nvlink_errors": counted("1.link3.recoveries", 3),
+        "nvlink_errors_lasting": counted("1.link0.crc", 20),
+        "pcie_replays": above("1.pcie_replays", 9, 8),
+        "pcie_lanes": above("1.pcie_width", 8, 16, polls=3),
+        "pcie_generation": Case(
+            held({"1.pcie_generation": 4, "1.utilization": 50}, 3),
+            held({"1.pcie_generation": 1, "1.utilization": 49}, 3),
+        ),
+        "leftover_memory": above("1.memory_mib", 513, 512, polls=6),
+        "leftover_processes": flag("1.processes", polls=6),
+        "xid_other": Case([{"xid": 12}], [{"xid": 63}]),
+    }
+    | {
+        f"xid_{code}": Case([{"xid": code}], [{"xid": code + 200}])
+        for code in {rule.code for rule in RULES.values()} - {None, *nvlink5.CODES}
+    }
+    | {
+        # Of these the kernel's log is heard, where it may be read.
+        f"xid_{code}": Case([{"log": LINK.format(f"{code}, ANY Fatal XC0 i0", "0x1")}], [{"xid": code}])
+        for code in nvlink5.CODES
+    }
+)
 BEFORE = {"ecc_uncorrected": {"1.volatile_uncorrected": 7}}
 
 
@@ -126,7 +139,7 @@ class Driven:
             elif key == "log":
                 self._record += 1
                 with self.log.open("a") as log:
-                    log.write(SWITCH.format(record=self._record, kind=value) + "\n")
+                    log.write(f"6,{self._record},1,-;{value}\n")
             else:
                 self.fake.set(key, value)
         hangs = str(poll.get("hang", "none")) != "none"

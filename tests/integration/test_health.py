@@ -1,9 +1,13 @@
-"""Runs of two ranks on a node whose GPUs fall ill: what is said, how they end, and that they go on."""
+"""Runs on a node whose GPUs or disks fall ill: what is said, how they end, and that they go on."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from scaletrain.checkpoint.layout import list_checkpoints
 from scaletrain.launch.events import read_events
@@ -37,7 +41,7 @@ def start(run: TinyRun, driver: FakeDriver, name: str, *flags: object) -> Any:
 
 
 def codes(processes: Any) -> list[int]:
-    return [process.wait(timeout=100) for process in processes]
+    return [process.wait(timeout=140) for process in processes]
 
 
 def test_a_warning_is_told_and_a_gpu_that_is_gone_ends_the_run_unsaved(new_run: NewRun, tmp_path: Path) -> None:
@@ -91,3 +95,64 @@ def test_a_pending_repair_ends_the_run_after_the_next_checkpoint_and_it_goes_on(
     assert codes(again) == [130, 130], run.output_of("second-0").read_text()
     assert not findings(run, 2) and report(run)["attempt"] == 2 and not report(run)["findings"]
     assert os.listdir(run.run_dir / "health" / "2") == ["0.json"]
+
+
+# Rank 1 meets the error of a GPU before anybody has heard of its XID.
+FAILS_FIRST = """
+import os, runpy, sys
+from scaletrain.engine.engine import Engine
+train_step = Engine.train_step
+def fails(engine, batches, targets, step, lr):
+    if os.environ["RANK"] == "1" and step == 20:
+        with open(os.environ["FAKE_NVML"], "a") as file:
+            file.write("event=1.79\\n")
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    return train_step(engine, batches, targets, step, lr)
+Engine.train_step = fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.thorough
+def test_an_error_that_another_rank_meets_first_is_explained_by_the_node(new_run: NewRun, tmp_path: Path) -> None:
+    run, driver = new_run("first"), FakeDriver(tmp_path, gpus=2)
+    more = ("--checkpoint.every_steps", 0, "--monitor.health.every_s", 6)
+    through = (sys.executable, "-c", FAILS_FIRST)
+    ranks = run.start_ranks(2, *FLAGS, *more, environment=driver.environment, through=through)
+    assert codes(ranks) == [76, 76], run.output_of("rank-1").read_text()
+    for content in read_verdicts(run.run_dir, 1).values():
+        assert (content["verdict"], content["hosts"]) == ("sick_node", [HOST])
+        assert "fallen off the bus" in content["reason"]
+    assert "unspecified launch failure" in read_verdicts(run.run_dir, 1)[1]["reason"]
+
+
+# A file system of its own for the rank, which ends with it.
+ON_ITS_OWN_DISK = ("unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=1m none "$0"; exec "$@"')
+
+
+def test_a_disk_that_is_full_is_told_and_one_that_becomes_read_only_drains_the_node(
+    new_run: NewRun, tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("only root can make a mount namespace (unshare --mount)")
+    run, cache, rules = new_run("disk"), tmp_path / "cache", tmp_path / "rules.yaml"
+    cache.mkdir()
+    rules.write_text("host_folder_full: {above: 0.5}\nhw_slowdown: {polls: 9}\n")
+    more = ("--data.cache_dir", cache, "--checkpoint.every_steps", 25, "--monitor.health.rules", rules)
+    (rank,) = run.start_ranks(1, *FLAGS, *more, through=(*ON_ITS_OWN_DISK, str(cache), sys.executable))
+    run.wait_for_step(2, attempt=1, within_s=140)
+    assert not findings(run, 1)
+    (Path(f"/proc/{rank.pid}/root") / cache.relative_to("/") / "file").write_bytes(bytes(700_000))
+    eventually(lambda: "host_folder_full" in findings(run, 1), 60, "the warning")
+    (full,) = report(run)["findings"]
+    assert (full["severity"], full["host"], "gpu" in full) == ("warn", HOST, False)
+    assert "host.folder.cache_dir.used_share" in full["text"]
+
+    subprocess.run(["nsenter", f"--target={rank.pid}", "--mount", "mount", "-o", "remount,ro", cache], check=True)
+    assert codes([rank]) == [76], run.output_of("rank-0").read_text()
+    (content,) = read_verdicts(run.run_dir, 1).values()
+    assert (content["verdict"], content["hosts"]) == ("sick_node", [HOST])
+    assert "host.folder.cache_dir.read_only" in content["reason"]
+    assert list_checkpoints(run.run_dir / "checkpoints")
+    assert [one["rule"] for one in report(run)["findings"]] == ["host_folder_read_only", "host_folder_full"]

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scaletrain.hardware.host_health import HostReader
+from scaletrain.hardware.host_health import HostReader, Roots
+from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.readings import GpuReading, Reading, XidEvent
-from scaletrain.hardware.rules import load_rules
+from scaletrain.hardware.rules import load_host_rules, load_rules
 from scaletrain.hardware.visible import local_index
 from scaletrain.monitors import names
 from scaletrain.monitors.node_health import NodeHealth, NodeSampler, Told, ending_of
 from scaletrain.monitors.run_health import News, metrics_of, read_nodes, write_node, write_report
+from tests.hardware.kernel_trees import interface, net_dev, plant
 
-RULES = load_rules()
+RULES, HOST_RULES = load_rules(), load_host_rules()
+HERE = Roots()
 
 
 class Answers:
@@ -39,9 +42,12 @@ def reading(*gpus: GpuReading, xid: int | None = None) -> Reading:
     return Reading("ok", uptime_s=1e6, gpus=gpus, xids=events)
 
 
-def sampler(readings: Sequence[Reading], first_rank: int = 0, visible: str | None = None) -> NodeSampler:
+def sampler(
+    readings: Sequence[Reading], first_rank: int = 0, visible: str | None = None, roots: Roots = HERE
+) -> NodeSampler:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    return NodeSampler("n1", first_rank, Judge(RULES), Answers(readings), HostReader(), environ)
+    reader = HostReader(roots=roots)
+    return NodeSampler("n1", first_rank, Judge(RULES), HostJudge(HOST_RULES), Answers(readings), reader, environ)
 
 
 def told(severity: str = "abort", action: str = "reboot", host: str = "n1", number: int = 1) -> Told:
@@ -75,6 +81,23 @@ def test_slowed_clocks_weigh_more_where_the_rank_holds_the_others_up() -> None:
 def test_a_straggler_with_a_warning_of_another_kind_stays() -> None:
     looked = sampler([reading(gpu(0, temperature_c=95, max_temperature_c=87))])
     assert {one.severity for _ in range(5) for one in looked.sample(frozenset({0})).current} == {"warn"}
+
+
+def test_a_host_is_judged_beside_its_gpus_each_device_by_itself(tmp_path: Path) -> None:
+    def tree(carrier: str) -> Roots:
+        files = [interface(name, carrier, **{"device/vendor": "0x15b3\n"}) for name in ("ib0", "ib1")]
+        return plant(tmp_path, files[0] | files[1] | {"proc/self/net/dev": net_dev("ib0", "ib1")})
+
+    looked = sampler([reading(gpu(0))], roots=tree("1\n"))
+    assert looked.sample().current == []
+    tree("0\n")
+    *_, last = [looked.sample() for _ in range(3)]
+    assert [(one.rule, one.action, one.rank) for one in last.current] == [("host_link_down", "inspect", None)] * 2
+    ending = ending_of(last.current, "drain")
+    assert ending is not None and ending.hosts == ("n1",) and ending_of(last.current, "abort") is None
+    assert "host.nic.ib0.carrier_lost" in ending.reason and "host.nic.ib1.carrier_lost" in ending.reason
+    tree("1\n")
+    assert [looked.sample() for _ in range(3)][-1].current == last.current, "what ends a run stays"
 
 
 def test_a_gpu_is_that_of_the_rank_which_cuda_gives_it_to() -> None:

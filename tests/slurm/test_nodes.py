@@ -123,6 +123,20 @@ def test_a_node_that_other_jobs_have_seen_fail_twice_is_avoided(new_run: NewRun,
     assert run.losses() == undisturbed.losses()
 
 
+def test_a_job_that_would_leave_out_most_of_the_cluster_ends(new_run: NewRun, cluster: Cluster) -> None:
+    """Of three nodes it may leave out one by itself; a fault of two is not theirs."""
+    run = new_run("breaker")
+    for node in ("n2", "n3"):
+        for job_id in ("98", "99"):
+            Ledger(run.ledger, 7).record(Failure(node, time.time(), job_id, f"a lost GPU of {node}"))
+    run.submit(nodes=3, environment={"SPARE_NODES": "2"})
+    run.ends_as("FAILED")
+    assert (cluster.job(run.job_id)["ExitCode"], cluster.job(run.job_id)["Restarts"]) == ("78:0", "0")
+    assert not run.nodes() and run.actions() == ["stop"]
+    assert "a lost GPU of n2" in run.log and "a lost GPU of n3" in run.log and "MAX_EXCLUDED_SHARE" in run.log
+    assert "DRAIN" not in cluster.run("sinfo", "--noheader", "-N", "-o", "%T").upper()
+
+
 @pytest.mark.thorough
 def test_what_is_left_on_a_node_that_slurm_gave_up(new_run: NewRun, cluster: Cluster) -> None:
     """The daemon of the only node dies: the job starts elsewhere, and what runs on the old node ends itself."""

@@ -1,6 +1,7 @@
 """The thread beside the training and what a run makes of it: who is asked for an end, when, and what is left alone."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,11 @@ import pytest
 from scaletrain.errors import DataError, HealthError
 from scaletrain.hardware.readings import Reading
 from scaletrain.launch.events import read_events
-from scaletrain.launch.verdicts import Ending
+from scaletrain.launch.verdicts import Ending, Verdict, write_verdict
 from scaletrain.protocols import SequenceRange, TrainingState
 from scaletrain.training.loop import TrainingRun
 from scaletrain.training.monitoring import NodeMonitor
+from scaletrain.training.node_view import NodeView
 from scaletrain.training.node_watch import NodeWatch, Place
 from scaletrain.training.rollback import RollBack
 from scaletrain.training.signals import Sickness
@@ -125,6 +127,35 @@ def test_an_error_that_nobody_has_explained_is_looked_into(watched: NewWatched) 
         monitor.on_exception(node.run, error)
     assert raised.value.hosts == ("n1",) and raised.value.__cause__ is error and "unspecified" in str(raised.value)
     assert node.rules() == ["xid_79"]
+
+
+def other_rank(node: Watched, every_s: float = 30.0) -> tuple[NodeMonitor, TrainingRun]:
+    """What rank 1 of the same node has."""
+    view = NodeView(node.run.folder, 1, 0, every_s)
+    run = TrainingRun(TrainingState(step=10), 100, node.run.folder, 1, False, ())
+    return NodeMonitor(view, node.stop, lambda one: [None, one], 10, True), run
+
+
+def test_another_rank_that_meets_the_error_first_waits_for_the_next_look(watched: NewWatched) -> None:
+    node = watched([HEALTHY, LOST], every_s=0.5)
+    node.monitor()
+    monitor, run = other_rank(node)
+    error = RuntimeError("CUDA error: unspecified launch failure")
+    with pytest.raises(HealthError, match="fallen off the bus") as raised:
+        monitor.on_exception(run, error)
+    assert raised.value.hosts == ("n1",) and raised.value.__cause__ is error
+
+
+def test_another_rank_does_not_wait_in_vain(watched: NewWatched) -> None:
+    node = watched([HEALTHY], every_s=60.0)
+    node.monitor()
+    monitor, run = other_rank(node, every_s=60.0)
+    began_s = time.monotonic()
+    monitor.on_exception(run, DataError("no such shard"))
+    monitor.on_exception(run, KeyboardInterrupt())
+    write_verdict(run.folder, 1, 0, Verdict.CRASH, "the rank that looks has ended")
+    monitor.on_exception(run, RuntimeError("connection closed by peer"))
+    assert time.monotonic() - began_s < 30.0
 
 
 @pytest.mark.parametrize("error", [DataError("no such shard"), KeyboardInterrupt()])

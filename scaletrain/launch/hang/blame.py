@@ -1,6 +1,7 @@
 """Who is to blame for a hang: a pure function from what is known of all ranks to a judgement."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from scaletrain.launch.hang.evidence import Evidence
@@ -38,7 +39,7 @@ class Judgement:
         verdict: How all ranks end.
         conclusion: One sentence.
         blamed: Ranks that did not come to where the others wait; none where all of them wait.
-        hosts: The machine to do without, where all of the blamed ranks are on one.
+        hosts: The machine to do without, where all of the blamed ranks are on one and the run is on others as well.
         why: The rule that named them, for people.
     """
 
@@ -91,14 +92,15 @@ def judge(
         (active if are_apart or waiting else [], elsewhere),
         ([one for one in seen.values() if one.moved_on], "it moved on after the others' limit had passed: it was slow"),
     )
+    machines = {*host_of.values(), *(one.host for one in seen.values())}
     for blamed, why in suspects:
         if 0 < len(blamed) < world_size:
-            return _blame(blamed, why, world_size)
+            return _blame(blamed, why, machines)
     silent = [rank for rank in range(world_size) if rank not in seen]
     if silent:
         return _of_silent(silent, seen, host_of)
     if are_apart:
-        return _blame(behind, elsewhere, world_size)
+        return _blame(behind, elsewhere, machines)
     return _of_none(list(seen.values()), is_known=not active)
 
 
@@ -118,21 +120,22 @@ def _of_silent(silent: Sequence[int], seen: Mapping[int, Evidence], host_of: Map
     return Judgement(Verdict.HANG, conclusion, tuple(silent), alone, why)
 
 
-def _blame(blamed: Sequence[Evidence], why: str, world_size: int) -> Judgement:
+def _blame(blamed: Sequence[Evidence], why: str, machines: AbstractSet[str], is_alone: bool = False) -> Judgement:
     blamed = sorted(blamed, key=lambda one: one.rank)
     words = [f"{one.stands} in {_where(one)} for {one.seconds:.0f} s" for one in blamed]
     if len(blamed) > 1:
         named = _several([f"{one.name}, {does}" for one, does in zip(blamed, words, strict=True)])
         told = f"{len(blamed)} ranks did not arrive: {named}"
     else:
-        told = f"{blamed[0].name} {'does not move on' if world_size == 1 else 'did not arrive'}: {words[0]}"
+        told = f"{blamed[0].name} {'does not move on' if is_alone else 'did not arrive'}: {words[0]}"
     conclusion = f"hang at step {_step(blamed)}: {told}"
     hosts = {one.host for one in blamed}
     return Judgement(
         Verdict.HANG,
         conclusion,
         tuple(one.rank for one in blamed),
-        tuple(hosts) if len(hosts) == 1 and len(blamed) < world_size else (),
+        # Of a run on one machine it cannot be told whether that or the program is to blame.
+        tuple(hosts) if len(hosts) == 1 and machines > hosts else (),
         why,
     )
 
@@ -140,7 +143,7 @@ def _blame(blamed: Sequence[Evidence], why: str, world_size: int) -> Judgement:
 def _of_none(seen: Sequence[Evidence], is_known: bool) -> Judgement:
     step = max(one.step for one in seen)
     if len(seen) == 1:
-        return _blame(seen, "there is no other rank", 1)
+        return _blame(seen, "there is no other rank", {seen[0].host}, is_alone=True)
     where = _where(seen[0])
     if is_known:
         conclusion = f"hang at step {step}: all ranks wait for each other in {where}, in {seen[0].collective}"

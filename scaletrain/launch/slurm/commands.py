@@ -60,6 +60,12 @@ class Slurm:
                 found[fields["NodeName"]] = f"Slurm has it as {state}"
         return found
 
+    def partition_nodes(self, partition: str) -> int | None:
+        """How many nodes a partition has, whatever their state; None where Slurm does not say."""
+        shown = _fields(self._ask("scontrol", "--oneliner", "show", "partition", partition)) if partition else {}
+        total = shown.get("TotalNodes", "")
+        return int(total) if total.isdigit() else None
+
     def requeue(self, queue_name: str, excluded: Sequence[str], delay_s: float, insist_s: float = _INSIST_S) -> bool:
         """Gives the job back to the queue; Slurm then ends this process within KillWait.
 

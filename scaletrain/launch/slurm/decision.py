@@ -63,6 +63,8 @@ class Situation:
         sick: Nodes that must not be used, with the reason.
         healthy: Nodes of the allocation that may be.
         needed: Nodes that the training takes.
+        excluded: Nodes that the job leaves out for reasons of its own, in all its starts, with the reason.
+        most_excluded: How many of them there may be; see ``most_excluded``.
         progressed: Whether the launch has saved a later step than any before.
         without_progress: Launches in a row, this one among them, that did not.
         crashes_here: Launches in this allocation that crashed without progress, this one among them.
@@ -77,6 +79,8 @@ class Situation:
     sick: Mapping[str, str] = field(default_factory=dict)
     healthy: int = 0
     needed: int = 1
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    most_excluded: int = 1
     progressed: bool = False
     without_progress: int = 0
     crashes_here: int = 0
@@ -102,6 +106,14 @@ def decide(now: Situation) -> Action:
         return Action(Kind.LEAVE, f"the job was {now.asked}", code)
     if now.verdict in _ENDS_BY_ITSELF:
         return Action(Kind.STOP, f"{now.verdict}: {now.reason}", EXIT_CODES[now.verdict])
+    if len(now.excluded) > now.most_excluded:
+        told = "; ".join(f"{node}: {why}" for node, why in sorted(now.excluded.items()))
+        return Action(
+            Kind.STOP,
+            f"too many nodes to leave out: {len(now.excluded)}, and a job leaves out {now.most_excluded} by itself "
+            f"(MAX_EXCLUDED_SHARE), as what they share may be broken: {told}",
+            EXIT_CODES[Verdict.GAVE_UP],
+        )
     if now.asked is Asked.PREEMPTED:
         return Action(Kind.REQUEUE, f"{now.asked}: {_told(now)}")
     if now.verdict is None:
@@ -124,6 +136,19 @@ def decide(now: Situation) -> Action:
     if now.progressed or now.crashes_here <= _IN_PLACE:
         return Action(Kind.LAUNCH, f"{_told(now)}; once more on the same nodes, which are checked first")
     return Action(Kind.REQUEUE, f"{_told(now)}; other nodes may do better", delay_s=_backoff_s(now))
+
+
+def most_excluded(nodes: int, share: float) -> int:
+    """How many nodes a job may leave out by itself: a fault of many at once is seldom theirs.
+
+    Args:
+        nodes: Those that it could get.
+        share: How much of them it may leave out.
+
+    Returns:
+        At least one, which a small cluster has to do without as well, but never all of them.
+    """
+    return min(max(1, int(nodes * share)), nodes - 1)
 
 
 def _without_launch(now: Situation) -> Action:

@@ -26,6 +26,7 @@ class Job:
         end_s: When its time is over, in Unix seconds; None where it has no limit.
         excluded: Nodes that it was told to avoid.
         array: Number of the job array and index in it; None for none.
+        partition_nodes: Nodes of its partition; None where Slurm does not say.
     """
 
     job_id: str
@@ -38,6 +39,7 @@ class Job:
     end_s: float | None
     excluded: tuple[str, ...]
     array: tuple[str, int] | None = None
+    partition_nodes: int | None = None
 
     @classmethod
     def of_this_process(cls, environ: Mapping[str, str], slurm: Slurm) -> "Job":
@@ -71,6 +73,7 @@ class Job:
             end_s=unix_s(shown.get("EndTime", "")),
             excluded=tuple(slurm.expand(shown.get("ExcNodeList", "").replace("(null)", ""))),
             array=array,
+            partition_nodes=slurm.partition_nodes(shown.get("Partition", "")),
         )
 
     @property

@@ -64,6 +64,16 @@ class Journal:
         """Groups of nodes of which one was to blame, in earlier starts of this job."""
         return [tuple(event.get("nodes", ())) for event in self._of_this_job() if event.get("event") == "suspicion"]
 
+    def blamed(self) -> dict[str, str]:
+        """Nodes that this job has left out for reasons of its own, with the reason; without those cleared since."""
+        found: dict[str, str] = {}
+        for event in self._of_this_job():
+            if event.get("event") == "sick_node" and not event.get("by_slurm"):
+                found[str(event.get("node"))] = str(event.get("reason"))
+            elif event.get("event") == "suspicion":
+                found = {node: reason for node, reason in found.items() if node not in event.get("cleared", ())}
+        return found
+
     def fruitless_starts(self) -> int:
         """Starts of this job in a row, up to now, in which nothing could be launched."""
         count = 0

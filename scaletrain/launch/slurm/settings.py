@@ -22,6 +22,7 @@ class Settings:
         drain_nodes: Whether Slurm is asked to drain a sick node, which it lets operators do.
         node_ledger: Folder, shared by jobs, that remembers which nodes failed.
         ledger_days: Days for which it counts.
+        max_excluded_share: Share of the partition's nodes that a job leaves out by itself at most.
         container: An image: a .sqsh file or registry address for pyxis, a .sif file for Apptainer.
         container_mounts: More folders to mount, as ``/from:/to``, separated by commas.
         on_end: A shell command that runs when the job stops, and not when it is requeued; ``EXIT_CODE`` and ``REASON``
@@ -38,6 +39,7 @@ class Settings:
     drain_nodes: bool = True
     node_ledger: str = ""
     ledger_days: float = 7.0
+    max_excluded_share: float = 0.25
     container: str = ""
     container_mounts: str = ""
     on_end: str = ""
@@ -66,6 +68,8 @@ class Settings:
             raise ConfigError(f"PREFLIGHT={settings.preflight}: expected full, nodes or off")
         if settings.crash_limit < 1:
             raise ConfigError(f"CRASH_LIMIT={settings.crash_limit}: expected at least 1 launch")
+        if settings.max_excluded_share > 1:
+            raise ConfigError(f"MAX_EXCLUDED_SHARE={settings.max_excluded_share:g}: expected a share, 0 to 1")
         return settings
 
     def ledger_folder(self, environ: Mapping[str, str]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from scaletrain.launch.slurm.asked import Requests
 from scaletrain.launch.slurm.checks import Checks
 from scaletrain.launch.slurm.commands import Slurm
-from scaletrain.launch.slurm.decision import Action, Asked, Kind, Situation, decide
+from scaletrain.launch.slurm.decision import Action, Asked, Kind, Situation, decide, most_excluded
 from scaletrain.launch.slurm.evidence import Outcome, quote
 from scaletrain.launch.slurm.hook import run_hook
 from scaletrain.launch.slurm.job import Job
@@ -54,6 +54,9 @@ class Supervisor:
         self._acquitted: frozenset[str] = frozenset()
         self._crashes_here = 0
         self._needed = max(1, len(job.nodes) - settings.spare_nodes)
+        self._excluded: dict[str, str] = {}
+        known = len({*job.nodes, *job.excluded})
+        self._most_excluded = most_excluded(job.partition_nodes or known, settings.max_excluded_share)
 
     def run(self) -> int:
         """Trains until the job is over or given back.
@@ -74,10 +77,12 @@ class Supervisor:
         self._say(self._first_line())
         self._journal.write("job_start", job_name=self._job.name, nodes=self._job.nodes, end_s=self._job.end_s)
         self._sick |= {node: reason for node, reason in self._ledger.avoided().items() if node in self._job.nodes}
+        self._excluded = self._journal.blamed() | self._sick
         while True:
             problem = self._check()
             usable = self._usable()
-            if problem or len(usable) < self._needed or self._requests.asked() is not Asked.NOBODY:
+            is_refused = problem or len(usable) < self._needed or len(self._excluded) > self._most_excluded
+            if is_refused or self._requests.asked() is not Asked.NOBODY:
                 situation = self._without_launch(problem)
             else:
                 situation = self._launch(usable)
@@ -103,7 +108,8 @@ class Supervisor:
         unusable = self._slurm.unusable(self._usable())
         # Slurm gives these to nobody by itself: excluded they would be missing once they are mended.
         self._kept_out |= unusable.keys()
-        self._blame(unusable, remember=False)
+        for node, reason in unusable.items():
+            self._leave_out(node, reason, by_slurm=True)
         if self._settings.preflight == "off":
             return ""
         self._say(f"checks {','.join(self._usable())}")
@@ -134,20 +140,20 @@ class Supervisor:
         """Does without one of several nodes that fail together; the next start, with another, will tell more."""
         groups = [*self._journal.suspicions(), tuple(nodes)]
         suspect, self._acquitted = choose_suspect(groups)
-        self._journal.write("suspicion", nodes=nodes, suspect=suspect)
+        self._journal.write("suspicion", nodes=nodes, suspect=suspect, cleared=sorted(self._acquitted))
+        self._excluded = {node: reason for node, reason in self._excluded.items() if node not in self._acquitted}
         self._blame({suspect: f"{problem}, and it cannot be told which is to blame"}, remember=False)
 
     def _is_asked(self) -> bool:
         return self._requests.asked() is not Asked.NOBODY
 
     def _blame(self, sick: Mapping[str, str], remember: bool = True) -> None:
-        for node, reason in sick.items():
-            if node in self._sick:
-                continue
-            self._sick[node] = reason
-            self._say(f"node {node} is not used: {reason}")
-            self._journal.write("sick_node", node=node, reason=reason)
-            if not remember:  # Slurm knows it already, or it is not certain
+        new = {node: reason for node, reason in sick.items() if node not in self._sick}
+        self._excluded |= new
+        for node, reason in new.items():
+            self._leave_out(node, reason)
+            # What is wrong with too many of them is not theirs.
+            if not remember or len(self._excluded) > self._most_excluded:
                 continue
             try:
                 self._ledger.record(Failure(node, time.time(), self._job.job_id, reason))
@@ -156,6 +162,11 @@ class Supervisor:
             if self._settings.drain_nodes and self._slurm.drain(node, f"job {self._job.job_id}: {reason}"):
                 self._kept_out.add(node)
                 self._say(f"node {node} is drained: scontrol update NodeName={node} State=RESUME takes it back")
+
+    def _leave_out(self, node: str, reason: str, by_slurm: bool = False) -> None:
+        self._sick[node] = reason
+        self._say(f"node {node} is not used: {reason}")
+        self._journal.write("sick_node", node=node, reason=reason, by_slurm=by_slurm)
 
     def _without_launch(self, problem: str) -> Situation:
         reason = problem or "; ".join(f"{node}: {why}" for node, why in self._sick.items()) or "the checks were left"
@@ -208,6 +219,8 @@ class Supervisor:
             sick=dict(sick),
             healthy=len(self._usable()),
             needed=self._needed,
+            excluded=self._excluded,
+            most_excluded=self._most_excluded,
             progressed=progressed,
             crashes_here=self._crashes_here,
             fruitless_starts=fruitless_starts,

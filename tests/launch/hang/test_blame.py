@@ -96,6 +96,12 @@ def test_several_on_two_machines_name_no_machine_and_many_are_counted() -> None:
     assert "and 3 more" in judgement.conclusion
 
 
+def test_a_machine_without_another_is_not_to_be_done_without() -> None:
+    judgement = judge(ranks(2, _1=as_rank(1, state="T")), {}, 2, {})
+    assert (judgement.blamed, judgement.hosts) == ((1,), ())
+    assert judge(ranks(2, _1=as_rank(1, state="T")), {}, 4, {2: "n1", 3: "n1"}).hosts == ("n0",)
+
+
 def test_a_rank_alone() -> None:
     judgement = judge({0: as_rank(0, collective="", state="R")}, {}, 1, {})
     assert (

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaletrain.launch.slurm.decision import LONGEST_BACKOFF_S, Asked, Kind, Situation, decide
+from scaletrain.launch.slurm.decision import LONGEST_BACKOFF_S, Asked, Kind, Situation, decide, most_excluded
 from scaletrain.launch.verdicts import Verdict
 
 TWO = Situation(Verdict.CRASH, "why", healthy=2, needed=2)
 WITHOUT_N2 = {"sick": {"n2": "ECC"}, "healthy": 1}
 SPARE = {"sick": {"n2": "ECC"}, "healthy": 2}
+MANY = {"excluded": {"n2": "ECC", "n3": "lost"}}
 
 TABLE = [
     # What happened, what follows, with which exit code.
@@ -41,6 +42,13 @@ TABLE = [
     (replace(TWO, verdict=None, fruitless_starts=1), Kind.REQUEUE, 0),
     (replace(TWO, verdict=None, fruitless_starts=3), Kind.STOP, 78),
     (replace(TWO, verdict=None, fruitless_starts=1, asked=Asked.TIME_LIMIT), Kind.REQUEUE, 0),
+    # As many nodes as a job may leave out by itself, and one more.
+    (replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY, most_excluded=2), Kind.LAUNCH, 0),
+    (replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY), Kind.STOP, 78),
+    (replace(TWO, verdict=Verdict.SICK_NODE, asked=Asked.PREEMPTED, **WITHOUT_N2, **MANY), Kind.STOP, 78),
+    (replace(TWO, verdict=None, fruitless_starts=1, **MANY), Kind.STOP, 78),
+    (replace(TWO, verdict=Verdict.COMPLETE, **MANY), Kind.STOP, 0),
+    (replace(TWO, asked=Asked.REQUEUED, **MANY), Kind.LEAVE, 75),
 ]
 
 
@@ -55,6 +63,19 @@ def test_a_sick_node_costs_no_wait_and_an_unknown_cause_more_each_time() -> None
     assert decide(replace(TWO, verdict=Verdict.SICK_NODE, **WITHOUT_N2)).delay_s == 0  # type: ignore[arg-type]
     unknown = replace(TWO, crashes_here=2, crash_limit=99)
     assert [decide(replace(unknown, without_progress=n)).delay_s for n in (1, 2, 3, 40)] == [60, 120, 240, 3600]
+
+
+def test_too_many_to_leave_out_are_named_with_their_reasons() -> None:
+    reason = decide(replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY)).reason  # type: ignore[arg-type]
+    assert "n2: ECC; n3: lost" in reason and "MAX_EXCLUDED_SHARE" in reason
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share", "most"),
+    [(1, 0.25, 0), (2, 0.25, 1), (3, 0.25, 1), (7, 0.25, 1), (8, 0.25, 2), (64, 0.25, 16), (4, 0.0, 1), (4, 1.0, 3)],
+)
+def test_a_job_leaves_out_a_share_of_the_nodes_one_at_least_and_never_all(nodes: int, share: float, most: int) -> None:
+    assert most_excluded(nodes, share) == most
 
 
 situations = st.builds(

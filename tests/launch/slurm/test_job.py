@@ -14,7 +14,7 @@ SHOWN = (
     "JobId=17 JobName=pretrain UserId=root(0) JobState={state} Reason=None Requeue=1 Restarts={restarts} "
     "TimeLimit=00:10:00 StartTime=2026-11-25T06:38:22 EndTime=2026-11-25T06:48:22 ReqNodeList=(null) "
     "ExcNodeList=n[7-8] NodeList=n[1-2] BatchHost=n1 NumNodes=2 Command=/a/slurm/pretrain.sh --config x "
-    "StdOut=/a/pretrain-17.log TresPerNode=gres:gpu:8"
+    "StdOut=/a/pretrain-17.log Partition=main TresPerNode=gres:gpu:8"
 )
 SCONTROL = """#!/bin/sh
 echo "scontrol $*" >>"$CALLS"
@@ -22,6 +22,7 @@ case "$*" in
 *"show job"*) cat "$SHOWN" ;;
 *"hostnames n[1-2]"*) printf 'n1\\nn2\\n' ;;
 *"hostnames n[7-8]"*) printf 'n7\\nn8\\n' ;;
+*"show partition main"*) echo "PartitionName=main State=UP TotalCPUs=2304 TotalNodes=24" ;;
 *"show node"*) echo "NodeName=n1 NodeAddr=10.0.0.1 State=MIXED"; echo "NodeName=n2 NodeAddr=n2 State=DOWN*+DRAIN" ;;
 *requeue*) test -e "$CALLS.again" || { touch "$CALLS.again"; echo "try again" >&2; exit 1; } ;;
 esac
@@ -57,6 +58,7 @@ def test_a_job_is_read(slurm: Slurm) -> None:
     assert (job.job_id, job.name, job.restarts, job.nodes) == ("17", "pretrain", 0, ("n1", "n2"))
     assert job.addresses == {"n1": "10.0.0.1", "n2": "n2"}
     assert (job.gpus, job.cpus, job.excluded) == (8, 64, ("n7", "n8"))
+    assert job.partition_nodes == 24 and slurm.partition_nodes("other") is None
     assert job.end_s is not None
 
 

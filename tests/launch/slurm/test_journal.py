@@ -56,6 +56,16 @@ def test_fruitless_starts_are_those_of_this_job_since_its_last_launch(tmp_path: 
     assert journal.fruitless_starts() == 1
 
 
+def test_nodes_are_blamed_until_they_are_cleared_and_those_that_slurm_holds_back_never(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "7", 1)
+    for node, by_slurm in (("n1", False), ("n2", True), ("n3", False)):
+        journal.write("sick_node", node=node, reason=f"why {node}", by_slurm=by_slurm)
+    Journal(tmp_path, "6", 0).write("sick_node", node="n4", reason="of another job")
+    assert journal.blamed() == {"n1": "why n1", "n3": "why n3"}
+    journal.write("suspicion", nodes=["n1", "n5"], suspect="n5", cleared=["n1"])
+    assert journal.blamed() == {"n3": "why n3"}
+
+
 def test_a_job_that_is_submitted_anew_begins_with_a_clean_record(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         Journal(tmp_path, "6", 0).write("launch", launch=number, saved_step=0)

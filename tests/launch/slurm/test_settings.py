@@ -26,6 +26,7 @@ def test_settings_are_read_from_the_environment() -> None:
         ("BACKOFF_S", "nan"),
         ("CHECK_LIMIT_S", "inf"),
         ("MIN_BANDWIDTH_GB_S", "1e"),
+        ("MAX_EXCLUDED_SHARE", "1.5"),
     ],
 )
 def test_wrong_settings_are_told(name: str, value: str) -> None:
