@@ -36,7 +36,8 @@ from scaletrain.training.evaluating import Evaluating
 from scaletrain.training.health import Health
 from scaletrain.training.mixing import Mixing
 from scaletrain.training.monitoring import NodeMonitor, open_watch
-from scaletrain.training.node_watch import NodeView, NodeWatch
+from scaletrain.training.node_view import NodeView
+from scaletrain.training.node_watch import NodeWatch
 from scaletrain.training.reporting import Reporting
 from scaletrain.training.resuming import newest_intact
 from scaletrain.training.rollback import (
