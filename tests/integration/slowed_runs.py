@@ -1,66 +1,76 @@
-"""Real trainings of four ranks, some of which are slow, or none."""
+"""Real trainings, some of whose ranks are slow, or none."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from scaletrain.launch.events import read_events
+from scaletrain.monitors.jsonl_writer import read_metrics
 from tests.chaos.fork_server import ForkServer
 from tests.integration.delayed_link import INTERFACE
 from tests.integration.network import Network
 from tests.integration.runs import ENVIRONMENT, ROOT, TinyRun, free_port
 
-WORLD_SIZE = 4
 SLOWED_RANK = Path(__file__).parent / "slowed_rank.py"
-# A step of some 50 ms of CPU time: large enough that a tenth of it is more than the noise of a machine that is shared.
+# A step of some 40 ms of CPU time: large enough that a tenth of it is more than the noise of cores that are shared.
 SIZES = (
     *("--model.d_model", 128, "--model.n_heads", 4, "--model.max_seq_len", 64, "--train.max_seq_len", 64),
-    *("--train.global_batch_size", 40, "--train.micro_batch_size", 10, "--train.max_steps", 100_000),
-    *("--eval.every_steps", 0, "--checkpoint.every_steps", 0),
+    *("--train.global_batch_size", 40, "--train.max_steps", 100_000, "--eval.every_steps", 0),
 )
 
 
-def start(
-    run: TinyRun,
-    server: ForkServer,
-    window_steps: int,
-    slow: Mapping[int, str],
-    network: Network | None,
-    *flags: object,
-) -> list[int]:
+@dataclass(frozen=True)
+class Setting:
+    """How a run is started.
+
+    Attributes:
+        world_size: Number of ranks.
+        slow: By rank, what slows it down; see ``slowed_rank``.
+        network: In which each rank has its own link; None for the machine's.
+        window_steps: Length of a window.
+        environment: What else its processes have in their environment.
+        flags: What else is asked of the run.
+    """
+
+    world_size: int = 4
+    slow: Mapping[int, str] = field(default_factory=dict)
+    network: Network | None = None
+    window_steps: int = 10
+    environment: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[object, ...] = ("--checkpoint.every_steps", 0)
+
+
+def start(run: TinyRun, server: ForkServer, setting: Setting) -> None:
     """Starts the ranks of a run.
 
     Args:
-        run: That has not begun.
+        run: One that has not begun.
         server: Forks the ranks.
-        window_steps: Length of a window.
-        slow: By rank, what slows it down; see ``slowed_rank``.
-        network: In which each rank has its own link; None for the machine's.
-        *flags: Further ones.
-
-    Returns:
-        Their process numbers.
+        setting: How they are.
     """
-    ranks = range(WORLD_SIZE)
-    slowed = {"slow": slow, "namespaces": [] if network is None else list(map(network.namespace, ranks))}
+    size, network = setting.world_size, setting.network
+    slowed = {"slow": setting.slow, "namespaces": [] if network is None else list(map(network.namespace, range(size)))}
     common = ENVIRONMENT | {"SLOWED": json.dumps(slowed), "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
-    common |= {"WORLD_SIZE": str(WORLD_SIZE), "LOCAL_WORLD_SIZE": str(WORLD_SIZE), "MASTER_ADDR": "127.0.0.1"}
+    common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     if network is not None:
         common |= {"MASTER_ADDR": network.address(0), "GLOO_SOCKET_IFNAME": INTERFACE}
-    arguments = ["--config", run.config, *SIZES, "--monitor.stragglers.every_steps", window_steps, *flags]
-    return [
-        server.fork(
-            SLOWED_RANK,
-            list(map(str, arguments)),
-            common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            run.folder / f"rank-{rank}.txt",
-        )
-        for rank in ranks
-    ]
+    arguments = ["--config", run.config, *SIZES, "--train.micro_batch_size", 40 // size]
+    arguments += ["--monitor.stragglers.every_steps", setting.window_steps, *setting.flags]
+    for rank in range(size):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        output = run.output_of(f"rank-{rank}")
+        server.fork(SLOWED_RANK, list(map(str, arguments)), common | setting.environment | own, output)
 
 
-def stragglers(run: TinyRun) -> list[dict[str, Any]]:
-    """What was said so far."""
+def named(run: TinyRun) -> dict[int, str]:
+    """Which ranks were named so far, and for what cause."""
     path = run.run_dir / "events.jsonl"
-    return [one for one in read_events(path) if one["event"] == "straggler"] if path.exists() else []
+    events = [one for one in read_events(path) if one["event"] == "straggler"] if path.exists() else []
+    return {rank: one["cause"] for one in events for rank in one["ranks"]}
+
+
+def windows(run: TinyRun) -> int:
+    """How many windows have been judged."""
+    path = run.run_dir / "metrics.jsonl"
+    return sum("straggler/count" in line for line in read_metrics(path)) if path.exists() else 0

@@ -91,6 +91,19 @@ def test_a_drain_does_not_wait_in_vain(watched: NewWatched, waits_for_save: bool
     assert node.stop.sickness.may_save
 
 
+def test_a_slowed_gpu_is_drained_once_its_rank_holds_the_others_up(watched: NewWatched) -> None:
+    node = watched([reading(gpu(0, clock_event_reasons=0x40))])
+    monitor = node.monitor(waits_for_save=False)
+    eventually(lambda: node.watch.node is not None and node.watch.node.current, 60, "the warning")
+    monitor.on_step_end(node.run, {})
+    assert node.stop.sickness is None and node.rules() == ["hw_thermal"]
+    node.watch.note_slow(frozenset({0}))
+    eventually(lambda: node.watch.ending("drain"), 60, "it weighs more")
+    monitor.on_step_end(node.run, {})
+    assert node.stop.sickness.may_save and node.stop.sickness.ending.hosts == ("n1",)
+    assert node.rules() == ["hw_thermal"] * 2
+
+
 def test_a_healthy_node_asks_for_nothing(watched: NewWatched) -> None:
     node = watched([HEALTHY])
     monitor = node.monitor()
@@ -178,7 +191,7 @@ def test_what_goes_wrong_with_looking_is_not_the_runs_trouble(tmp_path: Path) ->
     class Broken:
         has_gpus = False
 
-        def sample(self) -> Any:
+        def sample(self, slow_ranks: frozenset[int]) -> Any:
             raise ZeroDivisionError
 
         def close(self) -> None:

@@ -1,0 +1,123 @@
+"""Real trainings of four ranks: those that are slow are named with the cause, equal ones are not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scaletrain.launch.verdicts import read_verdicts
+from scaletrain.monitors.jsonl_writer import read_metrics
+from scaletrain.ranks import from_environment
+from tests.chaos.fork_server import ForkServer
+from tests.fake_nvml import FakeDriver
+from tests.integration.network import lacking, networked
+from tests.integration.runs import ENVIRONMENT, NewRun, TinyRun
+from tests.integration.slowed_runs import Setting, named, start, windows
+from tests.processes import eventually
+
+HOST = from_environment().host
+WITHIN_S = 280.0
+# Takes cores from the ranks, and the caches of others with them, by fits and starts.
+DISTURB = """
+import random, sys, time
+import numpy as np
+source, end_s = random.Random(int(sys.argv[1])), time.monotonic() + 1200
+while time.monotonic() < end_s:
+    numbers, until_s = np.ones(source.choice([1 << 12, 1 << 16, 1 << 22])), time.monotonic() + source.uniform(0.1, 3)
+    while time.monotonic() < until_s:
+        numbers = np.sqrt(numbers * numbers + 1)
+    time.sleep(source.uniform(0, 2))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+def end(run: TinyRun, ranks: int) -> None:
+    """Has a run end, and waits until it has."""
+    (run.run_dir / "stop").touch()
+    eventually(lambda: len(read_verdicts(run.run_dir, 1)) == ranks, 60, "all ranks end")
+
+
+@pytest.mark.parametrize(
+    ("slow", "delays_ms"),
+    [
+        ({1: "compute", 2: "data"}, {3: 2.0}),
+        pytest.param({2: "compute"}, {}, marks=pytest.mark.thorough),
+        pytest.param({3: "data"}, {}, marks=pytest.mark.thorough),
+        pytest.param({}, {0: 5.0}, marks=pytest.mark.thorough),
+    ],
+    ids=["all three", "compute", "data", "link"],
+)
+def test_slow_ranks_are_named_with_the_cause(
+    slow: dict[int, str], delays_ms: dict[int, float], new_run: NewRun, server: ForkServer
+) -> None:
+    if delays_ms and (reason := lacking()):
+        pytest.skip(reason)
+    run, wanted = new_run("slowed"), slow | dict.fromkeys(delays_ms, "link")
+    with networked(4, delays_ms) if delays_ms else nullcontext() as network:
+        start(run, server, Setting(slow=slow, network=network, window_steps=8))
+        eventually(lambda: named(run).keys() >= wanted.keys(), WITHIN_S, lambda: f"{wanted}, not only {named(run)}")
+        end(run, 4)
+    assert named(run) == wanted
+    log = run.output_of("rank-0").read_text()
+    assert all(f"straggler: rank {rank} on {HOST}: " in log for rank in wanted)
+    last = [line for line in read_metrics(run.run_dir / "metrics.jsonl") if "straggler/count" in line][-1]
+    assert last["straggler/count"] == len(wanted)
+    assert EventAccumulator(str(run.run_dir / "tb")).Reload().Images("straggler/ranks")
+
+
+@pytest.mark.thorough
+def test_a_link_that_has_lost_bandwidth_is_named(new_run: NewRun, server: ForkServer) -> None:
+    if reason := lacking():
+        pytest.skip(reason)
+    run = new_run("narrow")
+    with networked(4, {}) as network:
+        network.limit(2, "100mbit")
+        start(run, server, Setting(network=network, window_steps=8))
+        eventually(lambda: named(run), WITHIN_S, "it is named")
+        end(run, 4)
+    assert named(run) == {2: "link"}
+
+
+@pytest.mark.thorough
+def test_equal_ranks_on_cores_that_others_use_are_not_named(new_run: NewRun, server: ForkServer) -> None:
+    run = new_run("equal")
+    others = [subprocess.Popen([sys.executable, "-c", DISTURB, str(seed)], env=ENVIRONMENT) for seed in range(2)]
+    try:
+        start(run, server, Setting(window_steps=20))
+        eventually(lambda: windows(run) >= 100 or named(run), 1200, lambda: f"100 windows, not {windows(run)}")
+        assert not named(run), named(run)
+        end(run, 4)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.thorough
+def test_a_hot_gpu_is_left_once_its_rank_holds_the_others_up(
+    new_run: NewRun, server: ForkServer, tmp_path: Path
+) -> None:
+    run, driver = new_run("hot"), FakeDriver(tmp_path, gpus=2)
+    flags = ("--monitor.health.every_s", 0.2, "--checkpoint.every_steps", 25)
+    slowly = Setting(world_size=2, slow={1: "compute"}, window_steps=8, environment=driver.environment, flags=flags)
+    driver.set("1.reasons", 0x40)
+    start(run, server, slowly)
+    eventually(lambda: len(read_verdicts(run.run_dir, 1)) == 2, WITHIN_S, "both ranks end")
+    assert named(run) == {1: "compute"}
+    for content in read_verdicts(run.run_dir, 1).values():
+        assert (content["verdict"], content["hosts"]) == ("sick_node", [HOST])
+        assert "rule hw_thermal" in content["reason"] and "rank 1 holds the others up" in content["reason"]
+    kinds = run.events(1)
+    assert kinds.index("straggler") < kinds.index("save") or "drain" in kinds
+    assert os.listdir(run.run_dir / "checkpoints")
