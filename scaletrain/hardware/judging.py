@@ -159,9 +159,10 @@ class Judge:
     def _poll_events(self, reading: Reading, now_s: float) -> list[_Broken]:
         """XIDs are judged as the number of them in a reading; no such event is a poll with none."""
         found: list[_Broken] = []
-        # Of NVLink 5 the kernel's log tells what NVML does not: which error it is. So that is waited for.
-        vague = [one for one in reading.xids if one.origin == "nvml" and one.code in nvlink5.CODES]
-        heard = [one for one in reading.xids if one not in vague or reading.kernel_log is None]
+        heard = reading.xids
+        if reading.kernel_log is not None:
+            # Of NVLink 5 it tells what NVML does not: which error it is. So its line is waited for.
+            heard = tuple(one for one in heard if one.origin != "nvml" or one.code not in nvlink5.CODES)
         for rule in self._rules:
             signal = SIGNALS[rule.signal]
             if signal.of_gpu or signal.of_node:
