@@ -57,12 +57,17 @@ def as_nagios(findings: Sequence[Finding], name: str) -> str:
         text = f"{name}: " + "; ".join(f"{one.check}: {one.detail}" for one in meant)
     text = re.sub(r"\s+", " ", text.replace("|", "/"))[:_LONGEST_TEXT]
     figures = [
-        f"'{_label(one.check)} {_label(figure)}'={value:.6g}"
+        f"'{_label(one.check)} {_label(figure)}'={_decimal(value)}"
         for one in findings
         for figure, value in one.figures.items()
     ]
     line = f"{_NAGIOS_WORDS[NAGIOS_CODES[status]]} - {text}"
     return f"{line} | {' '.join(figures)}" if figures else line
+
+
+def _decimal(value: float) -> str:
+    """Digits and a point: an exponent is not part of the format."""
+    return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
 def _label(text: str) -> str:

@@ -27,12 +27,13 @@ for _ in sys.stdin:
     print(json.dumps(reader.read().signals()), flush=True)
 """
 # A file system in user space, of which nobody answers for the user space.
-_SILENT = """
+SILENT = """
 import ctypes, os, sys
 device = os.open("/dev/fuse", os.O_RDWR)
 os.set_inheritable(device, True)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
-if ctypes.CDLL(None).mount(b"silent", sys.argv[1].encode(), b"fuse", 0, options):
+kind = os.environ.get("SILENT_KIND", "fuse").encode()
+if ctypes.CDLL(None).mount(b"silent", sys.argv[1].encode(), kind, 0, options):
     sys.exit(77)
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
@@ -118,7 +119,7 @@ def test_a_file_server_that_never_answers_is_waited_for_once(tmp_path: Path) -> 
     silent = tmp_path / "silent"
     silent.mkdir()
     folders = {"run_dir": silent, "tmp": tmp_path}
-    with reader_behind("[ -r /dev/fuse ]", folders, "-c", _SILENT, str(silent)) as host:
+    with reader_behind("[ -r /dev/fuse ]", folders, "-c", SILENT, str(silent)) as host:
         first = host.signals()
         start_s = time.monotonic()
         later = host.signals()

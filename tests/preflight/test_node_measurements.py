@@ -1,0 +1,25 @@
+"""What is measured of one node, on the CPU: the same code that a GPU runs, with gloo in place of NCCL."""
+
+import pytest
+
+from scaletrain.preflight.bandwidth import measure_bandwidth
+from scaletrain.preflight.node_all_reduce import reduce_on_node
+
+
+def test_the_memory_of_the_host() -> None:
+    (found,) = measure_bandwidth(0)
+    assert (found.check, found.status) == ("cpu bandwidth", "ok")
+    assert found.figures["memory_gb_per_s"] > 0
+
+
+@pytest.mark.thorough
+def test_an_all_reduce_over_processes_of_this_node() -> None:
+    found = reduce_on_node(2, on_gpus=False)
+    assert (found.check, found.status) == ("all-reduce", "ok"), found.detail
+    assert found.figures["all_reduce_gb_per_s"] > 0
+
+
+def test_an_all_reduce_on_gpus_that_are_not_there_fails() -> None:
+    found = reduce_on_node(1, on_gpus=True)
+    assert (found.check, found.status) == ("all-reduce", "fail")
+    assert "over 1 GPUs: ended with code" in found.detail
