@@ -164,7 +164,7 @@ def measure_matmul_flops_per_s(
 
 
 def _cpu_size() -> int:
-    """A product of few threads has to fit between two turns of whatever else runs, or no measured one is undisturbed."""
+    """A product of few threads has to fit between two turns of whatever else runs, or none that is measured does."""
     return 512 if torch.get_num_threads() <= 4 else 1024
 
 

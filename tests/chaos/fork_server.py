@@ -182,7 +182,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = [request["script"], *request["arguments"]]
-    sys.path[0] = os.path.dirname(request["script"])
+    sys.path[0] = os.path.dirname(os.path.realpath(request["script"]))
     name_this_process([sys.executable, *sys.argv])
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     if request is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         become(request)
-        runpy.run_path(request["script"], run_name="__main__")
+        runpy.run_path(os.path.abspath(request["script"]), run_name="__main__")
 
 
 if __name__ == "__main__":
