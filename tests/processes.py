@@ -9,6 +9,11 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
+ROOT = Path(__file__).parents[1]
+
+# One thread a rank, so that tests of two ranks measure nothing of each other on two cores.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
 
 def eventually(condition: Callable[[], Found | None], within_s: float, what: Callable[[], str] | str) -> Found:
     """Asks until the answer is true, and returns it; fails after ``within_s`` and says what was waited for."""

@@ -139,13 +139,13 @@ def measure_matmul_flops_per_s(
         precision: Arithmetic of the products.
         seconds: How long to measure; at least three products are made.
         device: Where to measure, such as "cpu" or "cuda:0".
-        size: Rows and columns of the matrices; by default 1024 on a CPU, 8192 elsewhere.
+        size: Rows and columns of the matrices; by default 512 or, for many threads, 1024 on a CPU, 8192 elsewhere.
 
     Returns:
         FLOP/s of the fastest product.
     """
     place = torch.device(device)
-    n = size or (1024 if place.type == "cpu" else 8192)
+    n = size or (_cpu_size() if place.type == "cpu" else 8192)
     # torch's global generator is left alone: measuring must not change the run's random numbers.
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator).to(place, _DTYPES[precision]) for _ in range(2))
@@ -161,6 +161,11 @@ def measure_matmul_flops_per_s(
         fastest_s = min(fastest_s, time.perf_counter() - start_s)
         products += 1
     return 2 * n**3 / fastest_s
+
+
+def _cpu_size() -> int:
+    """A product of few threads has to fit between two turns of whatever else runs, or none that is measured does."""
+    return 512 if torch.get_num_threads() <= 4 else 1024
 
 
 def _finish(device: torch.device) -> None:

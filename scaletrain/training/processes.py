@@ -116,8 +116,7 @@ def find_peak(train: TrainConfig) -> float | None:
     if torch.cuda.is_available():
         return peak_flops_per_s(torch.cuda.get_device_name(), train.precision)
     dist.barrier()
-    # Long enough that what else the machine does now and then cannot make the peak look low.
-    return measure_matmul_flops_per_s(train.precision, seconds=1.0)
+    return measure_matmul_flops_per_s(train.precision)
 
 
 def share_attempt(attempt: int | None) -> int:

@@ -24,7 +24,7 @@ TEXTS = (
     "Seven geese fly over the frozen lake at dawn, and nobody counts them.\n",
 )
 PROMPTS = ("The river", "def add(", "Ein Fluss fließt", "Seven geese fly over the frozen lake at")
-_LEARNED_LEN, _STEPS = 96, 60
+_LEARNED_LEN, _STEPS = 40, 60
 
 _BASE: dict[str, Any] = {"vocab_size": 328, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}
 LLAMA: dict[str, Any] = {

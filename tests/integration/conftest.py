@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runs import NewRun, TinyRun, build_tiny_corpus
+from tests.integration.runs import TRAIN, NewRun, TinyRun, build_tiny_corpus, fresh_python
 from tests.processes import kill_all
 
 
@@ -34,6 +34,7 @@ def new_run(manifest: Path, tmp_path: Path) -> Iterator[NewRun]:
 def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A complete run of twelve steps by one process, with evaluations and samples."""
     run = TinyRun(tmp_path_factory.mktemp("finished"), manifest)
-    result = run.alone(environment={"TORCH_EXTENSIONS_DIR": str(run.folder / "extensions")})
+    environment = {"TORCH_EXTENSIONS_DIR": str(run.folder / "extensions")}
+    result = fresh_python(TRAIN, "--config", run.config, environment=environment)
     assert result.returncode == 0, result.stdout
     return run

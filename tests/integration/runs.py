@@ -1,25 +1,25 @@
 """Tiny runs, started as a user or a scheduler starts them: as processes, from a configuration in a file."""
 
 import json
-import os
 import random
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from scaletrain.corpus.build import build_corpus
 from scaletrain.corpus.documents import find_corpus
 from scaletrain.launch.events import read_events
 from scaletrain.launch.verdicts import read_verdicts
 from scaletrain.monitors.jsonl_writer import read_metrics
-from tests.processes import eventually
+from tests.chaos.fork_server import Forked, shared_server
+from tests.processes import ENVIRONMENT, ROOT, eventually
 
-ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "scaletrain" / "train.py"
 MAKE_SHARDS = ROOT / "tools" / "make_shards.py"
 
@@ -35,9 +35,6 @@ eval: {{every_steps: 4, max_sequences: 8, prompts: ["alpha"], sample_tokens: 4}}
 checkpoint: {{every_steps: 4, keep_last: 2}}
 log: {{every_steps: 1}}
 """
-
-# One thread a rank, so that tests of two ranks measure nothing of each other on two cores.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 def build_tiny_corpus(folder: Path) -> Path:
@@ -60,9 +57,29 @@ def free_port() -> int:
 
 
 def python(
+    *command: object,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 90,
+    folder: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program of the project to its end, forked where torch is loaded; its output and errors come together."""
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "output.txt"
+        words = list(map(str, command))
+        process = shared_server().start(
+            words, ENVIRONMENT | dict(environment or {}), output, Path.cwd() if folder is None else folder
+        )
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(words, code, output.read_text())
+
+
+def fresh_python(
     *command: object, environment: Mapping[str, str] | None = None, timeout_s: float = 90
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program of the project to its end; its output and errors come together."""
+    """Runs what ``python`` runs as a user does: an interpreter that has nothing loaded."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         env=ENVIRONMENT | dict(environment or {}),
@@ -73,13 +90,16 @@ def python(
     )
 
 
+Started = Union["subprocess.Popen[str]", Forked]
+
+
 @dataclass
 class TinyRun:
     """A run of the tiny model in a folder of its own."""
 
     folder: Path
     manifest: Path
-    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,11 +111,11 @@ class TinyRun:
         """Runs one process without a launcher to its end."""
         return python(TRAIN, "--config", self.config, *flags, environment=environment)
 
-    def start_deepspeed(self, *flags: object) -> "subprocess.Popen[str]":
+    def start_deepspeed(self, *flags: object) -> Started:
         """Starts two ranks by the launcher, and returns at once."""
         launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"
-        command = [launcher, "--num_gpus", 2, "--master_port", free_port(), TRAIN, "--config", self.config, *flags]
-        return self._start("launch", command, ENVIRONMENT)
+        command = ["--num_gpus", 2, "--master_port", free_port(), TRAIN, "--config", self.config, *flags]
+        return self._start("launch", command, ENVIRONMENT, through=[launcher])
 
     def start_ranks(
         self,
@@ -104,28 +124,43 @@ class TinyRun:
         only: int | None = None,
         environment: Mapping[str, str] | None = None,
         name: str = "rank",
-        through: Sequence[str] = (sys.executable,),
-    ) -> "list[subprocess.Popen[str]]":
-        """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once."""
+        through: Sequence[str] = (),
+    ) -> list[Started]:
+        """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once.
+
+        They are forked where torch is loaded, unless a command is named ``through`` which they are to be started.
+        """
         port = str(free_port())
         shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
         return [
             self._start(
                 f"{name}-{rank}",
-                [*through, TRAIN, "--config", self.config, *flags],
+                [TRAIN, "--config", self.config, *flags],
                 ENVIRONMENT
                 | shared
                 | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 | dict(environment or {}),
+                through,
             )
             for rank in (range(world_size) if only is None else (only,))
         ]
 
-    def _start(self, name: str, command: list[object], environment: dict[str, str]) -> "subprocess.Popen[str]":
+    def _start(
+        self, name: str, command: Sequence[object], environment: dict[str, str], through: Sequence[str]
+    ) -> Started:
+        if not through:
+            words = list(map(str, command))
+            self.started.append(shared_server().start(words, environment, self.output_of(name)))
+            return self.started[-1]
         # Into a file, not a pipe: a process that is left over must not keep the test waiting.
         with self.output_of(name).open("w") as output:
             process = subprocess.Popen(
-                list(map(str, command)), env=environment, cwd=self.folder, stdout=output, stderr=output, text=True
+                list(map(str, [*through, *command])),
+                env=environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                text=True,
             )
         self.started.append(process)
         return process

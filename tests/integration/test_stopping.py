@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 from scaletrain.checkpoint.verify import find_damage
@@ -53,7 +54,7 @@ def maps_of(pid: int) -> str:
 
 def test_a_signal_while_libraries_are_imported(new_run: NewRun) -> None:
     run = new_run("importing")
-    (process,) = run.start_ranks(1, *FOREVER)
+    (process,) = run.start_ranks(1, *FOREVER, through=[sys.executable])
     eventually((run.run_dir / "config.yaml").exists, 60, "the run is described; torch is imported next")
     time.sleep(0.6)
     process.send_signal(signal.SIGINT)
