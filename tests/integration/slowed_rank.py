@@ -1,7 +1,7 @@
-"""train.py, of which some ranks are slow: ``SLOWED`` is JSON with ``slow``, by rank what slows it, and ``namespaces``.
+"""Stands before train.py among what is typed, and makes a rank of it slow.
 
-``compute``: it does a tenth more work in each step. ``data``: its workers wait for each micro batch. The namespaces are
-those of the ranks' networks; there may be none.
+``SLOWED`` is JSON: in ``slow`` stands by rank what slows it, in ``namespaces`` the network of each rank, if it has its own.
+``compute``: it does a tenth more work in each step. ``data``: its workers wait for each micro batch.
 """
 
 import json
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     if slowed["namespaces"]:
         enter_network(slowed["namespaces"][rank])
     slow_down(slowed["slow"].get(str(rank), ""))
-    sys.exit(train.main(sys.argv[1:]))
+    sys.exit(train.main(sys.argv[2:]))

@@ -10,7 +10,7 @@ from scaletrain.monitors.jsonl_writer import read_metrics
 from tests.chaos.fork_server import ForkServer
 from tests.integration.delayed_link import INTERFACE
 from tests.integration.network import Network
-from tests.integration.runs import ENVIRONMENT, ROOT, TinyRun, free_port
+from tests.integration.runs import ENVIRONMENT, ROOT, TRAIN, TinyRun, free_port
 
 SLOWED_RANK = Path(__file__).parent / "slowed_rank.py"
 # A step of some 40 ms of CPU time: large enough that a tenth of it is more than the noise of cores that are shared.
@@ -29,7 +29,6 @@ class Setting:
         slow: By rank, what slows it down; see ``slowed_rank``.
         network: In which each rank has its own link; None for the machine's.
         window_steps: Length of a window.
-        environment: What else its processes have in their environment.
         flags: What else is asked of the run.
     """
 
@@ -37,8 +36,22 @@ class Setting:
     slow: Mapping[int, str] = field(default_factory=dict)
     network: Network | None = None
     window_steps: int = 10
-    environment: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[object, ...] = ("--checkpoint.every_steps", 0)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its processes have in their environment."""
+        places = [] if self.network is None else list(map(self.network.namespace, range(self.world_size)))
+        address = "127.0.0.1" if self.network is None else self.network.address(0)
+        interface = {} if self.network is None else {"GLOO_SOCKET_IFNAME": INTERFACE}
+        slowed = json.dumps({"slow": self.slow, "namespaces": places})
+        return {"SLOWED": slowed, "PYTHONPATH": str(ROOT), "MASTER_ADDR": address, **interface}
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """What is asked of the run."""
+        size = ("--train.micro_batch_size", 40 // self.world_size)
+        return (*SIZES, *size, "--monitor.stragglers.every_steps", self.window_steps, *self.flags)
 
 
 def start(run: TinyRun, server: ForkServer, setting: Setting) -> None:
@@ -49,18 +62,12 @@ def start(run: TinyRun, server: ForkServer, setting: Setting) -> None:
         server: Forks the ranks.
         setting: How they are.
     """
-    size, network = setting.world_size, setting.network
-    slowed = {"slow": setting.slow, "namespaces": [] if network is None else list(map(network.namespace, range(size)))}
-    common = ENVIRONMENT | {"SLOWED": json.dumps(slowed), "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
-    common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    if network is not None:
-        common |= {"MASTER_ADDR": network.address(0), "GLOO_SOCKET_IFNAME": INTERFACE}
-    arguments = ["--config", run.config, *SIZES, "--train.micro_batch_size", 40 // size]
-    arguments += ["--monitor.stragglers.every_steps", setting.window_steps, *setting.flags]
-    for rank in range(size):
+    sizes = {"WORLD_SIZE": str(setting.world_size), "LOCAL_WORLD_SIZE": str(setting.world_size)}
+    common = ENVIRONMENT | setting.environment | sizes | {"MASTER_PORT": str(free_port())}
+    arguments = list(map(str, (TRAIN, "--config", run.config, *setting.arguments)))
+    for rank in range(setting.world_size):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        output = run.output_of(f"rank-{rank}")
-        server.fork(SLOWED_RANK, list(map(str, arguments)), common | setting.environment | own, output)
+        server.fork(SLOWED_RANK, arguments, common | own, run.output_of(f"rank-{rank}"))
 
 
 def named(run: TinyRun) -> dict[int, str]:
