@@ -37,6 +37,8 @@ TRAINED = "deepspeed scaletrain/train.py --config mine.yaml"
 # Commands that are run here, in this order, with what is added to make them short. DeepSpeed's launcher, which takes
 # eight seconds before anything happens, is left to the integration tests: python stands in its place.
 RUN_HERE = {
+    "python tools/check_node.py": "--quick",
+    "python tools/check_node.py --quick --nagios": "--expect gpus=0",
     "bash tools/demo.sh": "--dry_run",
     "bash tools/test.sh": "--version",
     "bash tools/setup.sh": "",

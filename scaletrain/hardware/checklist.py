@@ -153,7 +153,7 @@ def _of_devices(expected: Expectation, reading: Reading, is_broken: bool, until_
             continue
         limit_s = min(limit_s, until_s - time.monotonic())
         if any(one.status == "fail" for one in found):
-            found.append(Finding(check, "unknown", "left out: the devices do not even calculate"))
+            found.append(Finding(check, "unknown", "left out, as a check before it failed"))
         elif limit_s < _LEAST_S:
             found.append(Finding(check, "unknown", "left out: no time is left; give more by --limit_s"))
         else:

@@ -19,6 +19,7 @@ from scaletrain.hardware.findings import Finding
 from scaletrain.hardware.gpus import STATUS_OF
 from scaletrain.hardware.host_health import HostReader, HostReading
 from scaletrain.hardware.host_judging import HostJudge
+from scaletrain.hardware.kernel_files import read_text
 from scaletrain.hardware.rules import Rule, load_host_rules
 
 _PAUSE_S = 1.0
@@ -74,7 +75,7 @@ def folders_to_ask(mounts: Path = _MOUNTS) -> dict[str, Path]:
     Returns:
         Paths by name.
     """
-    lines = (line.split() for line in mounts.read_text(errors="replace").splitlines())
+    lines = (line.split() for line in (read_text(mounts) or "").splitlines())
     # The kernel writes a space within a path as \\040.
     served = [
         words[1].replace("\\040", " ")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaletrain.hardware.peaks import Precision, peak_flops_per_s
+from scaletrain.hardware.peaks import Precision, pcie_bytes_per_s, peak_flops_per_s, peak_memory_bytes_per_s
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,35 @@ def test_known_gpus(name: str, precision: Precision, tflops: float) -> None:
 )
 def test_what_is_not_known_is_not_guessed(name: str, precision: Precision) -> None:
     assert peak_flops_per_s(name, precision) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gb_per_s"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3350),
+        ("NVIDIA H100 PCIe", 2000),
+        ("NVIDIA H200", 4800),
+        ("NVIDIA A100-SXM4-80GB", 2039),
+        ("NVIDIA A100 80GB PCIe", 1935),
+        ("NVIDIA A100-PCIE-40GB", 1555),
+        ("NVIDIA L4", 300),
+        ("NVIDIA L40S", 864),
+    ],
+)
+def test_memory_of_known_gpus(name: str, gb_per_s: float) -> None:
+    assert peak_memory_bytes_per_s(name) == gb_per_s * 1e9
+
+
+@pytest.mark.parametrize(
+    "name", ["cpu", "", "NVIDIA Fake 80GB", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce RTX 4090 Laptop GPU"]
+)
+def test_memory_that_is_not_known_is_not_guessed(name: str) -> None:
+    assert peak_memory_bytes_per_s(name) is None
+
+
+def test_pcie() -> None:
+    """The figures by which slots are sold: 15.8, 31.5 and 63 GB/s for 16 lanes of the third to fifth generation."""
+    rates = [pcie_bytes_per_s(generation, 16) for generation in (3, 4, 5)]
+    assert rates == pytest.approx([15.754e9, 31.508e9, 63.015e9], rel=1e-4)
+    assert pcie_bytes_per_s(1, 4) == pytest.approx(1e9)
+    assert pcie_bytes_per_s(9, 16) is None

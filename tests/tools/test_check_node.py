@@ -131,6 +131,16 @@ def test_nagios_gets_one_line_and_a_code(
     assert word == "OK" or "gpu 1" in done.out.split(" | ")[0]
 
 
+def test_a_users_rules_are_those_in_force(check: Check, fake: FakeDriver, tmp_path: Path) -> None:
+    """As docs/node_check.md has them, for what was left on a GPU to count at once."""
+    fake.set("1.processes", 1)
+    page = (ROOT / "docs" / "node_check.md").read_text()
+    (tmp_path / "rules.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    done = check("--quick", "--json", "--rules", str(tmp_path / "rules.yaml"), **fake.environment)
+    assert done.code == 1
+    assert done.findings["gpu 1 leftover_processes"]["status"] == "fail"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
