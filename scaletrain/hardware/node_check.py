@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from scaletrain.errors import ConfigError
+from scaletrain.files import replace_text
 from scaletrain.hardware.bounded import BoundedCheck
 from scaletrain.hardware.findings import Finding
 from scaletrain.hardware.host import free_memory
@@ -142,10 +143,8 @@ def _write(path: Path, findings: Sequence[Finding], name: str) -> str:
 
     def write() -> None:
         told = {"host": name, "time_s": time.time(), "findings": [asdict(one) for one in findings]}
-        draft = path.with_name(f"{path.name}.draft")
         try:
-            draft.write_text(json.dumps(told) + "\n")
-            os.replace(draft, path)
+            replace_text(path, json.dumps(told) + "\n")
             problems[:] = []
         except OSError as error:
             problems[:] = [str(error.strerror)]

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from scaletrain.files import replace_text
 from scaletrain.hardware.rules import SEVERITIES
 from scaletrain.monitors import names
 from scaletrain.monitors.node_health import NodeHealth, Told
@@ -65,7 +65,7 @@ def write_node(run_dir: Path, attempt: int, node: NodeHealth) -> None:
     """
     folder = run_dir / _FOLDER / str(attempt)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{node.rank}.json", node.to_json())
+    replace_text(folder / f"{node.rank}.json", node.to_json())
 
 
 def read_nodes(run_dir: Path, attempt: int) -> list[NodeHealth]:
@@ -131,7 +131,7 @@ def write_report(run_dir: Path, attempt: int, nodes: Sequence[NodeHealth]) -> No
             for node in nodes
         },
     }
-    _replace(run_dir / REPORT, json.dumps(content, indent=1) + "\n")
+    replace_text(run_dir / REPORT, json.dumps(content, indent=1) + "\n")
 
 
 class News:
@@ -176,9 +176,3 @@ def _shown(told: Told) -> dict[str, Any]:
 
 def _shown_time(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
