@@ -8,7 +8,7 @@ from pathlib import Path
 from scaletrain.hardware.host_health import HostReader
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.readings import GpuReading, Reading, XidEvent
-from scaletrain.hardware.rules import load_rules
+from scaletrain.hardware.rules import Severity, load_rules
 from scaletrain.hardware.visible import local_index
 from scaletrain.monitors import names
 from scaletrain.monitors.node_health import NodeHealth, NodeSampler, Told, ending_of
@@ -44,8 +44,8 @@ def sampler(readings: Sequence[Reading], first_rank: int = 0, visible: str | Non
     return NodeSampler("n1", first_rank, Judge(RULES), Answers(readings), HostReader(), environ)
 
 
-def told(severity: str = "abort", action: str = "reboot", host: str = "n1", number: int = 1) -> Told:
-    return Told(number, host, 5.0, severity, action, "xid_79", "GPU 1: gone", 1, 1, "GPU-1")  # type: ignore[arg-type]
+def told(severity: Severity = "abort", action: str = "reboot", host: str = "n1", number: int = 1) -> Told:
+    return Told(number, host, 5.0, severity, action, "xid_79", "GPU 1: gone", 1, 1, "GPU-1")
 
 
 def test_what_ends_a_run_stays_and_what_warns_passes() -> None:
