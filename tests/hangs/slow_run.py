@@ -119,7 +119,7 @@ def stop(folder: Path, seconds: float) -> None:
 
 def start(slow: SlowRun, run: TinyRun, server: ForkServer) -> list[Process]:
     """Starts the ranks."""
-    flags = ("--monitor.hang.min_limit_s", slow.least_s, "--monitor.hang.first_limit_s", FIRST_S)
+    flags: tuple[object, ...] = ("--monitor.hang.min_limit_s", slow.least_s, "--monitor.hang.first_limit_s", FIRST_S)
     flags += ("--train.max_steps", 1_000_000, "--train.compile", slow.compile, "--eval.every_steps", 50)
     flags += ("--checkpoint.every_steps", slow.every_steps, "--checkpoint.background", slow.background)
     common = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
