@@ -15,6 +15,7 @@ PACKAGE = ROOT / "scaletrain"
 # Floor of each file and package directly in scaletrain/. Those of floor 0 may import each other.
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "lifetime": 0,
     "log": 0,
     "ranks": 0,

@@ -6,7 +6,6 @@ python tools/compare.py --runs 'runs/rates/*' --out runs/rates/comparison.md
 import glob
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import fire
 from fire_tool import run_tool
 
 from scaletrain.errors import ConfigError
+from scaletrain.files import replace_text
 from scaletrain.monitors import names
 from scaletrain.monitors.comparison import compare
 from scaletrain.monitors.comparison_text import comparison_notes, comparison_table, markdown_lines, text_lines
@@ -68,14 +68,9 @@ def common_folder(folders: Sequence[Path]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """In one piece, under a name that no other writer has: jobs of an array may end at the same time."""
-    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    """In one piece: jobs of an array may end at the same time."""
     try:
-        try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        replace_text(path, text)
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written: {error.strerror or error}") from None
 

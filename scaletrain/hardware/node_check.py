@@ -5,13 +5,13 @@ names. See ``Expectation`` for its keys.
 """
 
 import json
-import os
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from scaletrain.errors import ConfigError
+from scaletrain.files import replace_text
 from scaletrain.hardware.checklist import check_for_job
 from scaletrain.hardware.expectation import Expectation
 from scaletrain.hardware.findings import Finding
@@ -26,10 +26,8 @@ def _write(path: Path, findings: Sequence[Finding], name: str) -> str:
     problems = [f"no answer within {_WRITE_S:g} s"]
 
     def write() -> None:
-        draft = path.with_name(f"{path.name}.draft")
         try:
-            draft.write_text(json.dumps(as_data(findings, name)) + "\n")
-            os.replace(draft, path)
+            replace_text(path, json.dumps(as_data(findings, name)) + "\n")
             problems[:] = []
         except OSError as error:
             problems[:] = [str(error.strerror)]

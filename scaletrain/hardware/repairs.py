@@ -3,10 +3,11 @@
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from scaletrain.files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,9 @@ class RepairHistory:
         """
         ask = {"boot": self._boot, "time_s": now_s, "rule": rule, "action": action}
         self._asks[uuid] = [*self._asks.get(uuid, []), ask][-_MOST_ASKS:]
-        draft = self._path.with_name(f"{self._path.name}.draft")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self._asks, indent=1) + "\n")
-            os.replace(draft, self._path)
+            replace_text(self._path, json.dumps(self._asks, indent=1) + "\n")
         except OSError as error:
             logger.warning("%s cannot be written: %s; repeated faults will not be known", self._path, error.strerror)
 

@@ -16,7 +16,7 @@ _LOOKED_AT = 5  # newest attempts among which a process looks for its own
 
 
 @dataclass(frozen=True)
-class WatchedRank:
+class RankProcess:
     """A rank as whoever watches it from outside knows it.
 
     Attributes:
@@ -44,7 +44,7 @@ class WatchedRank:
         return asdict(self) | {"run_dir": str(self.run_dir)}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "WatchedRank":
+    def from_json(cls, content: Mapping[str, Any]) -> "RankProcess":
         """Takes back what ``to_json`` gave."""
         process, launch = (Process(**content[name]) for name in ("process", "launch"))
         return cls(Path(content["run_dir"]), content["rank"], process, launch)

@@ -1,7 +1,6 @@
 """What makes a run the same run when it is started again, and what may change between two starts."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from scaletrain.config.fields import flatten, plain
 from scaletrain.config.schema import ModelConfig, RunConfig, SourceConfig
 from scaletrain.errors import ConfigError
+from scaletrain.files import replace_text
 
 # A change of these would change what the weights, the optimizer's state or a sequence's number mean. Weights and phases
 # of a mixture are not among them: they may change for what is not read yet, which only the state of the data can tell.
@@ -132,9 +132,7 @@ def read_identity(path: Path) -> Identity | None:
 
 def write_identity(path: Path, identity: Identity) -> None:
     """Writes an identity in one piece."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(asdict(identity), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    replace_text(path, json.dumps(asdict(identity), indent=1) + "\n")
 
 
 def _whole_model(fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import scaletrain
 from scaletrain.errors import ConfigError
-from scaletrain.launch.attempts import WatchedRank, launch_of_this_process
+from scaletrain.launch.attempts import RankProcess, launch_of_this_process
 from scaletrain.launch.hang.limits import Watched
 from scaletrain.launch.processes import launchers_above, this_process
 
@@ -63,7 +63,7 @@ def start_keeper(
             f"run directory {run_dir} cannot be made: {error.strerror}; give another --run_dir, or permission there"
         ) from None
     task = {
-        "rank": WatchedRank(folder, rank, this_process(), launch_of_this_process()).to_json(),
+        "rank": RankProcess(folder, rank, this_process(), launch_of_this_process()).to_json(),
         "launchers": [asdict(above) for above in launchers_above(os.getpid())],
         "grace_s": grace_s,
         "end_s": end_s,

@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import Any
 
-from scaletrain.launch.attempts import WatchedRank
+from scaletrain.launch.attempts import RankProcess
 from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.limits import Watched
 from scaletrain.launch.hang.watch import HangWatch
@@ -33,7 +33,7 @@ class Keeper:
     """Watches one rank until it has ended, and settles what it left.
 
     Args:
-        watched: The rank.
+        rank_process: The rank.
         launchers: The launchers above it, the nearest first.
         grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone; twice the time for which the
             rank may wait for a sibling that is gone.
@@ -43,21 +43,21 @@ class Keeper:
 
     def __init__(
         self,
-        watched: WatchedRank,
+        rank_process: RankProcess,
         launchers: list[Process],
         grace_s: float,
         end_s: float | None,
         hangs: HangWatch | None = None,
     ) -> None:
-        self._watched = watched
-        self._run_dir, self._rank, self._process = watched.run_dir, watched.rank, watched.process
+        self._rank_process = rank_process
+        self._run_dir, self._rank, self._process = rank_process.run_dir, rank_process.rank, rank_process.process
         self._launchers = launchers
         self._grace_s = grace_s
         self._end_s = end_s
         self._hangs = hangs
         self._children: set[Process] = set()
         self._refreshed_s = float("-inf")
-        self._siblings = Siblings(watched, grace_s / 2)
+        self._siblings = Siblings(rank_process, grace_s / 2)
         self._fallen: Ending | None = None
         self._cause = ""
         self._verdict = Verdict.CRASH
@@ -134,7 +134,7 @@ class Keeper:
     def _write_verdict(self, manner: str | None) -> None:
         if not self._run_dir.is_dir():
             return  # somebody has deleted the run: it must not come to life again as an empty folder
-        attempt = self._watched.attempt()
+        attempt = self._rank_process.attempt()
         unclaimed = verdict_path(self._run_dir, None, self._rank, self._process.pid)
         if unclaimed.exists() or verdict_path(self._run_dir, attempt, self._rank, self._process.pid).exists():
             return
@@ -201,13 +201,13 @@ def main(task: dict[str, Any]) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
-    watched = WatchedRank.from_json(task["rank"])
+    rank_process = RankProcess.from_json(task["rank"])
     keeper = Keeper(
-        watched,
+        rank_process,
         [Process(**launcher) for launcher in task["launchers"]],
         task["grace_s"],
         task["end_s"],
-        HangWatch(Watched.from_json(task["heartbeat"]), watched) if task["heartbeat"] else None,
+        HangWatch(Watched.from_json(task["heartbeat"]), rank_process) if task["heartbeat"] else None,
     )
     keeper.look_around()
     print(os.getpid(), flush=True)
@@ -218,9 +218,9 @@ def main(task: dict[str, Any]) -> None:
         keeper.watch()
     except Exception:
         # Nobody reads a keeper's standard error: what went wrong stands with the run's other logs.
-        logs = watched.run_dir / "logs"
+        logs = rank_process.run_dir / "logs"
         logs.mkdir(exist_ok=True)
-        (logs / f"keeper-{watched.rank}.log").write_text(traceback.format_exc())
+        (logs / f"keeper-{rank_process.rank}.log").write_text(traceback.format_exc())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from scaletrain.errors import ConfigError
+from scaletrain.files import replace_text
 from scaletrain.launch.heartbeat import REFRESH_S, STALE_S, Lease, lease_path, read_lease
 from scaletrain.launch.processes import Process, launchers_above, machine, this_process
 
@@ -38,7 +39,7 @@ def take_lease(run_dir: Path) -> Lease | None:
             with FileLock(run_dir / ".lease.lock", timeout=_LOCK_WAIT_S):
                 holder = read_lease(run_dir)
                 if holder is None or not is_alive(run_dir, holder):
-                    _write(run_dir, own)
+                    replace_text(lease_path(run_dir), own.to_json())
                     return holder
         except Timeout:
             raise ConfigError(
@@ -111,12 +112,6 @@ def _heartbeat_age_s(run_dir: Path) -> float:
         return STALE_S
     finally:
         probe.unlink(missing_ok=True)
-
-
-def _write(run_dir: Path, lease: Lease) -> None:
-    draft = run_dir / f".lease.{lease.host}.{lease.pid}"
-    draft.write_text(lease.to_json())
-    os.replace(draft, lease_path(run_dir))
 
 
 def _refusal(run_dir: Path, holder: Lease) -> str:

@@ -2,13 +2,13 @@
 
 import errno
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from scaletrain.errors import ConfigError, StorageError
+from scaletrain.files import replace_text
 from scaletrain.launch.attempts import launch_of_this_process, new_attempt, register_rank
 from scaletrain.launch.heartbeat import Lease
 from scaletrain.launch.identity import Change, Identity, changes, read_identity, write_identity
@@ -73,7 +73,7 @@ class RunDirectory:
         elif known[1] != self.path and read_run_id(known[1]) == known[0]:
             # A copy, beside its original: the two must not share what stands outside of their folders.
             known = (uuid.uuid4().hex, self.path)
-        _replace(self.path / _RUN_ID, json.dumps({"id": known[0], "path": str(self.path)}) + "\n")
+        replace_text(self.path / _RUN_ID, json.dumps({"id": known[0], "path": str(self.path)}) + "\n")
 
     def join(self, attempt: int, rank: int) -> None:
         """Registers this process as a rank of an attempt: signals for the rank go to the pid written there.
@@ -141,9 +141,9 @@ class RunDirectory:
             ConfigError: The folder cannot be written.
         """
         with _told_as_config_error(self.path):
-            _replace(self.config, config_yaml)
-            _replace(self.path / "code.diff", code_state())
-            _replace(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+            replace_text(self.config, config_yaml)
+            replace_text(self.path / "code.diff", code_state())
+            replace_text(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
 
     def release(self) -> None:
         """Gives the lease back. For rank 0, at the end."""
@@ -173,12 +173,6 @@ def _read_run_id(run_dir: Path) -> tuple[str, Path] | None:
         return str(content["id"]), Path(content["path"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from scaletrain.launch.attempts import WatchedRank
+from scaletrain.launch.attempts import RankProcess
 from scaletrain.launch.verdicts import Ending, Verdict, read_verdict
 
 _TRAINED = "trained"
@@ -32,12 +32,12 @@ class Siblings:
     """Finds out that a rank waits for one that is gone.
 
     Args:
-        watched: The rank that may wait.
+        rank_process: The rank that may wait.
         grace_s: Time in which the others may end by themselves once one has.
     """
 
-    def __init__(self, watched: WatchedRank, grace_s: float) -> None:
-        self._watched = watched
+    def __init__(self, rank_process: RankProcess, grace_s: float) -> None:
+        self._rank_process = rank_process
         self._grace_s = grace_s
         self._attempt: int | None = None
         self._is_settled = False
@@ -54,17 +54,17 @@ class Siblings:
             return None
         self._next_look_s = now_s + _LOOK_S
         if self._attempt is None:
-            self._attempt = self._watched.joined_attempt()
+            self._attempt = self._rank_process.joined_attempt()
         if self._attempt is None:
             return None
-        folder = self._watched.run_dir / "exit" / str(self._attempt)
+        folder = self._rank_process.run_dir / "exit" / str(self._attempt)
         try:
             # One listing: the mark is older than any verdict of a rank that has trained.
             names = os.listdir(folder)
         except OSError:
             return None
         self._next_look_s += _LOOK_S_PER_FILE * len(names)
-        if _TRAINED in names or f"{self._watched.rank}.json" in names:
+        if _TRAINED in names or f"{self._rank_process.rank}.json" in names:
             self._is_settled = True
             return None
         ended = self._first_ended(folder, names)

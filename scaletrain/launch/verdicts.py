@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scaletrain.errors import DivergenceError, HealthError, ScaletrainError, StorageError, UnreachableError
+from scaletrain.files import create_text
 from scaletrain.log import FOLDER_VARIABLE
 
 
@@ -144,26 +145,8 @@ def write_verdict(
         **fields,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(content, file, default=str)
-            file.flush()
-            os.fsync(file.fileno())
-        _put_in_place(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    create_text(path, json.dumps(content, default=str))
     return path
-
-
-def _put_in_place(draft: Path, path: Path) -> None:
-    try:
-        os.link(draft, path)  # unlike a rename, a link never replaces a verdict that stands
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        if not path.exists():
-            os.replace(draft, path)
 
 
 def read_verdict(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server, write_to_tex
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from scaletrain import __version__
+from scaletrain.files import replace_text
 from scaletrain.monitors.prometheus_names import Series, series_of
 from scaletrain.monitors.run_progress import RunProgress
 
@@ -179,10 +179,8 @@ class PrometheusWriter:
         target = f"[{host}]:{server.server_port}" if ":" in host else f"{host}:{server.server_port}"
         logger.info("metrics for Prometheus: http://%s/metrics", target)
         content: list[dict[str, Any]] = [{"targets": [target], "labels": {"run": self._run}}]
-        draft = self._target_file.with_suffix(".draft")
         try:
-            draft.write_text(json.dumps(content) + "\n")
-            os.replace(draft, self._target_file)
+            replace_text(self._target_file, json.dumps(content) + "\n")
         except OSError as error:
             self._tell_once(f"{self._target_file} cannot be written: {error.strerror}")
 

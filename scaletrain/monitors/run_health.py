@@ -3,13 +3,13 @@
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from scaletrain.files import replace_text
 from scaletrain.hardware.rules import SEVERITIES
 from scaletrain.monitors import names
 from scaletrain.monitors.node_health import NodeHealth, Told
@@ -65,7 +65,7 @@ def write_node(run_dir: Path, attempt: int, node: NodeHealth) -> None:
     """
     path = _path(run_dir, attempt, node.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, node.to_json())
+    replace_text(path, node.to_json())
 
 
 def read_nodes(run_dir: Path, attempt: int) -> list[NodeHealth]:
@@ -139,7 +139,7 @@ def write_report(run_dir: Path, attempt: int, nodes: Sequence[NodeHealth]) -> No
             for node in nodes
         },
     }
-    _replace(run_dir / REPORT, json.dumps(content, indent=1) + "\n")
+    replace_text(run_dir / REPORT, json.dumps(content, indent=1) + "\n")
 
 
 class News:
@@ -194,9 +194,3 @@ def _read(path: Path) -> NodeHealth | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return NodeHealth.from_json(path.read_text(encoding="utf-8"))
     return None
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scaletrain.files import replace_text
 from scaletrain.lifetime import end_with
 
 OUT_OF_TIME = 3
@@ -105,9 +106,7 @@ def _write_result(path: Path, node_rank: int, told: Sequence[Mapping[str, Any]])
         "correct": all(one["correct"] for one in told),
         "seconds": max(one["seconds"] for one in told),
     }
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(result) + "\n")
-    os.replace(draft, path)
+    replace_text(path, json.dumps(result) + "\n")
 
 
 def _leave(number: int, _frame: object) -> NoReturn:

@@ -95,7 +95,7 @@ def start(trial: Trial, run: TinyRun, server: ForkServer) -> list[Process]:
     """Starts the ranks of a trial."""
     held = {"rank": trial.rank, "phase": trial.phase, "step": trial.step, "kind": trial.kind}
     first_s = FIRST_OF_START_S if trial.phase == "start" else FIRST_S
-    flags = ("--monitor.hang.min_limit_s", LEAST_S, "--monitor.hang.first_limit_s", first_s)
+    flags: tuple[object, ...] = ("--monitor.hang.min_limit_s", LEAST_S, "--monitor.hang.first_limit_s", first_s)
     flags += ("--train.collective_timeout_s", 200, "--train.max_steps", 12 if trial.kind == "slow" else 5000)
     flags += ("--deepspeed", zero_json(trial.stage, run.folder), "--checkpoint.background", "false")
     flags += ("--checkpoint.every_steps", 2, "--eval.every_steps", 3)

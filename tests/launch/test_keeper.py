@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scaletrain.launch.attempts import WatchedRank, register_rank
+from scaletrain.launch.attempts import RankProcess, register_rank
 from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path
 from scaletrain.launch.processes import this_process
@@ -148,7 +148,7 @@ def test_a_rank_that_waits_for_one_that_has_ended_ends_like_it(tree: Tree) -> No
 @pytest.mark.parametrize("ended", [Verdict.CRASH, Verdict.COMPLETE])
 def test_who_has_trained_or_is_complete_is_not_waited_for(tmp_path: Path, ended: Verdict) -> None:
     attempt = RunDirectory(tmp_path).claim()
-    waits = WatchedRank(tmp_path, 1, this_process(), this_process())
+    waits = RankProcess(tmp_path, 1, this_process(), this_process())
     early = Siblings(waits, grace_s=0.0)
     write_verdict(tmp_path, attempt, 0, ended, "why")
     assert early.fallen() is None  # nobody knows yet that it belongs to this attempt

@@ -18,7 +18,7 @@ import pytest
 
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.errors import ConfigError, StorageError
-from scaletrain.launch.attempts import WatchedRank, launch_of_this_process
+from scaletrain.launch.attempts import RankProcess, launch_of_this_process
 from scaletrain.launch.heartbeat import STALE_S, Lease, lease_path, read_lease, refresh_lease
 from scaletrain.launch.identity import identity_of
 from scaletrain.launch.lease import take_lease
@@ -151,11 +151,11 @@ class TestAttempts:
         written = json.loads((tmp_path / "exit" / "2" / "4.pid").read_text())
         assert written["pid"] == os.getpid()
         nobody = replace(this_process(), pid=1)
-        assert WatchedRank(tmp_path, 4, this_process(), nobody).attempt() == 2
-        assert WatchedRank(tmp_path, 5, this_process(), nobody).attempt() is None
-        late = WatchedRank(tmp_path, 5, this_process(), launch_of_this_process())
+        assert RankProcess(tmp_path, 4, this_process(), nobody).attempt() == 2
+        assert RankProcess(tmp_path, 5, this_process(), nobody).attempt() is None
+        late = RankProcess(tmp_path, 5, this_process(), launch_of_this_process())
         assert late.attempt() == 2 and late.joined_attempt() is None
-        assert WatchedRank.from_json(json.loads(json.dumps(late.to_json()))) == late
+        assert RankProcess.from_json(json.loads(json.dumps(late.to_json()))) == late
 
 
 class TestIdentity:

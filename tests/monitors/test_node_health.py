@@ -9,7 +9,7 @@ from scaletrain.hardware.host_health import HostReader, Roots
 from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.readings import GpuReading, Reading, XidEvent
-from scaletrain.hardware.rules import load_host_rules, load_rules
+from scaletrain.hardware.rules import Severity, load_host_rules, load_rules
 from scaletrain.hardware.visible import local_index
 from scaletrain.monitors import names
 from scaletrain.monitors.node_health import NodeHealth, NodeSampler, Told, ending_of
@@ -50,8 +50,8 @@ def sampler(
     return NodeSampler("n1", first_rank, Judge(RULES), HostJudge(HOST_RULES), Answers(readings), reader, environ)
 
 
-def told(severity: str = "abort", action: str = "reboot", host: str = "n1", number: int = 1) -> Told:
-    return Told(number, host, 5.0, severity, action, "xid_79", "GPU 1: gone", 1, 1, "GPU-1")  # type: ignore[arg-type]
+def told(severity: Severity = "abort", action: str = "reboot", host: str = "n1", number: int = 1) -> Told:
+    return Told(number, host, 5.0, severity, action, "xid_79", "GPU 1: gone", 1, 1, "GPU-1")
 
 
 def test_what_ends_a_run_stays_and_what_warns_passes() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def test_the_slowest_rank_counts_and_every_sum(tmp_path: Path) -> None:
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()
     (package / "all_reduce.py").write_text(RANK)
-    (package / "exchange.py").write_text(Path(exchange.__file__).read_text())
+    source = Path(exchange.__file__).parents[1]
+    for name in ("files.py", "lifetime.py", "preflight/exchange.py"):
+        shutil.copy(source / name, package.parent / name)
     task = {"node_rank": 4, "nodes": 9, "gpus": 2, "limit_s": 30, "result": str(tmp_path / "told.json")}
     command = [sys.executable, "-m", "scaletrain.preflight.exchange", json.dumps(task)]
     subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=True, timeout=60)

@@ -19,7 +19,6 @@ from scaletrain.training.monitoring import NodeMonitor
 from scaletrain.training.node_view import NodeView
 from scaletrain.training.node_watch import NodeWatch, Place
 from scaletrain.training.rollback import RollBack
-from scaletrain.training.signals import Sickness
 from tests.monitors.test_node_health import gpu, reading, sampler
 from tests.processes import eventually
 
@@ -197,9 +196,13 @@ def test_what_goes_wrong_with_looking_is_not_the_runs_trouble(tmp_path: Path) ->
         def close(self) -> None:
             pass
 
-    looked: Any = lambda: Broken()  # noqa: E731
-    watch = NodeWatch(looked, 0.01, Place(tmp_path, 1, True), Sickness, Sickness)  # type: ignore[arg-type]
+    def open_broken() -> Any:
+        return Broken()
+
+    asked: list[Ending] = []
+    watch = NodeWatch(open_broken, 0.01, Place(tmp_path, 1, True), asked.append, asked.append)
     watch.start()
     watch.look_again(60)
     assert watch.node is None and watch.ending("abort") is None and not watch.take_news()
     watch.close()
+    assert not asked

@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import Any
 
-from scaletrain.launch.attempts import WatchedRank
+from scaletrain.launch.attempts import RankProcess
 from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.blame import Judgement, judge
 from scaletrain.launch.hang.evidence import (
@@ -64,12 +64,12 @@ class Examiner:
 
     def __init__(
         self,
-        rank: WatchedRank,
+        rank: RankProcess,
         watched: Watched,
         seconds: float,
         collect_s: float = COLLECT_S,
     ) -> None:
-        self._place, self._watched = rank, watched
+        self._rank_process, self._watched = rank, watched
         self._run_dir, self._rank, self._process = rank.run_dir, rank.rank, rank.process
         self._reader = HeartbeatReader(watched.heartbeat)
         self._first = self._reader.read()
@@ -104,7 +104,7 @@ class Examiner:
 
     def _find_report(self) -> Begun | None:
         if self._attempt is None:
-            found = self._place.attempt()
+            found = self._rank_process.attempt()
             self._attempt = attempt_to_join(self._run_dir, self._rank) if found is None else found
         return None if self._attempt is None else find_report(self._run_dir, self._attempt)
 
@@ -225,7 +225,7 @@ def main(task: dict[str, Any]) -> None:
     """
     end_with(task["keeper"])
     examiner = Examiner(
-        WatchedRank.from_json(task["rank"]),
+        RankProcess.from_json(task["rank"]),
         Watched.from_json(task["heartbeat"]),
         task["seconds"],
     )
@@ -241,8 +241,8 @@ if __name__ == "__main__":
         main(told)
     except Exception:
         # Nobody reads its standard error: what went wrong stands with the run's other logs.
-        watched = WatchedRank.from_json(told["rank"])
-        logs = watched.run_dir / "logs"
+        rank = RankProcess.from_json(told["rank"])
+        logs = rank.run_dir / "logs"
         logs.mkdir(exist_ok=True)
-        (logs / f"hang-{watched.rank}.log").write_text(traceback.format_exc())
+        (logs / f"hang-{rank.rank}.log").write_text(traceback.format_exc())
         sys.exit(1)

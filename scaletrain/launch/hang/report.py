@@ -5,13 +5,13 @@
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaletrain.files import create_text, replace_text
 from scaletrain.launch.attempts import attempt_numbers
 from scaletrain.launch.hang.blame import Gone, Judgement
 from scaletrain.launch.hang.evidence import Evidence
@@ -67,17 +67,8 @@ def begin_report(run_dir: Path, attempt: int, step: int, by: int, because: str) 
         OSError: The run directory cannot be written.
     """
     mark = run_dir / "exit" / str(attempt) / _MARK
-    draft = mark.with_name(f".{_MARK}.{by}")
     content = {"folder": f"{attempt}-{step}", "by": by, "because": because, "time_s": time.time()}
-    draft.write_text(json.dumps(content) + "\n")
-    try:
-        os.link(draft, mark)  # unlike a rename, a link never replaces the one that stands
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        if not mark.exists():
-            os.replace(draft, mark)
-    draft.unlink(missing_ok=True)
+    create_text(mark, json.dumps(content) + "\n")
     found = find_report(run_dir, attempt)
     assert found is not None  # made just now, by this or another
     return found
@@ -220,9 +211,7 @@ def _row(one: Evidence, is_blamed: bool) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)
+    replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

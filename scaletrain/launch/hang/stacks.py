@@ -18,7 +18,6 @@ SIGNAL = signal.SIGRTMIN + 5
 _PY_SPY_S = 10.0
 _BEGIN_S = 3.0  # time in which a handler begins to write, if it ever does
 _HANDLER_S = 10.0
-_QUIET_S = 0.5  # a handler writes word by word, on a busy machine with pauses between
 _MOST_BYTES = 1 << 20
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
 _INNERMOST = 12  # frames: what called the collective long before it came here is no waiting
@@ -128,17 +127,16 @@ def _read_py_spy(text: str) -> tuple[Thread, ...]:
 def _ask(process: Process, memory: int, why: str) -> Stacks:
     if not _catches(process.pid, SIGNAL):
         return Stacks((), f"no stacks: {why}; and the process has no handler for them")
-    before = os.fstat(memory).st_size
+    before, others = os.fstat(memory).st_size, _threads_that_block(process.pid, SIGNAL)
     kill(process, SIGNAL)
-    begin_s = changed_s = time.monotonic()
-    text = ""
-    while (now_s := time.monotonic()) < begin_s + (_HANDLER_S if text else _BEGIN_S):
-        more = os.pread(memory, _MOST_BYTES, before).decode(errors="replace")
-        if len(more) > len(text):
-            text, changed_s = more, now_s
-        elif text.endswith("\n") and now_s > changed_s + _QUIET_S:
-            break
+    begin_s = time.monotonic()
+    text, is_written = "", False
+    while not is_written and time.monotonic() < begin_s + (_HANDLER_S if text else _BEGIN_S):
         time.sleep(0.1)
+        # It writes word by word, on a busy machine with pauses between; while it runs its thread blocks the signal.
+        is_over = not _threads_that_block(process.pid, SIGNAL) - others
+        text = os.pread(memory, _MOST_BYTES, before).decode(errors="replace")
+        is_written = is_over and bool(text)
     if not text:
         return Stacks((), f"no stacks: {why}; and its own handler did not run: it is stopped, or in the kernel")
     return Stacks(read_faulthandler(text.splitlines()), "written by its own handler")
@@ -161,9 +159,21 @@ def read_faulthandler(lines: Sequence[str]) -> tuple[Thread, ...]:
 
 def _catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal; it would end of one that it has none for."""
+    return _is_in_mask(f"/proc/{pid}/status", "SigCgt", number)
+
+
+def _threads_that_block(pid: int, number: int) -> set[str]:
     try:
-        with open(f"/proc/{pid}/status") as status:
-            caught = next((line for line in status if line.startswith("SigCgt:")), "SigCgt: 0")
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return set()
+    return {thread for thread in threads if _is_in_mask(f"/proc/{pid}/task/{thread}/status", "SigBlk", number)}
+
+
+def _is_in_mask(path: str, name: str, number: int) -> bool:
+    try:
+        with open(path) as status:
+            mask = next((line for line in status if line.startswith(f"{name}:")), f"{name}: 0")
     except OSError:
         return False
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import scaletrain
-from scaletrain.launch.attempts import WatchedRank
+from scaletrain.launch.attempts import RankProcess
 from scaletrain.launch.hang.flight_recorder import clear_dumps
 from scaletrain.launch.hang.heartbeat import HeartbeatReader
 from scaletrain.launch.hang.limits import StandingStill, Watched
@@ -32,7 +32,7 @@ class HangWatch:
         rank: The rank.
     """
 
-    def __init__(self, watched: Watched, rank: WatchedRank) -> None:
+    def __init__(self, watched: Watched, rank: RankProcess) -> None:
         self._watched = watched
         self._rank = rank
         self._reader = HeartbeatReader(watched.heartbeat)

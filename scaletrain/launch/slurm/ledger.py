@@ -1,11 +1,12 @@
 """Which nodes have failed lately, remembered by all jobs: a small file for each failure, so that nothing is locked."""
 
 import json
-import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+from scaletrain.files import replace_text
 
 REPEATED = 2
 """Failures within the window from which a node is avoided."""
@@ -52,9 +53,7 @@ class Ledger:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{failure.node}-{int(failure.time_s * 1000)}-{failure.job_id}.json"
-        draft = path.with_suffix(f".{os.getpid()}.draft")
-        draft.write_text(json.dumps(failure.__dict__) + "\n")
-        os.replace(draft, path)
+        replace_text(path, json.dumps(failure.__dict__) + "\n")
 
     def failures(self, now_s: float | None = None) -> list[Failure]:
         """The failures that count, oldest first; a file that cannot be read is left out.

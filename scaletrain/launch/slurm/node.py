@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scaletrain.files import replace_text
 from scaletrain.launch.processes import this_process
 from scaletrain.launch.slurm.interface import interface_towards
 from scaletrain.lifetime import end_with
@@ -67,7 +68,7 @@ def _train(
         "ranks": list(range(node_rank * plan["slots"], (node_rank + 1) * plan["slots"])),
         "started_s": time.time(),
     }
-    _write(log_dir / f"node-{node}.json", told)
+    replace_text(log_dir / f"node-{node}.json", json.dumps(told) + "\n")
     _unlock_extensions(environment)
     # Slurm signals every process of a step. DeepSpeed's launcher would kill its ranks 30 s after the first one: blocked
     # signals are inherited, and the ranks unblock theirs.
@@ -81,7 +82,8 @@ def _train(
             preexec_fn=partial(end_with, os.getpid()),
         )
     code = launcher.wait()
-    _write(log_dir / f"node-{node}.json", told | {"exit_code": code, "ended_s": time.time()})
+    told |= {"exit_code": code, "ended_s": time.time()}
+    replace_text(log_dir / f"node-{node}.json", json.dumps(told) + "\n")
     return code if code >= 0 else 128 - code
 
 
@@ -142,12 +144,6 @@ def _unlock_extensions(environment: Mapping[str, str]) -> None:
                 lock.unlink()
         except OSError:
             continue
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(json.dumps(content) + "\n")
-    os.replace(draft, path)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def collective_in(folder: Path) -> Callable[[Path, str, int, int], None]:
     draft = path.with_name(f"{os.getpid()}.py")
     draft.write_text(COLLECTIVE)
     os.replace(draft, path)
-    names: dict[str, object] = {}
+    names: dict[str, Callable[[Path, str, int, int], None]] = {}
     exec(compile(COLLECTIVE, str(path), "exec"), names)
-    return names["all_reduce"]  # type: ignore[return-value]
+    return names["all_reduce"]
 
 
 def strike(fault: str) -> None:

@@ -1,6 +1,7 @@
 """Who is named, from what the keepers saw."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,8 +37,8 @@ def ranks(world_size: int, **others: Evidence) -> dict[int, Evidence]:
     return seen | {int(name[1:]): other for name, other in others.items()}
 
 
-def as_rank(rank: int, **changes: object) -> Evidence:
-    return replace(WAITS, rank=rank, host=f"n{rank // 2}", **changes)  # type: ignore[arg-type]
+def as_rank(rank: int, **changes: Any) -> Evidence:
+    return replace(WAITS, rank=rank, host=f"n{rank // 2}", **changes)
 
 
 @pytest.mark.parametrize(
