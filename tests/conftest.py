@@ -1,5 +1,6 @@
 """What holds for every test: those of special hardware run where it is, and in strict mode nothing may be skipped."""
 
+import gc
 import os
 
 import hypothesis
@@ -28,6 +29,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         items[:] = [item for item in items if item not in dropped]
         config.hook.pytest_deselected(items=dropped)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector what was imported: it is looked through again and again, and nothing of it ever goes."""
+    gc.freeze()
 
 
 def _cpu_has_fp16() -> bool:

@@ -4,6 +4,7 @@ The processes are forked from a server that has imported torch and deepspeed alr
 milliseconds for them instead of seconds.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -100,6 +101,7 @@ def _rank_main(pipe: Connection, rank: int, world_size: int, port: int) -> None:
     import torch
     import torch.distributed as dist
 
+    gc.freeze()  # DeepSpeed collects whenever it builds an engine, and what was imported is most of what is looked at
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     while True:

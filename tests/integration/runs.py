@@ -125,17 +125,21 @@ class TinyRun:
         environment: Mapping[str, str] | None = None,
         name: str = "rank",
         through: Sequence[str] = (),
+        script: Path = TRAIN,
     ) -> list[Started]:
         """Starts ranks as a scheduler that is its own launcher does, or only one of them, and returns at once.
 
-        They are forked where torch is loaded, unless a command is named ``through`` which they are to be started.
+        They are forked where torch is loaded, unless a command is named ``through`` which they are to be started, or
+        libraries that only the start of a process finds.
         """
+        if "LD_LIBRARY_PATH" in (environment or {}):
+            through = through or (sys.executable,)
         port = str(free_port())
         shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
         return [
             self._start(
                 f"{name}-{rank}",
-                [TRAIN, "--config", self.config, *flags],
+                [script, "--config", self.config, *flags],
                 ENVIRONMENT
                 | shared
                 | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}

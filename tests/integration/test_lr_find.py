@@ -1,16 +1,13 @@
 """tools/lr_find.py as a user meets it: alone and on two ranks, what it leaves, and what it refuses."""
 
 import json
-import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from scaletrain.monitors.jsonl_writer import read_metrics
-from tests.integration.runs import ENVIRONMENT, ROOT, NewRun, TinyRun, free_port, python
+from tests.integration.runs import ROOT, NewRun, TinyRun, python
 
 TOOL = ROOT / "tools" / "lr_find.py"
 
@@ -55,16 +52,13 @@ def test_it_leaves_no_weights_and_no_other_folder(alone: tuple[TinyRun, str]) ->
     assert run.verdicts(1) == ["complete"]
 
 
-def test_two_ranks_by_the_launcher_find_what_one_finds(alone: tuple[TinyRun, str], new_run: NewRun) -> None:
+def test_two_ranks_find_what_one_finds(alone: tuple[TinyRun, str], new_run: NewRun) -> None:
     single, run = alone[0], new_run("two")
-    launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"
-    command = [launcher, "--num_gpus", 2, "--master_port", free_port(), TOOL, "--config", run.config]
     options = ["--out", run.run_dir, "--num_steps", 60, "--max_lr=100"]
-    result = subprocess.run(
-        [*map(str, [*command, *options])], env=ENVIRONMENT, cwd=run.folder, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("Steepest descent at") == 1, "only one rank tells"
+    ranks = run.start_ranks(2, *options, script=TOOL)
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    printed = [run.output_of(f"rank-{rank}").read_text().count("Steepest descent at") for rank in range(2)]
+    assert printed == [1, 0], "only one rank tells"
     one, two = (json.loads((each.run_dir / "lr_find.json").read_text()) for each in (single, run))
     until = [step for step in one["steps"] if step["lr"] < one["tenth_of_lowest"]]
     # Sums in another order: while nothing diverges both are the same training.
@@ -76,7 +70,8 @@ def test_two_ranks_by_the_launcher_find_what_one_finds(alone: tuple[TinyRun, str
 
 def test_a_plan_is_shown_and_nothing_is_written(new_run: NewRun) -> None:
     run = new_run("plan")
-    result = python(TOOL, "--config", run.config, "--out", run.run_dir, "--dry_run")
+    # With the flag that DeepSpeed's launcher adds.
+    result = python(TOOL, "--local_rank=0", "--config", run.config, "--out", run.run_dir, "--dry_run")
     assert result.returncode == 0 and "schedule: range_test" in result.stdout, result.stdout
     assert "none is saved" in result.stdout and not run.run_dir.exists()
 
@@ -96,10 +91,8 @@ def test_a_plan_is_shown_and_nothing_is_written(new_run: NewRun) -> None:
     ],
 )
 def test_mistakes_are_told(flags: list[str], told: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, str(TOOL), *flags], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 2 and told in result.stderr, result.stderr
+    result = python(TOOL, *flags, folder=tmp_path)
+    assert result.returncode == 2 and told in result.stdout, result.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scaletrain.monitors.jsonl_writer import read_metrics
-from tests.integration.runs import ENVIRONMENT, ROOT, NewRun, TinyRun
+from tests.integration.runs import ENVIRONMENT, ROOT, NewRun, TinyRun, python
 from tests.processes import eventually
 
 TOOL = ROOT / "tools" / "sweep.py"
@@ -104,8 +104,6 @@ def test_runs_share_the_gpus_that_a_training_would_use(monkeypatch: pytest.Monke
 )
 def test_mistakes_are_told_and_nothing_is_written(flags: list[str], told: str, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("--optim.lr 1e-3\n")
-    result = subprocess.run(
-        [sys.executable, str(TOOL), *flags], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 2 and told in result.stderr, result.stderr
+    result = python(TOOL, *flags, folder=tmp_path)
+    assert result.returncode == 2 and told in result.stdout, result.stdout
     assert os.listdir(tmp_path) == ["one.txt"]

@@ -28,7 +28,7 @@ from scaletrain.launch.verdicts import Ending, read_verdicts
 from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.protocols import SkippedShard
 from scaletrain.ranks import from_environment
-from scaletrain.training import build
+from scaletrain.training import run
 from scaletrain.training.corpus import EventReport, bind_folder, open_corpora
 from scaletrain.training.datasets import training_dataset
 from tests.distributed import run_on_ranks
@@ -255,11 +255,11 @@ def _start(
             for path, how in damages if ranks.is_main else ():
                 damage(Path(path), how)
             dist.barrier()
-            begun = build.Start(int(attempt[0] or 0), None, False)
-            # What a rank can compute is measured for a second, for a metric that nobody looks at here.
+            begun = run.Start(int(attempt[0] or 0), None, False)
+            # What a rank can compute is measured, for a metric that nobody looks at here.
             dataset = training_dataset(config, corpora)
-            with patch.object(build, "find_peak", lambda train: None), mishaps(mishap, dataset):
-                return build.train(config, corpora, folder, begun, ranks).verdict.value
+            with patch.object(run, "find_peak", lambda train: None), mishaps(mishap, dataset):
+                return run.train(config, corpora, folder, begun, ranks).verdict.value
         except ScaletrainError as error:
             if folder is not None and attempt[0] is not None:
                 record_ending(folder, attempt[0], ranks, Ending.of_error(error))

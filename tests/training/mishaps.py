@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.engine.engine import Engine
-from scaletrain.training import build
+from scaletrain.training import run
 from tests.engine.faults import fault
 
 
@@ -43,7 +43,7 @@ def mishaps(mishap: Mishap | None, dataset: SequenceDataset) -> Iterator[None]:
         yield
         return
     rows = [dataset.micro_batch([sequence])["inputs"]["tokens"][0] for sequence in mishap.sequences]
-    build_engine = build.build_engine
+    build_engine = run.build_engine
 
     def build_one(*args: Any) -> Engine:
         engine = build_engine(*args)
@@ -63,7 +63,7 @@ def mishaps(mishap: Mishap | None, dataset: SequenceDataset) -> Iterator[None]:
         engine.train_step = step_with_faults  # type: ignore[method-assign]
         return engine
 
-    with patch.object(build, "build_engine", build_one):
+    with patch.object(run, "build_engine", build_one):
         yield
 
 
