@@ -125,6 +125,7 @@ RUN_HERE = {
 # Commands that are not run here: the file whose tests do what they do, and a word by which it is told that they do;
 # or why none does.
 RUN_ELSEWHERE = {
+    "bash tools/test.sh tests/integration tests/chaos": (".ci/run", "tests/integration tests/chaos"),
     "bash tools/test.sh tests/slurm": (".ci/run", "tests/slurm"),
     "bash tools/test.sh -m thorough": (None, "an hour of tests"),
     "sbatch -N 4 slurm/pretrain.sh --config mine.yaml": ("tests/slurm/jobs.py", "pretrain.sh"),

@@ -4,8 +4,10 @@
 #   bash tools/test.sh
 #   bash tools/test.sh tests/data -k order
 #
-# The tests of jobs on a real Slurm take a quarter of an hour, and run only where they are named:
+# Tests of whole runs, and those of jobs on a real Slurm, take about a quarter of an hour each, and run only where they
+# are named:
 #
+#   bash tools/test.sh tests/integration tests/chaos
 #   bash tools/test.sh tests/slurm
 #
 # SCALETRAIN_STRICT=1 makes a skipped test a failure.
@@ -30,15 +32,16 @@ codespell
 if command -v shellcheck >/dev/null; then
     shellcheck -x tools/*.sh slurm/*.sh .ci/run
 fi
-# Tests of whole runs wait for processes most of their time: they run beside all others, and print when these are done.
-beside=(tests/integration tests/chaos tests/test_readme.py)
+# Two sessions of about the same length side by side, as most tests keep one core busy.
+beside=(tests/test_readme.py tests/engine tests/training tests/hardware tests/hangs tests/tools)
+named=(tests/integration tests/chaos tests/slurm)
 log=$(mktemp)
 "$python" -m pytest "${beside[@]}" >"$log" 2>&1 &
-runs=$!
-trap 'kill $runs 2>/dev/null || true; rm -f "$log"' EXIT
+other=$!
+trap 'kill $other 2>/dev/null || true; rm -f "$log"' EXIT
 status=0
-"$python" -m pytest "${beside[@]/#/--ignore=}" --ignore=tests/slurm || status=$?
-wait "$runs" || status=$?
+"$python" -m pytest "${beside[@]/#/--ignore=}" "${named[@]/#/--ignore=}" || status=$?
+wait "$other" || status=$?
 cat "$log"
 trap - EXIT
 rm -f "$log"
