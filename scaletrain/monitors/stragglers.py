@@ -33,7 +33,7 @@ class RankTimes:
     Attributes:
         step_s: Duration of a step, on average, in seconds.
         data_s: How long a step waited for its data, on average.
-        compute_s: CPU or device time of a step's computation, the lower quartile; NaN where waiting would be in it.
+        compute_s: CPU or device time of a typical step's computation; NaN where waiting would be in it.
         link_s: The fastest of a few messages to a neighbour and back; see ``link_times``.
     """
 

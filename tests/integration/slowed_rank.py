@@ -1,6 +1,6 @@
 """Stands before train.py among what is typed, and makes a rank of it slow.
 
-``SLOWED`` is JSON: in ``slow`` stands by rank what slows it, in ``namespaces`` the network of each rank, if it has its own.
+``SLOWED`` is JSON: ``slow`` has by rank what slows it, ``namespaces`` the network of each rank, if it has its own.
 ``compute``: it does a tenth more work in each step. ``data``: its workers wait for each micro batch.
 """
 
