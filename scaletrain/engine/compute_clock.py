@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Sequence
+from statistics import median
 from typing import Protocol
 
 import torch
@@ -24,6 +26,9 @@ class ComputeClock(Protocol):
 
     def read_s(self) -> float:
         """Seconds that the last step computed; the device has done all its work. NaN where that cannot be told."""
+
+    def typical_s(self, steps_s: Sequence[float]) -> float:
+        """What a step takes this rank, told from some of them."""
 
 
 class HostClock:
@@ -53,6 +58,10 @@ class HostClock:
     def read_s(self) -> float:
         """CPU time of the last step, in seconds."""
         return self._end_s - self._begin_s
+
+    def typical_s(self, steps_s: Sequence[float]) -> float:
+        """The lowest decile: what others do to the caches and clocks of a core only ever adds to CPU time."""
+        return sorted(steps_s)[(len(steps_s) - 1) // 10]
 
 
 class DeviceClock:
@@ -87,6 +96,10 @@ class DeviceClock:
     def read_s(self) -> float:
         """Device time of the last step's forward passes, in seconds."""
         return sum(float(begin.elapsed_time(end)) for begin, end in self._events[: self._passes]) / 1000
+
+    def typical_s(self, steps_s: Sequence[float]) -> float:
+        """The median: nobody else uses the device."""
+        return median(steps_s)
 
 
 class NoClock(HostClock):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scaletrain.config.derive import zero_stage
 from scaletrain.data.rows import MicroBatch
 from scaletrain.engine import state as engine_state
+from scaletrain.engine.compute_clock import ComputeClock
 from scaletrain.engine.equality import Difference, find_differences
 from scaletrain.engine.link_probe import round_trip_s
 from scaletrain.engine.partitions import base_optimizer, exchange_averages
@@ -201,9 +202,9 @@ class Engine:
         return [numbers.tolist() for numbers in gathered]
 
     @property
-    def compute_s(self) -> float:
-        """How long this rank has computed in the last step, in seconds of CPU or device time; NaN if not known."""
-        return self._stepping.clock.read_s()
+    def clock(self) -> ComputeClock:
+        """Tells how long this rank computes in a step."""
+        return self._stepping.clock
 
     def round_trip_s(self, stride: int) -> float:
         """How long a message takes to another rank and back; see ``link_probe``. Every rank calls it."""

@@ -1,4 +1,4 @@
-"""Which ranks hold the others up, and by what: judged from times that all ranks have measured; a pure function of them.
+"""Which ranks hold the others up, and by what: judged from times that all ranks have measured.
 
 What a rank spends itself is compared, never how long it waits for others: a step takes all ranks equally long.
 """
@@ -33,7 +33,7 @@ class RankTimes:
     Attributes:
         step_s: Duration of a step, on average, in seconds.
         data_s: How long a step waited for its data, on average.
-        compute_s: CPU or device time of a step's computation, the lower quartile; NaN where waiting would be in it.
+        compute_s: CPU or device time of a typical step's computation; NaN where waiting would be in it.
         link_s: The fastest of a few messages to a neighbour and back; see ``link_times``.
     """
 
@@ -79,7 +79,7 @@ class Straggler:
             "data": f"slow to get data, by {self.share:.0%} of a step: a step waits {taken}",
             "link": f"behind a slow link: a message and its answer take {taken}",
         }[self.cause]
-        past = "" if self.past_share is None else f" (before: by {self.past_share:.0%})"
+        past = "" if self.past_share is None else f" (before: by {max(0.0, self.past_share):.0%})"
         return f"{who}: {what}{past}"
 
 
@@ -234,18 +234,17 @@ def _compare(window: Sequence[RankTimes], slowdown: float) -> dict[Cause, _Group
     step_s = lower_median([times.step_s for times in window])
     compute, data = [times.compute_s for times in window], [times.data_s for times in window]
     link = [times.link_s for times in window]
-    units: dict[Cause, tuple[Sequence[float], float, float]] = {
+    measured: dict[Cause, tuple[Sequence[float], float, float]] = {
         "compute": (compute, lower_median(compute), slowdown),
         "data": (data, step_s, slowdown),
         "link": (link, max(lower_median(link), _LEAST_LINK_S), _LINK_LIMIT),
     }
     groups: dict[Cause, _Group] = {}
-    for cause, (values, unit, limit) in units.items():
+    for cause, (values, unit, limit) in measured.items():
         if all(map(math.isfinite, values)) and unit > 0:
             usual = lower_median(values)
-            groups[cause] = _Group(
-                values, usual, [(value - usual) / unit for value in values], _deviation(values) / unit, limit
-            )
+            shares = [(value - usual) / unit for value in values]
+            groups[cause] = _Group(values, usual, shares, _deviation(shares), limit)
     return groups
 
 

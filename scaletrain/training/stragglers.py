@@ -1,7 +1,7 @@
 """Has the ranks compare how long they compute, wait for data and take to answer, and names the slow ones."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from statistics import fmean
 
@@ -69,7 +69,9 @@ class Stragglers(Callback):
         if self._steps is None:  # the first step compiles, and waits for the first data
             self._steps = []
             return
-        self._steps.append((metrics[names.PERF_STEP_TIME_S], metrics[names.PERF_DATA_WAIT_S], self._engine.compute_s))
+        self._steps.append(
+            (metrics[names.PERF_STEP_TIME_S], metrics[names.PERF_DATA_WAIT_S], self._engine.clock.read_s())
+        )
         if len(self._steps) == self._config.every_steps:
             self._compare(run)
             self._steps.clear()
@@ -85,7 +87,12 @@ class Stragglers(Callback):
     def _compare(self, run: Run) -> None:
         assert self._judge is not None and self._steps is not None  # the run has started
         steps_s, waits_s, computes_s = zip(*self._steps, strict=True)
-        own = (fmean(steps_s), fmean(waits_s), _lower_quartile(computes_s), self._engine.round_trip_s(self._stride))
+        own = (
+            fmean(steps_s),
+            fmean(waits_s),
+            self._engine.clock.typical_s(computes_s),
+            self._engine.round_trip_s(self._stride),
+        )
         gathered = self._engine.gather_numbers(own)
         links = link_times([numbers[-1] for numbers in gathered], self._stride)
         window = [
@@ -113,8 +120,3 @@ class Stragglers(Callback):
     def _slow(self) -> frozenset[int]:
         assert self._judge is not None  # the run has started
         return self._judge.slow
-
-
-def _lower_quartile(values: Sequence[float]) -> float:
-    """What a step takes where nothing disturbs it: what others do to caches and clocks only ever adds to it."""
-    return sorted(values)[(len(values) - 1) // 4]
