@@ -93,7 +93,10 @@ def swap_norms(weights: dict[str, Tensor]) -> None:
 FAULTS = [swap_heads, transpose_square_matrix, flip_one_sign, swap_norms]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, id="fp32", marks=pytest.mark.thorough), pytest.param(torch.bfloat16, id="bf16")],
+)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_a_fault_is_found_and_its_layer_named(

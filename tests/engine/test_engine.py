@@ -40,7 +40,7 @@ def reference() -> list[float]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_losses_equal_a_plain_loop(stage: int, world_size: int, reference: list[float]) -> None:
     assert losses(Case(stage=stage), world_size) == pytest.approx(reference, abs=TOLERANCE)
 
@@ -145,8 +145,15 @@ def test_evaluating_and_generating_leave_no_trace(stage: int, reference: list[fl
     assert losses(Case(stage=stage, generate_after=4, steps=(0, 10)), 2) == pytest.approx(reference[:10], abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.fp16)])
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [
+        *(("bf16", stage) for stage in (0, 3)),
+        *(pytest.param("fp16", stage, marks=pytest.mark.fp16) for stage in (1, 2)),
+        *(pytest.param("bf16", stage, marks=pytest.mark.thorough) for stage in (1, 2)),
+        *(pytest.param("fp16", stage, marks=[pytest.mark.fp16, pytest.mark.thorough]) for stage in (0, 3)),
+    ],
+)
 def test_half_precision_follows_fp32(stage: int, precision: str, reference: list[float]) -> None:
     results = run_on_ranks(2, bodies.train, Case(stage=stage, precision=precision))[0]
     applied = [loss for loss, _, was_applied in results if was_applied]

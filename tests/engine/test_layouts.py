@@ -33,7 +33,7 @@ def test_layouts_hold_the_canonical_form(world_size: int, tmp_path: Path) -> Non
         pytest.param(Layout(2, "optimizer", "fp32"), 2, Layout(0, "", "fp32"), 3, marks=pytest.mark.thorough),
         pytest.param(Layout(0, "", "fp32"), 4, Layout(3, "all", "fp32"), 3, marks=pytest.mark.thorough),
         pytest.param(Layout(1, "optimizer", "bf16"), 3, Layout(3, "", "bf16"), 2, marks=pytest.mark.thorough),
-        (Layout(3, "all", "bf16"), 2, Layout(2, "", "bf16"), 3),
+        pytest.param(Layout(3, "all", "bf16"), 2, Layout(2, "", "bf16"), 3, marks=pytest.mark.thorough),
         pytest.param(Layout(3, "", "bf16"), 3, Layout(2, "", "fp32"), 1, marks=pytest.mark.thorough),
         pytest.param(Layout(1, "", "fp32"), 3, Layout(3, "optimizer", "bf16"), 2, marks=pytest.mark.thorough),
     ],

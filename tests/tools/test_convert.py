@@ -24,6 +24,7 @@ from tests.convert.small_disk import small_disk
 from tests.convert.tiny_models import save, tokenizer
 from tests.distributed import run_on_ranks
 from tests.engine.bodies import Case
+from tests.integration.runs import python
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
 LLAMA = {"positions": "rotary", "norm": "rms_norm", "activation": "swiglu", "bias": False}
@@ -184,9 +185,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(run_dir: Path, tmp_path: Path) -
 
 
 def test_a_process_of_its_own_ends_with_the_code(run_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "inspect", "--source"]
     for place, code in ((run_dir, 0), (tmp_path, 2)):
-        assert subprocess.run([*command, str(place)], capture_output=True, timeout=100).returncode == code
+        assert python(TOOL, "inspect", "--source", place).returncode == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

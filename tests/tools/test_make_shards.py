@@ -1,31 +1,25 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scaletrain.data.manifest import Manifest
+from tests.integration.runs import python
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"
-
-
-def make_shards(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_examples_are_built_from_the_command_line(tmp_path: Path) -> None:
     records = [{"text": f"number {n}", "label": "ab"[n % 2], "split": ["train", "test"][n % 2]} for n in range(8)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
     flags = ("--input", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--train_tokenizer", 300, "--num_workers", 0)
-    done = make_shards("build", *flags, "--format", "classes", "--classes", "b, a", "--special_tokens", "<mask>,<cls>")
-    assert done.returncode == 0, done.stderr
+    done = python(TOOL, "build", *flags, "--format", "classes", "--classes", "b, a", "--special_tokens", "<mask>,<cls>")
+    assert done.returncode == 0, done.stdout
     assert "test: 1 shards, 4 documents" in done.stdout and "train: 1 shards, 4 documents" in done.stdout
     manifest = Manifest.open(tmp_path / "out")
     assert manifest.classes == ("b", "a") and '"<cls>"' in manifest.read_tokenizer().decode()
-    again = make_shards("build", *flags, "--format", "classes", "--special_tokens", "<mask>,<cls>")
-    assert again.returncode == 2 and 'had --classes = ["b", "a"], now it is null' in again.stderr
+    again = python(TOOL, "build", *flags, "--format", "classes", "--special_tokens", "<mask>,<cls>")
+    assert again.returncode == 2 and 'had --classes = ["b", "a"], now it is null' in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -39,6 +33,6 @@ def test_examples_are_built_from_the_command_line(tmp_path: Path) -> None:
     ],
 )
 def test_flags_that_do_not_go_together_are_told(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
-    done = make_shards("build", "--input", tmp_path, "--out", tmp_path / "out", "--train_tokenizer", 300, *flags)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
+    done = python(TOOL, "build", "--input", tmp_path, "--out", tmp_path / "out", "--train_tokenizer", 300, *flags)
+    assert done.returncode == 2 and message in done.stdout, done.stdout
     assert not (tmp_path / "out").exists()

