@@ -29,7 +29,9 @@ _CHECKSUM_S = 2.0
 _BANDWIDTH_S = 90.0
 _ALL_REDUCE_S = 90.0
 _LEAST_S = 1.0
-_SEVERAL = 2  # processes of an all-reduce on a machine without GPUs
+_CPU_RANKS = 2  # processes of an all-reduce on a machine without GPUs
+_OF_RANKS = 0.8
+"""Share of an all-reduce's limit that its ranks get, so that it can tell which of them are late, and clear away."""
 
 
 def check_for_job(expected: Expectation) -> list[Finding]:
@@ -88,7 +90,9 @@ def check_whole_node(
     findings = [_check_memory(expected.min_memory_gib), *findings, *_all_of(beside)]
     if is_quick:
         return findings
-    return findings + _of_devices(expected, reading, is_driver_broken(findings), until_s)
+    if is_driver_broken(findings):
+        return [*findings, Finding("arithmetic", "unknown", "left out: the driver does not answer")]
+    return findings + _of_devices(expected, reading, until_s)
 
 
 def _of_host(expected: Expectation, until_s: float) -> list[BoundedCheck]:
@@ -135,23 +139,25 @@ def _without_driver(expected: Expectation, reading: Reading, is_quick: bool) -> 
     return Finding("nvml", "unknown", f"not available: {why}")
 
 
-def _of_devices(expected: Expectation, reading: Reading, is_broken: bool, until_s: float) -> list[Finding]:
+def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list[Finding]:
     """Has the devices calculate and move data, one process after the other; after a failure nothing more of it."""
-    if is_broken:
-        return [Finding("arithmetic", "unknown", "left out: the driver does not answer")]
-    if any(gpu.is_mig_enabled for gpu in reading.gpus) and expected.gpus is None:
-        return [Finding("arithmetic", "unknown", "left out: GPUs are cut into instances; say how many torch sees")]
     count = _computing_gpus(expected)
+    if count is None and reading.driver not in ("ok", "absent"):
+        return [Finding("arithmetic", "unknown", "left out: it is not known which GPUs there are")]
+    if count is None and any(gpu.is_mig_enabled for gpu in reading.gpus):
+        return [Finding("arithmetic", "unknown", "left out: GPUs are cut into instances; say how many torch sees")]
     gpus = len(reading.gpus) if count is None else count
     found: list[Finding] = []
     for check, command, limit_s in (
         ("arithmetic", ["burn", str(gpus), str(_CHECKSUM_S)], _BURN_S),
         ("bandwidth", ["bandwidth", str(gpus)], _BANDWIDTH_S),
-        ("all-reduce", ["node_all_reduce", str(gpus or _SEVERAL), str(int(gpus > 0))], _ALL_REDUCE_S),
+        ("all-reduce", ["node_all_reduce", str(gpus or _CPU_RANKS), str(int(gpus > 0))], _ALL_REDUCE_S),
     ):
         if check == "all-reduce" and gpus == 1:
             continue
         limit_s = min(limit_s, until_s - time.monotonic())
+        if check == "all-reduce":
+            command.append(str(_OF_RANKS * limit_s))
         if any(one.status == "fail" for one in found):
             found.append(Finding(check, "unknown", "left out, as a check before it failed"))
         elif limit_s < _LEAST_S:

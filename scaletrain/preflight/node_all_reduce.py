@@ -1,6 +1,6 @@
 """How fast the devices of one node sum up together.
 
-``python -m scaletrain.preflight.node_all_reduce RANKS ON_GPUS`` prints a finding as JSON; ON_GPUS is 1 or 0.
+``python -m scaletrain.preflight.node_all_reduce RANKS ON_GPUS LIMIT_S`` prints a finding as JSON; ON_GPUS is 1 or 0.
 """
 
 import json
@@ -17,16 +17,15 @@ from scaletrain.preflight.exchange import OUT_OF_TIME, run_node
 
 _GPU_MIB, _CPU_MIB = 512, 16
 _REPEATS = 10
-_LIMIT_S = 80.0
-"""Below the limit of the process, so that ranks that wait for each other are told from a driver that hangs."""
 
 
-def reduce_on_node(ranks: int, on_gpus: bool) -> Finding:
+def reduce_on_node(ranks: int, on_gpus: bool, limit_s: float) -> Finding:
     """Runs an all-reduce over processes of this node.
 
     Args:
         ranks: How many.
         on_gpus: Each has a GPU of its own, and NCCL connects them; else they are on the CPU, and gloo does.
+        limit_s: Longest time, the start of the processes included.
 
     Returns:
         The finding, with the bus bandwidth of the slowest rank.
@@ -47,7 +46,7 @@ def reduce_on_node(ranks: int, on_gpus: bool) -> Finding:
             "master_port": number,
             "mib": _GPU_MIB if on_gpus else _CPU_MIB,
             "repeats": _REPEATS,
-            "limit_s": _LIMIT_S,
+            "limit_s": limit_s,
             "result": str(result),
         }
         announce(f"starts an all-reduce over {ranks} processes")
@@ -60,9 +59,9 @@ def reduce_on_node(ranks: int, on_gpus: bool) -> Finding:
         return Finding("all-reduce", "ok", text, {"all_reduce_gb_per_s": rate})
     if told is not None and not told["correct"]:
         return Finding("all-reduce", "fail", f"sums over {whom} are wrong; have NVLinks and GPUs tested")
-    why = f"no end within {_LIMIT_S:g} s" if code == OUT_OF_TIME else f"ended with code {code}"
+    why = f"no end within {limit_s:.1f} s" if code == OUT_OF_TIME else f"ended with code {code}"
     return Finding("all-reduce", "fail", f"over {whom}: {why}; run it with NCCL_DEBUG=INFO, and look at NVLinks")
 
 
 if __name__ == "__main__":
-    print(json.dumps([asdict(reduce_on_node(int(sys.argv[1]), sys.argv[2] == "1"))]))
+    print(json.dumps([asdict(reduce_on_node(int(sys.argv[1]), sys.argv[2] == "1", float(sys.argv[3])))]))
