@@ -31,7 +31,7 @@ if command -v shellcheck >/dev/null; then
     shellcheck -x tools/*.sh slurm/*.sh .ci/run
 fi
 # Tests of whole runs wait for processes most of their time: they run beside all others, and print when these are done.
-beside=(tests/integration tests/chaos tests/test_readme.py)
+beside=(tests/integration tests/chaos tests/hangs tests/test_readme.py)
 log=$(mktemp)
 "$python" -m pytest "${beside[@]}" >"$log" 2>&1 &
 runs=$!

@@ -114,10 +114,11 @@ def main() -> None:
     import scaletrain.training.build  # noqa: F401
 
     request = serve()
-    if request is not None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        become(request)
-        runpy.run_path(request["script"], run_name="__main__")
+    if request is None:
+        os._exit(0)  # to take all that is loaded down again would take seconds
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    become(request)
+    runpy.run_path(request["script"], run_name="__main__")
 
 
 if __name__ == "__main__":
