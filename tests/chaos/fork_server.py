@@ -199,10 +199,11 @@ def main() -> None:
 
     gc.freeze()  # no collection of a child's shall copy what it shares with the server
     request = serve(sys.argv[1])
-    if request is not None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        become(request)
-        runpy.run_path(os.path.abspath(request["script"]), run_name="__main__")
+    if request is None:
+        os._exit(0)  # to take all that is loaded down again would take seconds
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    become(request)
+    runpy.run_path(os.path.abspath(request["script"]), run_name="__main__")
 
 
 if __name__ == "__main__":
