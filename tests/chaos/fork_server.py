@@ -6,6 +6,7 @@ stands in a file beside the server's mark.
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import gc
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ class ForkServer:
             text=True,
         )
         self.pid = self._process.pid
+        self._asks = threading.Lock()
 
     def start(
         self, command: list[str], environment: dict[str, str], output: Path, folder: Path | None = None
@@ -63,7 +66,7 @@ class ForkServer:
         output: Path,
         folder: Path | None = None,
     ) -> int:
-        """Starts a process, and returns its number."""
+        """Starts a process, and returns its number; any thread may ask."""
         request = {
             "script": str(script),
             "arguments": arguments,
@@ -72,9 +75,10 @@ class ForkServer:
             "output": str(output),
         }
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with self._asks:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """Ends the server; what it forked is ended by then."""
@@ -114,7 +118,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kills it, unless it has ended."""
@@ -150,6 +155,7 @@ def serve(mark: str) -> dict[str, Any] | None:
             if pid == 0:
                 request: dict[str, Any] = json.loads(line)
                 return request
+            Path(f"{mark}-{pid}").unlink(missing_ok=True)  # of an earlier process with this number
             os.write(1, f"{pid}\n".encode())
         reap(mark)
 
