@@ -6,6 +6,7 @@ stands in a file beside the server's mark.
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import gc
@@ -117,7 +118,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kills it, unless it has ended."""
@@ -153,6 +155,7 @@ def serve(mark: str) -> dict[str, Any] | None:
             if pid == 0:
                 request: dict[str, Any] = json.loads(line)
                 return request
+            Path(f"{mark}-{pid}").unlink(missing_ok=True)  # of an earlier process with this number
             os.write(1, f"{pid}\n".encode())
         reap(mark)
 
