@@ -19,7 +19,7 @@ _SET_INTERFACE = 0x400454CA  # TUNSETIFF of linux/if_tun.h
 _WHOLE_FRAMES = 0x0002 | 0x1000  # IFF_TAP, IFF_NO_PI
 _CLONE_NEWNET = 0x40000000
 _LARGEST_FRAME = 65536
-_LONGEST_S = 600
+_LONGEST_S = 1200
 
 
 def enter_network(path: str) -> None:

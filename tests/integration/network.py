@@ -11,7 +11,9 @@ from pathlib import Path
 from tests.integration.delayed_link import INTERFACE, PORT
 
 ROOT = Path(__file__).parents[2]
-_LONGEST_S = 600
+_LONGEST_S = 1200
+_MTU_BYTES = 60_000
+"""As large as it may be: what a link costs is what it does to a frame, and not to a byte."""
 _HOLD = f"import time; print('there', flush=True); time.sleep({_LONGEST_S})"
 
 
@@ -45,14 +47,14 @@ class Network:
     def plug_in(self, rank: int) -> None:
         """Puts the two ends of a rank's link into use."""
         port = PORT.format(rank=rank)
-        run_in(self.hub, f"ip link set {port} master bridge0 up")
+        run_in(self.hub, f"ip link set {port} mtu {_MTU_BYTES} master bridge0 up")
         run_in(self.ranks[rank], f"ip address add {self.address(rank)}/24 dev {INTERFACE}")
-        run_in(self.ranks[rank], f"ip link set {INTERFACE} up")
+        run_in(self.ranks[rank], f"ip link set {INTERFACE} mtu {_MTU_BYTES} up")
         run_in(self.ranks[rank], "ip link set lo up")
 
     def limit(self, rank: int, rate: str) -> None:
         """Limits what a rank sends to a rate, such as 20mbit."""
-        run_in(self.ranks[rank], f"tc qdisc add dev {INTERFACE} root tbf rate {rate} burst 16kb latency 200ms")
+        run_in(self.ranks[rank], f"tc qdisc add dev {INTERFACE} root tbf rate {rate} burst 128kb latency 200ms")
 
 
 def lacking() -> str:

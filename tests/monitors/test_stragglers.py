@@ -80,7 +80,7 @@ def test_a_node_whose_ranks_are_all_slow_is_named_as_one(cause: str) -> None:
     ranks = Ranks([f"n{rank // 4}" for rank in range(12)])
     slow = {rank: SLOW[cause] for rank in range(4, 8)}
     # One of them lies just below the limit: it is the node that is slow.
-    slow[6] = {"compute": {"compute_s": 0.52}, "data": {"data_s": 0.04}, "link": {"link_s": 0.0011}}[cause]
+    slow[6] = {"compute": {"compute_s": 0.52}, "data": {"data_s": 0.04}, "link": {"link_s": 0.00081}}[cause]
     windows = [ranks.window() for _ in range(3)] + [ranks.window(slow) for _ in range(3)]
     (found,) = (one for window in windows for one in window)
     assert (found.host, found.ranks, found.is_node) == ("n1", (4, 5, 6, 7), True)
