@@ -244,3 +244,30 @@ def test_it_runs_from_anywhere(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gpus: left out: DS_ACCELERATOR=cpu" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("python", "drains"),
+    [
+        ("echo 'CRITICAL - n7: gpu 3 row_remap_pending: ...'; exit 2", True),
+        ("echo 'OK - n7: 6 checks'", False),
+        ("echo 'UNKNOWN - the check itself failed'; exit 3", False),
+        ("echo 'ModuleNotFoundError: ...' >&2; exit 1", False),
+        ("echo 'cannot open file' >&2; exit 2", False),
+        (None, False),
+    ],
+    ids=["sick", "sound", "failed", "no package", "no tool", "no python"],
+)
+def test_the_scripts_of_the_page_drain_for_what_is_the_nodes_alone(
+    tmp_path: Path, python: str | None, drains: bool
+) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    if python is not None:
+        (tmp_path / ".venv" / "bin" / "python").write_text(f"#!/bin/bash\n{python}\n")
+        (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
+    page = (ROOT / "docs" / "node_check.md").read_text().replace("/opt/scaletrain/checkout", str(tmp_path))
+    health, prolog = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
+    asked = subprocess.run(["bash", "-c", health.replace("scontrol", "echo")], capture_output=True, text=True)
+    assert asked.returncode == 0
+    assert ("State=DRAIN" in asked.stdout) == drains
+    assert (subprocess.run(["bash", "-c", prolog], capture_output=True).returncode != 0) == drains
