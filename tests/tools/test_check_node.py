@@ -160,14 +160,18 @@ def test_a_mistake_is_no_verdict_on_the_node(check: Check, tmp_path: Path, words
     assert said in (done.out if is_for_nagios else done.error)
 
 
-def test_a_mistake_is_unknown_to_nagios(check: Check) -> None:
-    done = check("--nagios", "--expect", "gpu=8")
+@pytest.mark.parametrize("option", ["--nagios", "-n"])
+def test_a_mistake_is_unknown_to_nagios(check: Check, option: str) -> None:
+    done = check(option, "--expect", "gpu=8")
     assert done.code == 3
     assert "give some of gpus=" in done.out
 
 
-def test_gpus_that_no_driver_knows_of_fail_the_node(check: Check, without_driver: dict[str, str]) -> None:
-    done = check("--quick", "--nagios", "--expect", "gpus=8", **without_driver)
+@pytest.mark.parametrize("expected", ["gpus=8", "nvlinks=18"])
+def test_gpus_that_no_driver_knows_of_fail_the_node(
+    check: Check, without_driver: dict[str, str], expected: str
+) -> None:
+    done = check("--quick", "--nagios", "--expect", expected, **without_driver)
     assert done.code == 2
     assert "install it, or expect no GPUs" in done.out
 
@@ -211,7 +215,9 @@ def test_a_burn_that_hangs_is_ended_and_told_where(
     (tmp_path / "torch.py").write_text(HANGS)
     found = bounded(check, LIMIT_S, **without_driver, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert found["arithmetic"]["status"] == "fail"
-    assert found["arithmetic"]["detail"].endswith("(multiplies on gpu 3); reboot the node")
+    assert found["arithmetic"]["detail"].endswith(
+        "(multiplies on gpu 3); give more time by --limit_s, or reboot the node"
+    )
     assert found["bandwidth"]["status"] == found["all-reduce"]["status"] == "unknown"
     assert started_with(tmp_path) == []
 
