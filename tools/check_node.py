@@ -91,7 +91,7 @@ def run_for_nagios(request: Request) -> int:
 
 
 def main() -> int:
-    if not any(word.startswith("--nagios") for word in sys.argv):
+    if not any(word.startswith(("--nagios", "-n")) for word in sys.argv):
         return run_tool("check_node.py", parse, run)
     with contextlib.redirect_stderr(sys.stdout):  # a monitoring system shows only that
         return run_tool("check_node.py", parse, run_for_nagios, _BROKEN)

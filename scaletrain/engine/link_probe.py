@@ -5,6 +5,7 @@ keeps for its connections, which count how long a peer takes to acknowledge.
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,17 +15,19 @@ _BYTES = 2**20
 _TRIPS = 12
 
 
-def neighbour_stride(world_size: int, local_world_size: int) -> int:
+def neighbour_stride(hosts: Sequence[str]) -> int:
     """How far apart neighbours are, so that they are on different nodes where there are several.
 
     Args:
-        world_size: Number of ranks.
-        local_world_size: Ranks of a node.
+        hosts: The node of each rank; the same on all ranks, or they would wait for different ones.
 
     Returns:
-        The stride; 1 on a single node, or where nodes have unequal numbers of ranks.
+        The stride: the ranks of a node; 1 on a single node, or where nodes have unequal numbers of ranks.
     """
-    return local_world_size if world_size > local_world_size and world_size % local_world_size == 0 else 1
+    per_node = hosts.count(hosts[0])
+    nodes = {tuple(hosts[first : first + per_node]) for first in range(0, len(hosts), per_node)}
+    are_alike = all(node == (node[0],) * per_node for node in nodes) and len(nodes) * per_node == len(hosts)
+    return per_node if are_alike and len(nodes) > 1 else 1
 
 
 def round_trip_s(rank: int, world_size: int, stride: int) -> float:

@@ -48,7 +48,7 @@ class BoundedCheck:
         except subprocess.TimeoutExpired:
             said = self._kill()
             last = f" ({_last_line(said)})" if said.strip() else ""
-            return [self._failure(f"no answer within {self._limit_s:g} s{last}; {self._remedy}")]
+            return [self._failure(f"no answer within {self._limit_s:.3g} s{last}; {self._remedy}")]
         try:
             return [Finding(**one) for one in json.loads(printed.splitlines()[-1])]
         except (ValueError, IndexError, TypeError):

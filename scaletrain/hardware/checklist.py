@@ -132,7 +132,7 @@ def _computing_gpus(expected: Expectation) -> int | None:
 def _without_driver(expected: Expectation, reading: Reading, is_quick: bool) -> Finding:
     """Says once that there is no driver; torch, where it is asked, may know GPUs of another kind."""
     why = f"no driver of NVIDIA's here ({reading.detail})"
-    if not expected.gpus and not expected.driver and not expected.cuda:
+    if not any((expected.gpus, expected.driver, expected.cuda, expected.nvlinks)):
         return Finding("gpus", "ok", f"none: {why}")
     if is_quick or not expected.gpus:
         return Finding("nvml", "fail", f"{why}; install it, or expect no GPUs (gpus=0)")
@@ -155,7 +155,9 @@ def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list
     ):
         if check == "all-reduce" and gpus == 1:
             continue
-        limit_s = min(limit_s, until_s - time.monotonic())
+        left_s = until_s - time.monotonic()
+        remedy = "reboot the node" if limit_s <= left_s else "give more time by --limit_s, or reboot the node"
+        limit_s = min(limit_s, left_s)
         if check == "all-reduce":
             command.append(str(_OF_RANKS * limit_s))
         if any(one.status == "fail" for one in found):
@@ -164,7 +166,7 @@ def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list
             found.append(Finding(check, "unknown", "left out: no time is left; give more by --limit_s"))
         else:
             command[0] = f"scaletrain.preflight.{command[0]}"
-            found += BoundedCheck(check, command, limit_s, "reboot the node").findings()
+            found += BoundedCheck(check, command, limit_s, remedy).findings()
     return judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
 
 

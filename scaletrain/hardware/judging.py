@@ -94,6 +94,7 @@ class Judge:
         self._active: dict[tuple[str, str], HealthFinding] = {}
         self._told_s: dict[tuple[str, str], float] = {}
         self._known: dict[str, _Subject] = {}
+        self._words = nvlink5.KernelWords()
 
     @property
     def active(self) -> list[HealthFinding]:
@@ -159,10 +160,7 @@ class Judge:
     def _poll_events(self, reading: Reading, now_s: float) -> list[_Broken]:
         """XIDs are judged as the number of them in a reading; no such event is a poll with none."""
         found: list[_Broken] = []
-        heard = reading.xids
-        if reading.kernel_log is not None:
-            # Of NVLink 5 it tells what NVML does not: which error it is. So its line is waited for.
-            heard = tuple(one for one in heard if one.origin != "nvml" or one.code not in nvlink5.CODES)
+        heard = self._words.xids(reading)
         for rule in self._rules:
             signal = SIGNALS[rule.signal]
             if signal.of_gpu or signal.of_node:

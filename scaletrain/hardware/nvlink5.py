@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from scaletrain.hardware.readings import Reading, XidEvent
+
 CODES = range(144, 151)
 
 # By XID and unit: the error statuses.
@@ -72,6 +74,34 @@ def needs_no_reset(code: int, text: str) -> bool:
     if status is None or severity == "Fatal" or reason or _asks_for_second_action(unit, info):
         return False
     return int(status, 16) in NO_RESET.get((code, unit), ())
+
+
+class KernelWords:
+    """Has the kernel's log speak for NVML where both tell of an XID of NVLink 5: which error it is the log alone says.
+
+    Its line may come with the reading before, or with the next one. Where it has not come by then, as it was
+    overwritten or the log has ended, NVML's word counts.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[XidEvent] = []
+        self._said: set[tuple[int, str | None]] = set()
+
+    def xids(self, reading: Reading) -> list[XidEvent]:
+        """What has to be judged now.
+
+        Args:
+            reading: The next one.
+        """
+        vague = [one for one in reading.xids if one.origin == "nvml" and one.code in CODES]
+        sure = [one for one in reading.xids if one not in vague]
+        said = {(one.code, one.bus_id) for one in sure}
+        due = [one for one in self._waiting if (one.code, one.bus_id) not in said]
+        self._waiting = [one for one in vague if (one.code, one.bus_id) not in said | self._said]
+        self._said = said
+        if reading.kernel_log is None:
+            due, self._waiting = due + self._waiting, []
+        return sure + due
 
 
 def _asks_for_second_action(unit: str, info: int) -> bool:

@@ -127,6 +127,8 @@ def _load(path: Path | None, file: Path, is_of_host: bool) -> dict[str, Rule]:
             off.add(name)
         elif not field and name in shipped:
             problems.append(f"{name} ({entry.origin}): a rule is changed by its keys, or switched off by '{name}: off'")
+        elif not field:
+            problems.append(f"{name} ({entry.origin}): no rule of this name ships{_meant(name)}")
         elif field not in Rule.model_fields or field == "name":
             known = ", ".join(nearest(field, Rule.model_fields)) or "docs/gpu_health.md lists them"
             problems.append(f"{key} ({entry.origin}): a rule has no key {field!r}; did you mean: {known}?")
@@ -165,19 +167,20 @@ def _build(name: str, entries: Mapping[str, Given], known: bool) -> tuple[Rule |
     ]
     if missing and not known:
         place = next(iter(entries.values())).origin
-        near = ", ".join(
-            nearest(name, (key.partition(".")[0] for one in (SHIPPED, HOST_RULES) for key in read_yaml(one)))
-        )
-        meant = f"; did you mean {near}?" if near else ""
-        problems.append(
-            f"{name} ({place}): no rule of this name ships, and a new one lacks {', '.join(missing)}{meant}"
-        )
+        lacks = ", ".join(missing)
+        problems.append(f"{name} ({place}): no rule of this name ships, and a new one lacks {lacks}{_meant(name)}")
     if problems:
         return None, problems
     try:
         return Rule.model_validate(values), []
     except ValidationError as error:
         return None, [_out_of_range(name, detail, entries) for detail in error.errors(include_url=False)]
+
+
+def _meant(name: str) -> str:
+    known = dict.fromkeys(key.partition(".")[0] for one in (SHIPPED, HOST_RULES) for key in read_yaml(one))
+    near = nearest(name, known)
+    return f"; did you mean {', '.join(near)}?" if near else "; docs/gpu_health.md and docs/host_health.md list them"
 
 
 def _out_of_range(name: str, detail: Any, entries: Mapping[str, Given]) -> str:

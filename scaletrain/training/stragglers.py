@@ -50,7 +50,7 @@ class Stragglers(Callback):
         self._engine, self._config = engine, config
         self._interval_steps, self._note_slow = interval_steps, note_slow
         self._host = ranks.host
-        self._stride = neighbour_stride(ranks.world_size, ranks.local_world_size)
+        self._stride = 1
         self._judge: StragglerJudge | None = None
         self._heat_map = RankHeatMap(ranks.world_size)
         self._picture: Pixels | None = None
@@ -61,7 +61,9 @@ class Stragglers(Callback):
     def on_start(self, run: Run) -> None:
         """Begins a window."""
         if self._judge is None:
-            self._judge = StragglerJudge(self._engine.gather(self._host), self._config.slowdown)
+            hosts = self._engine.gather(self._host)
+            self._stride = neighbour_stride(hosts)
+            self._judge = StragglerJudge(hosts, self._config.slowdown)
         self._steps = None
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:

@@ -25,5 +25,21 @@ def test_pairs_of_a_turn_are_apart(world_size: int, stride: int) -> None:
         assert len(set(busy)) == len(busy)
 
 
-def test_neighbours_are_on_different_nodes_where_there_are_several() -> None:
-    assert [neighbour_stride(*sizes) for sizes in ((8, 8), (16, 8), (2, 1), (20, 8))] == [1, 8, 1, 1]
+@pytest.mark.parametrize(
+    ("sizes", "stride"),
+    [
+        ([8], 1),
+        ([8, 8], 8),
+        ([1, 1], 1),
+        # Here one of the nodes alone would take its own size for that of all.
+        ([8, 8, 4], 1),
+        ([4, 8, 8], 1),
+        ([2, 4], 1),
+    ],
+)
+def test_neighbours_are_on_different_nodes_where_there_are_several(sizes: list[int], stride: int) -> None:
+    assert neighbour_stride([f"n{node}" for node, size in enumerate(sizes) for _ in range(size)]) == stride
+
+
+def test_ranks_of_a_node_that_are_not_in_a_row_have_the_next_one_for_a_neighbour() -> None:
+    assert neighbour_stride(["n1", "n2", "n1", "n2"]) == 1

@@ -1,5 +1,6 @@
 """Errors of NVLink 5 as the kernel's log tells them: which of them take a node out, and the page that lists them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,33 @@ def test_a_line_of_the_kernels_log_says_more_than_the_driver_does() -> None:
     assert told(vague, parsed(BIT_ERRORS)) == [("nvlink5_no_reset", "warn")]
     assert told(vague, parsed(LINK_DOWN)) == [("xid_149", "drain")]
     assert told(vague, log=None) == [("xid_149", "drain")], "the log may not be read: whatever it is"
-    assert told(vague) == [], "its line comes with the next reading"
+    assert told(vague) == [], "its line may come with the next reading"
     assert told(XidEvent(79, GPU.bus_id)) == [("xid_79", "abort")]
     assert told(parsed(BIT_ERRORS), parsed(LINK_DOWN)) == [("xid_149", "drain"), ("nvlink5_no_reset", "warn")]
+
+
+@pytest.mark.parametrize(
+    ("readings", "wanted"),
+    [
+        ([["vague"], ["line"], []], ["nvlink5_no_reset"]),
+        ([["line"], ["vague"], []], ["nvlink5_no_reset"]),
+        ([["vague", "line"], [], []], ["nvlink5_no_reset"]),
+        ([["vague"], [], []], ["xid_149"]),
+        ([["line"], [], ["vague"], []], ["nvlink5_no_reset", "xid_149"]),
+        ([["vague"], ["other's line"], []], ["nvlink5_no_reset", "xid_149"]),
+    ],
+)
+def test_the_line_comes_with_a_reading_beside_it_or_the_drivers_word_counts(
+    readings: list[list[str]], wanted: list[str]
+) -> None:
+    line = parsed(BIT_ERRORS)
+    events = {"vague": XidEvent(149, GPU.bus_id), "line": line, "other's line": replace(line, bus_id="0000:ff:00.0")}
+    judge, found = Judge(load_rules()), []
+    for number, names in enumerate(readings):
+        xids = tuple(events[name] for name in names)
+        reading = Reading("ok", uptime_s=1e6, gpus=(GPU,), xids=xids, kernel_log="/dev/kmsg")
+        found += [one.rule for one in judge.judge(reading, 15.0 * number)]
+    assert sorted(found) == wanted
 
 
 def test_the_page_lists_the_sub_codes() -> None:

@@ -70,7 +70,7 @@ def test_xids_are_named_by_their_code() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hw_slowdow: {polls: 5}", ["hw_slowdow", "line 1", "no rule of this name", "did you mean hw_slowdown"]),
+        ("hw_slowdow: {polls: 5}", ["hw_slowdow", "line 1", "no rule of this name", "did you mean hw_slowdown?"]),
         ("hw_slowdown: {poll: 5}", ["hw_slowdown.poll", "no key 'poll'", "polls"]),
         ("hw_slowdown: {polls: 0}", ["hw_slowdown.polls = 0", "line 1", "at least 1 and at most 1000"]),
         ("hw_slowdown: {polls: many}", ["hw_slowdown.polls = many", "expected a whole number"]),
@@ -82,7 +82,8 @@ def test_xids_are_named_by_their_code() -> None:
         ("hw_slowdown: {code: 3}", ["hw_slowdown.code = 3", "only the signal xid"]),
         (f"mine: {{signal: xid, code: 79, {NEW}}}", ["mine.code = 79", "xid_79 judges this code already"]),
         ("mine: {signal: lost}", ["mine", "lacks severity, action, title, remedy, source"]),
-        ("mine: off", ["mine", "no key ''"]),
+        ("hw_slowdow: off", ["hw_slowdow", "line 1", "no rule of this name ships; did you mean hw_slowdown?"]),
+        ("mine: off", ["mine", "no rule of this name ships", "docs/gpu_health.md"]),
         ("hw_slowdown: {polls: 3}\nhw_slowdown: {polls: 4}", ["given twice"]),
     ],
 )

@@ -160,14 +160,18 @@ def test_a_mistake_is_no_verdict_on_the_node(check: Check, tmp_path: Path, words
     assert said in (done.out if is_for_nagios else done.error)
 
 
-def test_a_mistake_is_unknown_to_nagios(check: Check) -> None:
-    done = check("--nagios", "--expect", "gpu=8")
+@pytest.mark.parametrize("option", ["--nagios", "-n"])
+def test_a_mistake_is_unknown_to_nagios(check: Check, option: str) -> None:
+    done = check(option, "--expect", "gpu=8")
     assert done.code == 3
     assert "give some of gpus=" in done.out
 
 
-def test_gpus_that_no_driver_knows_of_fail_the_node(check: Check, without_driver: dict[str, str]) -> None:
-    done = check("--quick", "--nagios", "--expect", "gpus=8", **without_driver)
+@pytest.mark.parametrize("expected", ["gpus=8", "nvlinks=18"])
+def test_gpus_that_no_driver_knows_of_fail_the_node(
+    check: Check, without_driver: dict[str, str], expected: str
+) -> None:
+    done = check("--quick", "--nagios", "--expect", expected, **without_driver)
     assert done.code == 2
     assert "install it, or expect no GPUs" in done.out
 
@@ -211,7 +215,9 @@ def test_a_burn_that_hangs_is_ended_and_told_where(
     (tmp_path / "torch.py").write_text(HANGS)
     found = bounded(check, LIMIT_S, **without_driver, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert found["arithmetic"]["status"] == "fail"
-    assert found["arithmetic"]["detail"].endswith("(multiplies on gpu 3); reboot the node")
+    assert found["arithmetic"]["detail"].endswith(
+        "(multiplies on gpu 3); give more time by --limit_s, or reboot the node"
+    )
     assert found["bandwidth"]["status"] == found["all-reduce"]["status"] == "unknown"
     assert started_with(tmp_path) == []
 
@@ -244,3 +250,30 @@ def test_it_runs_from_anywhere(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gpus: left out: DS_ACCELERATOR=cpu" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("python", "drains"),
+    [
+        ("echo 'CRITICAL - n7: gpu 3 row_remap_pending: ...'; exit 2", True),
+        ("echo 'OK - n7: 6 checks'", False),
+        ("echo 'UNKNOWN - the check itself failed'; exit 3", False),
+        ("echo 'ModuleNotFoundError: ...' >&2; exit 1", False),
+        ("echo 'cannot open file' >&2; exit 2", False),
+        (None, False),
+    ],
+    ids=["sick", "sound", "failed", "no package", "no tool", "no python"],
+)
+def test_the_scripts_of_the_page_drain_for_what_is_the_nodes_alone(
+    tmp_path: Path, python: str | None, drains: bool
+) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    if python is not None:
+        (tmp_path / ".venv" / "bin" / "python").write_text(f"#!/bin/bash\n{python}\n")
+        (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
+    page = (ROOT / "docs" / "node_check.md").read_text().replace("/opt/scaletrain/checkout", str(tmp_path))
+    health, prolog = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
+    asked = subprocess.run(["bash", "-c", health.replace("scontrol", "echo")], capture_output=True, text=True)
+    assert asked.returncode == 0
+    assert ("State=DRAIN" in asked.stdout) == drains
+    assert (subprocess.run(["bash", "-c", prolog], capture_output=True).returncode != 0) == drains
