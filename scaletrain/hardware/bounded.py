@@ -43,6 +43,8 @@ class BoundedCheck:
     def findings(self) -> list[Finding]:
         """What it found; waits for no longer than the limit, and a moment for the kernel to end it."""
         left_s = self._started_s + self._limit_s - time.monotonic()
+        if self._process.poll() is not None:
+            left_s = _REAP_S  # it has answered, however late that is looked at
         try:
             printed, said = self._process.communicate(timeout=max(0.0, left_s))
         except subprocess.TimeoutExpired:

@@ -53,6 +53,16 @@ def test_a_file_server_that_never_answers_is_a_finding(tmp_path: Path) -> None:
     assert living(tmp_path) == {}
 
 
+def test_an_answer_in_time_counts_however_late_it_is_looked_at(tmp_path: Path) -> None:
+    """The driver is asked meanwhile, for longer than the folders have."""
+    (tmp_path / "token").write_text("new")
+    check = BoundedCheck("folders", ["scaletrain.hardware.folders", str(tmp_path), "new", "0"], 0.01, "look")
+    (pid,) = living(tmp_path)
+    unreaped = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    eventually(lambda: os.waitid(os.P_PID, pid, unreaped), 30, "it does not end")
+    assert {one.check for one in check.findings()} == {"disk", "shm", "shared files"}
+
+
 def test_nothing_outlives_the_check(tmp_path: Path) -> None:
     """Killed while it waits, it leaves no process that waits on."""
     os.mkfifo(tmp_path / "token")

@@ -49,11 +49,10 @@ def test_this_machine_passes(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], check: str) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    # Too short a time for the arithmetic, which takes seconds, and fails with it.
+    # Too short a time for the arithmetic, which fails unless it has ended when the others are done.
     expected: dict[str, Any] = {"gpus": 0, "shared_dir": str(tmp_path), "token": TOKEN, "limit_s": 0.01} | changes
     failed = [one for one in check_for_job(Expectation(**expected)) if one.status == "fail"]
-    assert [one.check for one in failed] == [check, "arithmetic"], failed
-    assert failed[1].detail.startswith("no answer within 0.01 s")
+    assert [one.check for one in failed if one.check != "arithmetic"] == [check], failed
 
 
 @pytest.mark.thorough
