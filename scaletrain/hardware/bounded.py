@@ -1,6 +1,5 @@
 """A check in a process of its own: a call to a sick driver, a dead file server or a resolver may never return."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from scaletrain.hardware.findings import Finding
+from scaletrain.hardware.findings import Finding, Status
 from scaletrain.lifetime import end_with
 
 _REAP_S = 5.0
@@ -25,10 +24,14 @@ class BoundedCheck:
         command: The module and its arguments.
         limit_s: Longest time it may take.
         remedy: What to do where it hangs.
+        silent: Status where it has not even said that it begins: "unknown" where that is no fault of what it looks at,
+            but of a node that is overloaded, or of a limit that is too short.
     """
 
-    def __init__(self, check: str, command: Sequence[str], limit_s: float, remedy: str) -> None:
-        self._check, self._limit_s, self._remedy = check, limit_s, remedy
+    def __init__(
+        self, check: str, command: Sequence[str], limit_s: float, remedy: str, silent: Status = "fail"
+    ) -> None:
+        self._check, self._limit_s, self._remedy, self._silent = check, limit_s, remedy, silent
         self._started_s = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -49,24 +52,24 @@ class BoundedCheck:
             printed, said = self._process.communicate(timeout=max(0.0, left_s))
         except subprocess.TimeoutExpired:
             said = self._kill()
-            last = f" ({_last_line(said)})" if said.strip() else ""
-            return [self._failure(f"no answer within {self._limit_s:.3g} s{last}; {self._remedy}")]
+            last = f" ({_last_line(said)})" if said.strip() else ", and it has not begun"
+            status = "fail" if said.strip() else self._silent
+            return [Finding(self._check, status, f"no answer within {self._limit_s:.3g} s{last}; {self._remedy}")]
         try:
             return [Finding(**one) for one in json.loads(printed.splitlines()[-1])]
         except (ValueError, IndexError, TypeError):
             took_s = time.monotonic() - self._started_s
             last = _last_line(said) or "no output"
-            return [self._failure(f"ended with code {self._process.returncode} after {took_s:.0f} s: {last}")]
+            text = f"ended with code {self._process.returncode} after {took_s:.0f} s: {last}"
+            return [Finding(self._check, "fail", text)]
 
     def _kill(self) -> str:
         """Ends it; returns what it said before. In a driver's call it may outlive even SIGKILL."""
         self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             return self._process.communicate(timeout=_REAP_S)[1]
-        return ""
-
-    def _failure(self, detail: str) -> Finding:
-        return Finding(self._check, "fail", detail)
+        except subprocess.TimeoutExpired as expired:
+            return (expired.stderr or b"").decode(errors="replace")  # bytes even of a process whose output is text
 
 
 def announce(doing: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scaletrain.hardware.bounded import BoundedCheck
 from scaletrain.hardware.expectation import Expectation
-from scaletrain.hardware.findings import Finding
+from scaletrain.hardware.findings import Finding, Status
 from scaletrain.hardware.gpus import SETTLE_S, check_gpus, is_driver_broken
 from scaletrain.hardware.host import free_memory
 from scaletrain.hardware.prober import Prober
@@ -46,7 +46,7 @@ def check_for_job(expected: Expectation) -> list[Finding]:
     Returns:
         A finding for each check.
     """
-    beside = _of_host(expected, float("inf"))
+    beside = _of_host(expected, float("inf"), "fail")
     findings, _ = _of_gpus(expected, load_rules(), time.monotonic() + _DRIVER_S, SETTLE_S)
     if is_driver_broken(findings):
         findings.append(Finding("arithmetic", "unknown", "left out: the driver does not answer"))
@@ -73,13 +73,15 @@ def check_whole_node(
         A finding for each check.
     """
     until_s = time.monotonic() + limit_s
-    beside = _of_host(expected, until_s)
+    # A node that is too busy to start a process in time is not sick: what is not begun is unknown.
+    beside = _of_host(expected, until_s, "unknown")
     host = [
         "scaletrain.hardware.host_check",
         str(min(_HOST_S, limit_s / 2)),
         *([str(rules_file)] if rules_file else []),
     ]
-    beside.append(BoundedCheck("host", host, min(_HOST_S + _START_S, limit_s), "look for a file server that is gone"))
+    host_s = min(_HOST_S + _START_S, limit_s)
+    beside.append(BoundedCheck("host", host, host_s, "look for a file server that is gone", "unknown"))
     settle_s = _QUICK_SETTLE_S if is_quick else SETTLE_S
     findings, reading = _of_gpus(expected, rules, until_s, settle_s)
     if reading.driver == "ok":
@@ -95,15 +97,15 @@ def check_whole_node(
     return findings + _of_devices(expected, reading, until_s)
 
 
-def _of_host(expected: Expectation, until_s: float) -> list[BoundedCheck]:
-    """Starts what is looked at beside the GPUs, and may hang."""
+def _of_host(expected: Expectation, until_s: float, silent: Status) -> list[BoundedCheck]:
+    """Starts what is looked at beside the GPUs, and may hang; ``silent`` as for ``BoundedCheck``."""
     left_s = until_s - time.monotonic()
     folders = ["scaletrain.hardware.folders", expected.shared_dir, expected.token, str(expected.min_free_gib)]
     names_s = min(_NAMES_S, left_s / 2)
     names = ["scaletrain.hardware.names", json.dumps(dict(expected.addresses)), str(names_s)]
     return [
-        BoundedCheck("folders", folders, min(_FOLDERS_S, left_s), "look for a file server that is gone"),
-        BoundedCheck("names", names, min(names_s + _START_S, left_s), "look at the node's resolver"),
+        BoundedCheck("folders", folders, min(_FOLDERS_S, left_s), "look for a file server that is gone", silent),
+        BoundedCheck("names", names, min(names_s + _START_S, left_s), "look at the node's resolver", silent),
     ]
 
 
@@ -156,7 +158,8 @@ def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list
         if check == "all-reduce" and gpus == 1:
             continue
         left_s = until_s - time.monotonic()
-        remedy = "reboot the node" if limit_s <= left_s else "give more time by --limit_s, or reboot the node"
+        is_whole = limit_s <= left_s  # else torch may be what it had no time to import
+        remedy = "reboot the node" if is_whole else "give more time by --limit_s, or reboot the node"
         limit_s = min(limit_s, left_s)
         if check == "all-reduce":
             command.append(str(_OF_RANKS * limit_s))
@@ -166,7 +169,7 @@ def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list
             found.append(Finding(check, "unknown", "left out: no time is left; give more by --limit_s"))
         else:
             command[0] = f"scaletrain.preflight.{command[0]}"
-            found += BoundedCheck(check, command, limit_s, remedy).findings()
+            found += BoundedCheck(check, command, limit_s, remedy, "fail" if is_whole else "unknown").findings()
     return judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 
+from scaletrain.hardware.bounded import announce
 from scaletrain.hardware.findings import Finding
 
 _AT_ONCE = 64
@@ -32,6 +33,7 @@ def check_names(addresses: Mapping[str, str], limit_s: float) -> list[Finding]:
         One finding.
     """
     own = socket.gethostname()
+    announce("looks up names")
     unclear = {address for address in addresses.values() if not _is_ip(address)}
     # What matters most goes first: behind many names without an answer the rest is not asked for in time.
     unknown = _not_found(list(dict.fromkeys([*unclear, own, *addresses])), limit_s)

@@ -8,8 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from scaletrain.hardware.bounded import BoundedCheck
-from scaletrain.hardware.findings import Finding
+from scaletrain.hardware.findings import Finding, Status
 from scaletrain.hardware.folders import check_folders
 from tests.processes import eventually, living
 
@@ -50,6 +52,15 @@ def test_a_file_server_that_never_answers_is_a_finding(tmp_path: Path) -> None:
     check = BoundedCheck("folders", ["scaletrain.hardware.folders", str(tmp_path), "new", "1"], 2, "look at the server")
     expected = f"no answer within 2 s (reads {tmp_path}); look at the server"
     assert check.findings() == [Finding("folders", "fail", expected)]
+    assert living(tmp_path) == {}
+
+
+@pytest.mark.parametrize("status", ["fail", "unknown"])
+def test_a_process_that_has_not_begun_is_of_the_status_that_is_asked_for(tmp_path: Path, status: Status) -> None:
+    """None begins in a microsecond: the launcher leaves such a node out, the check of a node drains none."""
+    command = ["scaletrain.hardware.folders", str(tmp_path), "new", "1"]
+    (found,) = BoundedCheck("folders", command, 1e-6, "look", status).findings()
+    assert found == Finding("folders", status, "no answer within 1e-06 s, and it has not begun; look")
     assert living(tmp_path) == {}
 
 

@@ -176,6 +176,15 @@ def test_gpus_that_no_driver_knows_of_fail_the_node(
     assert "install it, or expect no GPUs" in done.out
 
 
+@pytest.mark.parametrize("words", [[], ["--quick"]])
+def test_a_node_too_slow_to_begin_is_not_sick(check: Check, without_driver: dict[str, str], words: list[str]) -> None:
+    done = check("--json", "--limit_s", "0.01", *words, **without_driver)
+    assert done.code == 0, done.out
+    for name in ("folders", "names", "host"):
+        assert done.findings[name]["status"] == "unknown"
+        assert "it has not begun" in done.findings[name]["detail"]
+
+
 def bounded(check: Check, limit_s: float, *words: str, **environ: str) -> dict[str, dict[str, Any]]:
     """What is found within the limit."""
     started_s = time.monotonic()
