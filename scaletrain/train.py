@@ -17,7 +17,7 @@ from scaletrain.config.help import help_text
 from scaletrain.config.load import dump_yaml, load_config
 from scaletrain.config.schema import RunConfig
 from scaletrain.errors import ConfigError, DataError, ScaletrainError, UnreachableError
-from scaletrain.hardware.rules import load_host_rules, load_rules
+from scaletrain.hardware.rules import load_both_rules
 from scaletrain.launch.deadline import SLURM_VARIABLE, hard_end_s, is_stale
 from scaletrain.launch.endings import end_at_once, let_go_of_streams, record_ending, say
 from scaletrain.launch.events import append_event
@@ -61,8 +61,7 @@ def main(argv: Sequence[str], needs_init: bool = False) -> int:
         config = load_config(command.config, overrides)
         check(config)
         if config.monitor.health.rules is not None:
-            load_rules(config.monitor.health.rules)
-            load_host_rules(config.monitor.health.rules)
+            load_both_rules(config.monitor.health.rules)
         if needs_init and config.init is None:
             raise ConfigError(
                 "--init is missing: name the run, the checkpoint or the folder of tools/convert.py from_hf whose "

@@ -17,7 +17,7 @@ from scaletrain.errors import ConfigError
 from scaletrain.hardware.checklist import check_whole_node
 from scaletrain.hardware.expectation import Expectation
 from scaletrain.hardware.node_report import NAGIOS_CODES, as_data, as_nagios, as_text, node_name, worst
-from scaletrain.hardware.rules import Rule, load_host_rules, load_rules
+from scaletrain.hardware.rules import Rule, load_both_rules
 
 _LIMIT_S, _QUICK_LIMIT_S = 300.0, 50.0
 """The second is below the 60 s after which Slurm kills its HealthCheckProgram (slurm.conf)."""
@@ -62,10 +62,10 @@ def parse(
     if flags["json"] and flags["nagios"]:
         raise ConfigError("--json and --nagios are two ways to print; choose one")
     file = None if rules is None else Path(rules)
-    load_host_rules(file)  # a mistake in them is told here, and not by the process that uses them
+    of_gpus, _ = load_both_rules(file)  # those of hosts are read by the process that uses them: here for their mistakes
     usual_s = _QUICK_LIMIT_S if flags["quick"] else _LIMIT_S
     limit = usual_s if limit_s is None else positive("limit_s", limit_s)
-    return Request(Expectation.from_words(expect), load_rules(file), file, **flags, limit_s=limit)
+    return Request(Expectation.from_words(expect), of_gpus, file, **flags, limit_s=limit)
 
 
 def run(request: Request) -> int:

@@ -1,6 +1,6 @@
 """The rules by which readings of GPUs and hosts are judged: their files, and a user's changes to them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +94,9 @@ def load_rules(path: Path | None = None) -> dict[str, Rule]:
     Raises:
         ConfigError: Lists all that is wrong, each with the rule, the key, the value, where it stands, and the remedy.
     """
-    return _load(path, SHIPPED, is_of_host=False)
+    rules, problems = _load(path, SHIPPED, is_of_host=False)
+    _refuse(problems)
+    return rules
 
 
 def load_host_rules(path: Path | None = None) -> dict[str, Rule]:
@@ -111,10 +113,35 @@ def load_host_rules(path: Path | None = None) -> dict[str, Rule]:
     Raises:
         ConfigError: As for ``load_rules``.
     """
-    return _load(path, HOST_RULES, is_of_host=True)
+    rules, problems = _load(path, HOST_RULES, is_of_host=True)
+    _refuse(problems)
+    return rules
 
 
-def _load(path: Path | None, file: Path, is_of_host: bool) -> dict[str, Rule]:
+def load_both_rules(path: Path | None = None) -> tuple[dict[str, Rule], dict[str, Rule]]:
+    """Reads the rules of GPUs and those of hosts, and tells the mistakes in both at once.
+
+    Args:
+        path: As for ``load_rules``.
+
+    Returns:
+        What ``load_rules`` and ``load_host_rules`` return.
+
+    Raises:
+        ConfigError: As for ``load_rules``.
+    """
+    of_gpus, problems = _load(path, SHIPPED, is_of_host=False)
+    of_hosts, problems_of_hosts = _load(path, HOST_RULES, is_of_host=True)
+    _refuse([*problems, *problems_of_hosts])
+    return of_gpus, of_hosts
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("The health rules cannot be used:\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def _load(path: Path | None, file: Path, is_of_host: bool) -> tuple[dict[str, Rule], list[str]]:
     given = read_yaml(file)
     shipped = {key.partition(".")[0] for key in given}
     problems: list[str] = []
@@ -141,9 +168,7 @@ def _load(path: Path | None, file: Path, is_of_host: bool) -> dict[str, Rule]:
         if rule is not None and name not in off:
             rules[name] = rule
     problems += _contradictions(rules, off)
-    if problems:
-        raise ConfigError("The health rules cannot be used:\n" + "\n".join(f"  {line}" for line in problems))
-    return rules
+    return rules, problems
 
 
 def _by_rule(given: Mapping[str, Given]) -> dict[str, dict[str, Given]]:

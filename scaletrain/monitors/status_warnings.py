@@ -34,6 +34,7 @@ _COUNTED = (
     ("loss_spike", "loss spike", "without a checkpoint to go back to"),
     ("rollback", "rollback", ""),
     ("transient_fault", "transient fault", "of a device that computed wrong numbers"),
+    ("straggler", "straggler", "named"),
     ("ranks_differ", "difference", "between ranks"),
     ("skip_shard", "damaged shard", "left out"),
     ("refused_checkpoint", "damaged checkpoint", "not loaded"),
@@ -141,8 +142,9 @@ def _counted(observed: Observed) -> Iterator[Warned]:
         last = events[-1]
         step = whole(last.get("step"))
         where = "" if step is None else f", the last at step {step}"
-        where += f" on {last['host']}" if last.get("host") else ""
-        reason = f": {last['reason']}" if last.get("reason") else ""
+        text = last.get("text")  # names the host itself
+        where += f" on {last['host']}" if last.get("host") and not text else ""
+        reason = f": {told}" if (told := last.get("reason") or text) else ""
         yield Warned(f"{_count(len(events), noun)} {what}".rstrip() + where + reason, False)
 
 

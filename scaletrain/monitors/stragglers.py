@@ -56,7 +56,8 @@ class Straggler:
         seconds: What the slowest of them takes: of compute and data for a step, of a link for a round trip.
         group_seconds: What others take.
         share: The difference: of compute and link as a share of ``group_seconds``, of data as a share of a step.
-        past_share: The share that it had before, the median of up to 20 windows; None where too few are known.
+        past_share: The share that it had before, the median of up to 20 windows; None where too few are known, and
+            of a node where one of its ranks was named before.
         score: The share in units of the noise: the larger one of that among the ranks, and of its own over windows.
     """
 
@@ -161,6 +162,7 @@ class StragglerJudge:
 
     def _judge(self, cause: Cause) -> list[Straggler]:
         group = self._groups[cause]
+        named_before = self.named(cause)
         fresh = [rank for rank in range(len(self._hosts)) if self._is_news(cause, rank)]
         found: list[Straggler] = []
         for host in dict.fromkeys(self._hosts[rank] for rank in fresh):
@@ -171,7 +173,8 @@ class StragglerJudge:
                 for rank in ranks:
                     self._held[cause][rank].is_named = True
             for some in [ranks] if is_node else [(rank,) for rank in ranks if rank in fresh]:
-                found.append(self._tell(cause, host, some, is_node))
+                # The past of one that was named already is its slowness.
+                found.append(self._tell(cause, host, some, is_node, named_before.isdisjoint(some)))
         for held, share in zip(self._held[cause], group.shares, strict=True):
             held.past.append(share)
         return found
@@ -194,11 +197,11 @@ class StragglerJudge:
         own_noise = _deviation(past) if len(past) >= _PAST_TELLS else 0.0
         return self._groups[cause].shares[rank] / max(self._groups[cause].noise, own_noise, _RESOLUTION)
 
-    def _tell(self, cause: Cause, host: str, ranks: tuple[int, ...], is_node: bool) -> Straggler:
+    def _tell(self, cause: Cause, host: str, ranks: tuple[int, ...], is_node: bool, has_past: bool) -> Straggler:
         group = self._groups[cause]
         worst = max(ranks, key=lambda rank: group.shares[rank])
         before = list(self._held[cause][worst].past)[: 1 - _WINDOWS]  # it was slow in the last one already
-        past_share = lower_median(before) if len(before) >= _PAST_TELLS else None
+        past_share = lower_median(before) if has_past and len(before) >= _PAST_TELLS else None
         share, score = group.shares[worst], self._score(cause, worst)
         return Straggler(cause, host, ranks, is_node, group.values[worst], group.usual, share, past_share, score)
 

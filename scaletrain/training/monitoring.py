@@ -14,7 +14,7 @@ from scaletrain.errors import HealthError, ScaletrainError
 from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.judging import Judge
 from scaletrain.hardware.repairs import RepairHistory
-from scaletrain.hardware.rules import load_host_rules, load_rules
+from scaletrain.hardware.rules import load_both_rules
 from scaletrain.launch.endings import end_at_once
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending
@@ -170,14 +170,14 @@ def open_watch(
     """
     if ranks.local_rank != 0:
         return NodeView(folder.path, attempt, ranks.rank - ranks.local_rank, config.every_s)
-    rules = load_rules(config.rules)
+    rules, host_rules = load_both_rules(config.rules)
     history = RepairHistory(history_path(folder.path, ranks.host))
     judge = Judge(rules, "running", ranks.local_world_size if counts_on_gpus else None, history)
 
     def demand(ending: Ending) -> None:
         stop.sickness = Sickness(ending, may_save=False)
 
-    host_judge = HostJudge(load_host_rules(config.rules))
+    host_judge = HostJudge(host_rules)
     sampler = partial(open_sampler, ranks.host, ranks.rank, rules, judge, host_judge, folders, os.environ)
     place = Place(folder.path, attempt, ranks.is_main)
     return NodeWatch(sampler, config.every_s, place, demand, partial(end_at_once, folder, attempt, ranks))

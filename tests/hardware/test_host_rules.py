@@ -9,7 +9,7 @@ from scaletrain.errors import ConfigError
 from scaletrain.hardware.host_health import HostReader
 from scaletrain.hardware.host_judging import HostJudge
 from scaletrain.hardware.host_signals import HOST_SIGNALS, is_host_signal
-from scaletrain.hardware.rules import Rule, load_host_rules, load_rules
+from scaletrain.hardware.rules import Rule, load_both_rules, load_host_rules, load_rules
 from tests.hardware.kernel_trees import interface, net_dev, plant
 from tests.hardware.test_host_health import EXPECTED
 
@@ -139,6 +139,15 @@ def test_a_user_changes_rules_of_both_kinds_in_one_file(tmp_path: Path) -> None:
         ConfigError, match=r"carrier_lots: there is no such signal; did you mean: host.nic.\*.carrier_l"
     ):
         load_host_rules(file)
+
+
+def test_mistakes_in_rules_of_both_kinds_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text("host_cpu_hot: {polls: 0}\nhw_slowdown: {polls: 0}\n")
+    with pytest.raises(ConfigError) as refused:
+        load_both_rules(file)
+    assert "hw_slowdown.polls = 0" in str(refused.value) and "host_cpu_hot.polls = 0" in str(refused.value)
+    assert load_both_rules() == (load_rules(), RULES)
 
 
 def test_the_page_has_the_rules() -> None:

@@ -148,6 +148,12 @@ def test_what_happened_to_the_data_and_the_devices_is_counted(kind: str, said: s
     assert text.startswith(said) and "at step 119 on n3" in text and text.endswith(": why")
 
 
+def test_who_holds_the_others_up_is_told() -> None:
+    text = "rank 3 on n2: slow to compute, by 12%: a step takes 231 ms, others 206 ms"
+    run = told(a_run(), event("straggler", 50, host="n1", text="rank 1"), event("straggler", 100, host="n2", text=text))
+    assert warnings(run) == [f"2 stragglers named, the last at step 100: {text}"]
+
+
 @pytest.mark.parametrize("verdict", ["crash", "user_error", "gave_up", "sick_node", "hang"])
 def test_an_end_that_nobody_wanted_is_told_with_its_reason(verdict: str) -> None:
     assert warnings(ended(a_run(), verdict, "because")) == [

@@ -87,6 +87,18 @@ def test_a_node_whose_ranks_are_all_slow_is_named_as_one(cause: str) -> None:
     assert "all ranks of n1" in found.describe()
 
 
+def test_a_node_of_which_a_rank_was_named_before_is_told_without_a_past() -> None:
+    """What that rank did in its last windows is its slowness, and not what the node was like before."""
+    ranks = Ranks([f"n{rank // 4}" for rank in range(12)])
+    found = [one for _ in range(5) for one in ranks.window()]
+    found += [one for _ in range(12) for one in ranks.window({5: SLOW["compute"]})]
+    slow = {rank: SLOW["compute"] for rank in range(4, 8)}
+    found += [one for _ in range(3) for one in ranks.window(slow)]
+    assert [(one.ranks, one.is_node) for one in found] == [((5,), False), ((4, 5, 6, 7), True)]
+    assert found[0].past_share is not None and found[1].past_share is None
+    assert "before" in found[0].describe() and "before" not in found[1].describe()
+
+
 def test_the_slower_one_of_two_nodes_is_named() -> None:
     ranks = Ranks(["n0"] * 4 + ["n1"] * 4)
     windows = [ranks.window({rank: SLOW["compute"] for rank in range(4, 8)}) for _ in range(3)]

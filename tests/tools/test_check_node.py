@@ -148,11 +148,12 @@ def test_a_users_rules_are_those_in_force(check: Check, fake: FakeDriver, tmp_pa
         (["--json", "--nagios"], "choose one"),
         (["--limit_s", "0"], "--limit_s 0 is out of range"),
         (["--rules", "{folder}/rules.yaml"], "row_remap_pending.severity = mild"),
+        (["--rules", "{folder}/rules.yaml"], "host_cpu_hot.severity = dire"),
         (["--quik"], "quik"),
     ],
 )
 def test_a_mistake_is_no_verdict_on_the_node(check: Check, tmp_path: Path, words: list[str], said: str) -> None:
-    (tmp_path / "rules.yaml").write_text("row_remap_pending: {severity: mild}\n")
+    (tmp_path / "rules.yaml").write_text("row_remap_pending: {severity: mild}\nhost_cpu_hot: {severity: dire}\n")
     given = [word.format(folder=tmp_path) for word in words]
     done = check("--quick", *given)
     is_for_nagios = "--nagios" in words
