@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import TypeVar, cast
 
@@ -135,6 +136,7 @@ def _end_with(parent: int) -> None:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
+    resource_tracker.ensure_running()  # its start, which belongs to that of the first process, lets interrupts through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
