@@ -185,6 +185,29 @@ def test_a_node_too_slow_to_begin_is_not_sick(check: Check, without_driver: dict
         assert "it has not begun" in done.findings[name]["detail"]
 
 
+def test_what_is_typed_counts_for_more_than_the_environment(check: Check, fake: FakeDriver) -> None:
+    """Of the driver alone, too; without a word the GPUs are left out, as test_it_runs_from_anywhere has it."""
+    environ = {"DS_ACCELERATOR": "cpu", **fake.environment}
+    for expected, failed in (("gpus=3,nvlinks=4", {"gpus_short"}), ("driver=570", {"driver"})):
+        done = check("--quick", "--json", "--expect", expected, **environ)
+        assert {name for name, one in done.findings.items() if one["status"] == "fail"} == failed
+
+
+def test_what_is_expected_and_not_looked_at_is_unknown(check: Check, fake: FakeDriver) -> None:
+    done = check("--quick", "--json", "--expect", "driver=575,all_reduce_gb_per_s=300", **fake.environment)
+    assert done.findings["driver"]["status"] == "ok"
+    assert done.findings["expected"]["status"] == "unknown"
+    assert done.findings["expected"]["detail"].startswith("not looked at: all_reduce_gb_per_s=300.0;")
+
+
+@pytest.mark.thorough
+def test_a_driver_that_only_torch_can_do_without_is_unknown(check: Check, without_driver: dict[str, str]) -> None:
+    """GPUs of another maker."""
+    found = check("--json", "--expect", "gpus=1,driver=570", **without_driver).findings
+    assert found["nvml"]["status"] == found["expected"]["status"] == "unknown"
+    assert found["expected"]["detail"].startswith("not looked at: driver=570;")
+
+
 def bounded(check: Check, limit_s: float, *words: str, **environ: str) -> dict[str, dict[str, Any]]:
     """What is found within the limit."""
     started_s = time.monotonic()
