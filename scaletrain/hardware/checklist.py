@@ -13,7 +13,7 @@ from scaletrain.hardware.findings import Finding, Status
 from scaletrain.hardware.gpus import SETTLE_S, check_gpus, is_driver_broken
 from scaletrain.hardware.host import free_memory
 from scaletrain.hardware.prober import Prober
-from scaletrain.hardware.rates import judge_all_reduce, judge_rates
+from scaletrain.hardware.rates import judge_all_reduce, judge_rates, numbered_by_driver
 from scaletrain.hardware.readings import Reading
 from scaletrain.hardware.rules import Rule, load_rules
 from scaletrain.hardware.topology import check_topology, check_versions
@@ -193,7 +193,8 @@ def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list
         else:
             command[0] = f"scaletrain.preflight.{command[0]}"
             found += BoundedCheck(check, command, limit_s, remedy, "fail" if is_whole else "unknown").findings()
-    return judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
+    judged = judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
+    return numbered_by_driver(judged, reading.gpus, os.environ)
 
 
 def _check_memory(wanted_gib: float) -> Finding:

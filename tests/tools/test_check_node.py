@@ -254,6 +254,15 @@ def test_a_burn_that_hangs_is_ended_and_told_where(
     assert started_with(tmp_path) == []
 
 
+def test_a_burn_names_a_gpu_by_the_drivers_number(check: Check, tmp_path: Path, fake: FakeDriver) -> None:
+    fake.set("gpus", 6)
+    (tmp_path / "torch.py").write_text(HANGS.replace("gpu 3", "gpu 1"))
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "CUDA_VISIBLE_DEVICES": "4,5"}
+    found = bounded(check, LIMIT_S, **fake.environment, **environ)
+    assert "multiplies on gpu 5" in found["arithmetic"]["detail"]
+    assert {"gpu 4", "gpu 5", "gpu 5 topology"} <= found.keys()
+
+
 def started_with(folder: Path) -> list[str]:
     """Processes that have a folder in the environment that they were started with, but for this one."""
     found = []
