@@ -318,3 +318,11 @@ def test_the_scripts_of_the_page_drain_for_what_is_the_nodes_alone(
     assert asked.returncode == 0
     assert ("State=DRAIN" in asked.stdout) == drains
     assert (subprocess.run(["bash", "-c", prolog], capture_output=True).returncode != 0) == drains
+
+
+def test_the_help_lists_options_and_nothing_else(check: Check) -> None:
+    done = check("--help")
+    assert done.code == 0
+    told = done.out + done.error
+    assert "check_node.py <flags>" in told and "--expect" in told
+    assert "GROUP" not in told
