@@ -9,6 +9,10 @@ import fire
 
 from scaletrain.errors import ConfigError, ScaletrainError
 
+# An attribute of the functions that SetParseFn marks, which --help would list as a group of commands: fire leaves out
+# what begins with an underscore.
+fire.decorators.FIRE_METADATA = "_fire_metadata"
+
 
 def run_tool(
     name: str,

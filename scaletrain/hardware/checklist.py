@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scaletrain.hardware.bounded import BoundedCheck
@@ -12,7 +13,7 @@ from scaletrain.hardware.findings import Finding, Status
 from scaletrain.hardware.gpus import SETTLE_S, check_gpus, is_driver_broken
 from scaletrain.hardware.host import free_memory
 from scaletrain.hardware.prober import Prober
-from scaletrain.hardware.rates import judge_all_reduce, judge_rates
+from scaletrain.hardware.rates import judge_all_reduce, judge_rates, numbered_by_driver
 from scaletrain.hardware.readings import Reading
 from scaletrain.hardware.rules import Rule, load_rules
 from scaletrain.hardware.topology import check_topology, check_versions
@@ -46,12 +47,14 @@ def check_for_job(expected: Expectation) -> list[Finding]:
     Returns:
         A finding for each check.
     """
+    if _is_cpu_asked_for():
+        expected = replace(expected, gpus=0)  # the launcher tells what was allocated, which need not be used
     beside = _of_host(expected, float("inf"), "fail")
     findings, _ = _of_gpus(expected, load_rules(), time.monotonic() + _DRIVER_S, SETTLE_S)
     if is_driver_broken(findings):
         findings.append(Finding("arithmetic", "unknown", "left out: the driver does not answer"))
     else:
-        burn = ["scaletrain.preflight.burn", str(_computing_gpus(expected) or 0)]
+        burn = ["scaletrain.preflight.burn", str(expected.gpus or 0)]
         beside.append(BoundedCheck("arithmetic", burn, expected.limit_s, "reboot the node"))
     return [_check_memory(expected.min_memory_gib), *findings, *_all_of(beside)]
 
@@ -62,7 +65,7 @@ def check_whole_node(
     """Looks at all that this node tells of itself, and has its devices calculate and move data.
 
     Args:
-        expected: What the user wants.
+        expected: What the user wants; it counts for more than DS_ACCELERATOR.
         rules: Of GPUs.
         rules_file: The user's changes to the rules, for those of the host.
         is_quick: Leaves out what needs torch, and waits no longer than a few seconds for faults that may pass.
@@ -73,6 +76,8 @@ def check_whole_node(
         A finding for each check.
     """
     until_s = time.monotonic() + limit_s
+    if _is_cpu_asked_for() and expected.gpus is None and not _of_driver(expected):
+        expected = replace(expected, gpus=0)
     # A node that is too busy to start a process in time is not sick: what is not begun is unknown.
     beside = _of_host(expected, until_s, "unknown")
     host = [
@@ -91,10 +96,12 @@ def check_whole_node(
         findings = [_without_driver(expected, reading, is_quick)]
     findings = [_check_memory(expected.min_memory_gib), *findings, *_all_of(beside)]
     if is_quick:
-        return findings
-    if is_driver_broken(findings):
-        return [*findings, Finding("arithmetic", "unknown", "left out: the driver does not answer")]
-    return findings + _of_devices(expected, reading, until_s)
+        pass
+    elif is_driver_broken(findings):
+        findings.append(Finding("arithmetic", "unknown", "left out: the driver does not answer"))
+    else:
+        findings += _of_devices(expected, reading, until_s)
+    return findings + _not_looked_at(expected, reading, findings)
 
 
 def _of_host(expected: Expectation, until_s: float, silent: Status) -> list[BoundedCheck]:
@@ -116,8 +123,8 @@ def _all_of(checks: Sequence[BoundedCheck]) -> list[Finding]:
 def _of_gpus(
     expected: Expectation, rules: Mapping[str, Rule], until_s: float, settle_s: float
 ) -> tuple[list[Finding], Reading]:
-    if _computing_gpus(expected) == 0:
-        why = "DS_ACCELERATOR=cpu" if expected.gpus != 0 else "this training calculates on CPUs"
+    if expected.gpus == 0:
+        why = "DS_ACCELERATOR=cpu" if _is_cpu_asked_for() else "none are expected"
         return [Finding("gpus", "ok", f"left out: {why}")], Reading("unasked")
     prober = Prober()
     try:
@@ -126,15 +133,31 @@ def _of_gpus(
         prober.close()
 
 
-def _computing_gpus(expected: Expectation) -> int | None:
-    """GPUs that are counted on to calculate; None where nobody counts on a number."""
-    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else expected.gpus
+def _is_cpu_asked_for() -> bool:
+    return os.environ.get("DS_ACCELERATOR") == "cpu"
+
+
+def _of_driver(expected: Expectation) -> dict[str, str | int]:
+    """What is expected that only NVIDIA's driver can tell."""
+    wanted = {"driver": expected.driver, "cuda": expected.cuda, "nvlinks": expected.nvlinks}
+    return {name: value for name, value in wanted.items() if value}
+
+
+def _not_looked_at(expected: Expectation, reading: Reading, findings: Sequence[Finding]) -> list[Finding]:
+    """What is expected, and nothing else was said about."""
+    wanted: dict[str, str | int | float] = {} if reading.driver == "ok" else {**_of_driver(expected)}
+    if expected.all_reduce_gb_per_s and not any(one.check == "all-reduce" for one in findings):
+        wanted["all_reduce_gb_per_s"] = expected.all_reduce_gb_per_s
+    if not wanted:
+        return []
+    words = ", ".join(f"{name}={value}" for name, value in wanted.items())
+    return [Finding("expected", "unknown", f"not looked at: {words}; see what was left out, or do not expect it")]
 
 
 def _without_driver(expected: Expectation, reading: Reading, is_quick: bool) -> Finding:
     """Says once that there is no driver; torch, where it is asked, may know GPUs of another kind."""
     why = f"no driver of NVIDIA's here ({reading.detail})"
-    if not any((expected.gpus, expected.driver, expected.cuda, expected.nvlinks)):
+    if not expected.gpus and not _of_driver(expected):
         return Finding("gpus", "ok", f"none: {why}")
     if is_quick or not expected.gpus:
         return Finding("nvml", "fail", f"{why}; install it, or expect no GPUs (gpus=0)")
@@ -143,7 +166,7 @@ def _without_driver(expected: Expectation, reading: Reading, is_quick: bool) -> 
 
 def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list[Finding]:
     """Has the devices calculate and move data, one process after the other; after a failure nothing more of it."""
-    count = _computing_gpus(expected)
+    count = expected.gpus
     if count is None and reading.driver not in ("ok", "absent"):
         return [Finding("arithmetic", "unknown", "left out: it is not known which GPUs there are")]
     if count is None and any(gpu.is_mig_enabled for gpu in reading.gpus):
@@ -170,7 +193,8 @@ def _of_devices(expected: Expectation, reading: Reading, until_s: float) -> list
         else:
             command[0] = f"scaletrain.preflight.{command[0]}"
             found += BoundedCheck(check, command, limit_s, remedy, "fail" if is_whole else "unknown").findings()
-    return judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
+    judged = judge_all_reduce(judge_rates(found, reading.gpus, os.environ), expected.all_reduce_gb_per_s)
+    return numbered_by_driver(judged, reading.gpus, os.environ)
 
 
 def _check_memory(wanted_gib: float) -> Finding:

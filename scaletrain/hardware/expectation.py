@@ -85,7 +85,7 @@ class Expectation:
             The expectation.
 
         Raises:
-            ConfigError: A word means nothing; names it, and what there is.
+            ConfigError: A word means nothing, or is of GPUs where none are expected; names it, and what there is.
         """
         given: dict[str, int | str | float] = {}
         for word in filter(None, (word.strip() for word in text.split(","))):
@@ -100,6 +100,9 @@ class Expectation:
                 raise ConfigError(f"--expect {word}: {name} is {kind}") from None
             if not isinstance(given[name], str) and not float(given[name]) >= 0:
                 raise ConfigError(f"--expect {word}: {name} is out of range; give 0 or a number above it")
+        of_gpus = [name for name in ("driver", "cuda", "nvlinks") if given.get(name)]
+        if given.get("gpus") == 0 and of_gpus:
+            raise ConfigError(f"--expect gpus=0: {', '.join(of_gpus)} is of GPUs; leave it out, or expect some")
         return cls(**{"gpus": None, **given})  # type: ignore[arg-type]  # each was read by its kind
 
     def to_json(self) -> str:

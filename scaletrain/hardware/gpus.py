@@ -57,8 +57,7 @@ def check_gpus(
     if reading.driver != "ok":
         return [*findings, *([] if is_driver_broken(findings) else [_unanswered(reading)])], reading
     if not any(one.gpu_index is None for one in found):
-        count = f"{len(reading.gpus)} of {expected}" if expected is not None else f"{len(reading.gpus)}"
-        findings.insert(0, Finding("gpus", "ok", count))
+        findings.insert(0, Finding("gpus", "ok", _count(len(reading.gpus), expected)))
     undecided = [(rules[name], index) for name, index in judge.undecided]
     for rule, index in undecided:
         words = f"{rule.title}, but not long or often enough to be sure (rule {rule.name}: {rule.condition()})"
@@ -74,6 +73,12 @@ def check_gpus(
 def is_driver_broken(findings: list[Finding]) -> bool:
     """Whether the driver cannot be asked for more, by what ``check_gpus`` found."""
     return any(one.check in ("nvml", "driver_silent", "driver_failing") and one.status == "fail" for one in findings)
+
+
+def _count(found: int, expected: int | None) -> str:
+    if expected is None:
+        return str(found)
+    return f"{found}, at least {expected} wanted" if found > expected else f"{found} of {expected}"
 
 
 def _check(rule: str, index: int | None) -> str:

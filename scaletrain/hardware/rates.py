@@ -45,6 +45,27 @@ def judge_rates(findings: Sequence[Finding], gpus: Sequence[GpuReading], environ
     return judged
 
 
+def numbered_by_driver(
+    findings: Sequence[Finding], gpus: Sequence[GpuReading], environ: Mapping[str, str]
+) -> list[Finding]:
+    """Names GPUs by the driver's numbers, as rules and topology do, where a process of torch's named them by its own.
+
+    Args:
+        findings: With "gpu" and torch's number in names and details.
+        gpus: What the driver tells of the GPUs.
+        environ: Says in which order torch numbers them.
+
+    Returns:
+        The findings; a number that the driver knows nothing of stays.
+    """
+    by_number = {local_index(gpu.index, gpu.uuid, environ): gpu.index for gpu in gpus}
+
+    def renamed(text: str) -> str:
+        return re.sub(r"\bgpu (\d+)\b", lambda found: f"gpu {by_number.get(int(found[1]), found[1])}", text)
+
+    return [replace(one, check=renamed(one.check), detail=renamed(one.detail)) for one in findings]
+
+
 def judge_all_reduce(findings: Sequence[Finding], least_gb_per_s: float) -> list[Finding]:
     """Fails an all-reduce that is slower than the user expects.
 

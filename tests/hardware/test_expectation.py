@@ -24,6 +24,8 @@ def test_nothing_is_expected_without_words() -> None:
         ("gpus=eight", "gpus is a whole number"),
         ("gpus=-1", "gpus is out of range"),
         ("all_reduce_gb_per_s=nan", "all_reduce_gb_per_s is out of range"),
+        ("gpus=0,driver=570", "gpus=0: driver is of GPUs"),
+        ("nvlinks=18,cuda=12,gpus=0", "gpus=0: cuda, nvlinks is of GPUs"),
         ("min_free_gib=much", "min_free_gib is a number"),
     ],
 )

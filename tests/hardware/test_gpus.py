@@ -79,6 +79,10 @@ def test_nobody_needs_to_count_on_a_number(prober: Prober, fake: FakeDriver) -> 
     assert ask(prober, None)["gpus"] == Finding("gpus", "ok", "2")
 
 
+def test_more_than_are_wanted_are_no_fault(prober: Prober, fake: FakeDriver) -> None:
+    assert ask(prober, 1)["gpus"] == Finding("gpus", "ok", "2, at least 1 wanted")
+
+
 class Healing(Prober):
     """Has the fault pass once it was seen."""
 

@@ -1,7 +1,7 @@
 """What is too slow: against the maker's figures, and against the GPUs beside it."""
 
 from scaletrain.hardware.findings import Finding
-from scaletrain.hardware.rates import judge_all_reduce, judge_rates
+from scaletrain.hardware.rates import judge_all_reduce, judge_rates, numbered_by_driver
 from scaletrain.hardware.readings import GpuReading
 
 H100 = "NVIDIA H100 80GB HBM3"  # 3350 GB/s by its datasheet
@@ -56,6 +56,19 @@ def test_torch_numbers_gpus_as_the_environment_says() -> None:
     beside = [*gpus(3, "NVIDIA Fake 80GB"), gpus(4)[3]]
     assert statuses(judge_rates(measured(1000.0), beside, {})) == ["ok"]
     assert statuses(judge_rates(measured(1000.0), beside, {"CUDA_VISIBLE_DEVICES": "3,0"})) == ["warn"]
+
+
+def test_gpus_are_named_as_the_driver_numbers_them() -> None:
+    """Two of six, in an order of their own, one of which hung; the all-reduce names none."""
+    told = [
+        Finding("gpu 0 bandwidth", "ok", "fast"),
+        Finding("arithmetic", "fail", "no answer within 9 s (multiplies on gpu 1); reboot the node"),
+        Finding("all-reduce", "ok", "over 2 GPUs"),
+    ]
+    named = numbered_by_driver(told, gpus(6), {"CUDA_VISIBLE_DEVICES": "5,4"})
+    assert [one.check for one in named] == ["gpu 5 bandwidth", "arithmetic", "all-reduce"]
+    assert "multiplies on gpu 4)" in named[1].detail
+    assert numbered_by_driver(told, gpus(6), {}) == numbered_by_driver(told, [], {}) == told
 
 
 def test_what_failed_stays_failed() -> None:

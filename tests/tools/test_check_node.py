@@ -186,6 +186,29 @@ def test_a_node_too_slow_to_begin_is_not_sick(check: Check, without_driver: dict
         assert "it has not begun" in done.findings[name]["detail"]
 
 
+def test_what_is_typed_counts_for_more_than_the_environment(check: Check, fake: FakeDriver) -> None:
+    """Of the driver alone, too; without a word the GPUs are left out, as test_it_runs_from_anywhere has it."""
+    environ = {"DS_ACCELERATOR": "cpu", **fake.environment}
+    for expected, failed in (("gpus=3,nvlinks=4", {"gpus_short"}), ("driver=570", {"driver"})):
+        done = check("--quick", "--json", "--expect", expected, **environ)
+        assert {name for name, one in done.findings.items() if one["status"] == "fail"} == failed
+
+
+def test_what_is_expected_and_not_looked_at_is_unknown(check: Check, fake: FakeDriver) -> None:
+    done = check("--quick", "--json", "--expect", "driver=575,all_reduce_gb_per_s=300", **fake.environment)
+    assert done.findings["driver"]["status"] == "ok"
+    assert done.findings["expected"]["status"] == "unknown"
+    assert done.findings["expected"]["detail"].startswith("not looked at: all_reduce_gb_per_s=300.0;")
+
+
+@pytest.mark.thorough
+def test_a_driver_that_only_torch_can_do_without_is_unknown(check: Check, without_driver: dict[str, str]) -> None:
+    """GPUs of another maker."""
+    found = check("--json", "--expect", "gpus=1,driver=570", **without_driver).findings
+    assert found["nvml"]["status"] == found["expected"]["status"] == "unknown"
+    assert found["expected"]["detail"].startswith("not looked at: driver=570;")
+
+
 def bounded(check: Check, limit_s: float, *words: str, **environ: str) -> dict[str, dict[str, Any]]:
     """What is found within the limit."""
     started_s = time.monotonic()
@@ -230,6 +253,15 @@ def test_a_burn_that_hangs_is_ended_and_told_where(
     )
     assert found["bandwidth"]["status"] == found["all-reduce"]["status"] == "unknown"
     assert started_with(tmp_path) == []
+
+
+def test_a_burn_names_a_gpu_by_the_drivers_number(check: Check, tmp_path: Path, fake: FakeDriver) -> None:
+    fake.set("gpus", 6)
+    (tmp_path / "torch.py").write_text(HANGS.replace("gpu 3", "gpu 1"))
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "CUDA_VISIBLE_DEVICES": "4,5"}
+    found = bounded(check, LIMIT_S, **fake.environment, **environ)
+    assert "multiplies on gpu 5" in found["arithmetic"]["detail"]
+    assert {"gpu 4", "gpu 5", "gpu 5 topology"} <= found.keys()
 
 
 def started_with(folder: Path) -> list[str]:
@@ -287,3 +319,11 @@ def test_the_scripts_of_the_page_drain_for_what_is_the_nodes_alone(
     assert asked.returncode == 0
     assert ("State=DRAIN" in asked.stdout) == drains
     assert (subprocess.run(["bash", "-c", prolog], capture_output=True).returncode != 0) == drains
+
+
+def test_the_help_lists_options_and_nothing_else(check: Check) -> None:
+    done = check("--help")
+    assert done.code == 0
+    told = done.out + done.error
+    assert "check_node.py <flags>" in told and "--expect" in told
+    assert "GROUP" not in told
