@@ -63,7 +63,7 @@ class Situation:
         sick: Nodes that must not be used, with the reason.
         healthy: Nodes of the allocation that may be.
         needed: Nodes that the training takes.
-        excluded: Nodes that the job leaves out for reasons of its own, in all its starts, with the reason.
+        excluded: Nodes that the job has left out lately for reasons of its own, in any start, with the reason.
         most_excluded: How many of them there may be; see ``most_excluded``.
         progressed: Whether the launch has saved a later step than any before.
         without_progress: Launches in a row, this one among them, that did not.
@@ -106,6 +106,8 @@ def decide(now: Situation) -> Action:
         return Action(Kind.LEAVE, f"the job was {now.asked}", code)
     if now.verdict in _ENDS_BY_ITSELF:
         return Action(Kind.STOP, f"{now.verdict}: {now.reason}", EXIT_CODES[now.verdict])
+    if now.asked is Asked.PREEMPTED:
+        return Action(Kind.REQUEUE, f"{now.asked}: {_told(now)}")
     if len(now.excluded) > now.most_excluded:
         told = "; ".join(f"{node}: {why}" for node, why in sorted(now.excluded.items()))
         return Action(
@@ -114,8 +116,6 @@ def decide(now: Situation) -> Action:
             f"(MAX_EXCLUDED_SHARE), as what they share may be broken: {told}",
             EXIT_CODES[Verdict.GAVE_UP],
         )
-    if now.asked is Asked.PREEMPTED:
-        return Action(Kind.REQUEUE, f"{now.asked}: {_told(now)}")
     if now.verdict is None:
         return _without_launch(now)
     if now.without_progress >= now.crash_limit:

@@ -64,10 +64,16 @@ class Journal:
         """Groups of nodes of which one was to blame, in earlier starts of this job."""
         return [tuple(event.get("nodes", ())) for event in self._of_this_job() if event.get("event") == "suspicion"]
 
-    def blamed(self) -> dict[str, str]:
-        """Nodes that this job has left out for reasons of its own, with the reason; without those cleared since."""
+    def blamed(self, since_s: float = 0.0) -> dict[str, str]:
+        """Nodes that this job has left out for reasons of its own, with the reason; without those cleared since.
+
+        Args:
+            since_s: What was before does not count; in Unix seconds.
+        """
         found: dict[str, str] = {}
         for event in self._of_this_job():
+            if event.get("time_s", 0.0) < since_s:
+                continue
             if event.get("event") == "sick_node" and not event.get("by_slurm"):
                 found[str(event.get("node"))] = str(event.get("reason"))
             elif event.get("event") == "suspicion":

@@ -10,7 +10,7 @@ from scaletrain.files import replace_text
 
 REPEATED = 2
 """Failures within the window from which a node is avoided."""
-_DAY_S = 86400.0
+DAY_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Ledger:
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
             try:
                 failure = Failure(**json.loads(path.read_text()))
-                counts = now_s - failure.time_s <= self._days * _DAY_S
+                counts = now_s - failure.time_s <= self._days * DAY_S
             except (OSError, ValueError, TypeError):
                 continue
             if counts:
@@ -84,7 +84,7 @@ class Ledger:
             by_node[failure.node].append(failure)
         return {
             node: f"failed {len(all_of)} times in {self._days:g} days, last in job {all_of[-1].job_id}: "
-            f"{all_of[-1].reason}"
+            f"{all_of[-1].reason} (delete {self.folder}/{node}-*.json once it is mended)"
             for node, all_of in by_node.items()
             if len(all_of) >= REPEATED
         }

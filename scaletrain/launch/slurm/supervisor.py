@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from scaletrain.launch.slurm.hook import run_hook
 from scaletrain.launch.slurm.job import Job
 from scaletrain.launch.slurm.journal import Journal
 from scaletrain.launch.slurm.launching import Launch, claim_log_dir
-from scaletrain.launch.slurm.ledger import Failure, Ledger
+from scaletrain.launch.slurm.ledger import DAY_S, Failure, Ledger
 from scaletrain.launch.slurm.settings import Settings
 from scaletrain.launch.slurm.suspects import choose_suspect
 from scaletrain.launch.verdicts import EXIT_CODES, Verdict
@@ -52,6 +52,7 @@ class Supervisor:
         self._sick: dict[str, str] = {}
         self._kept_out: set[str] = set()
         self._acquitted: frozenset[str] = frozenset()
+        self._forgiven: Set[str] = frozenset()
         self._crashes_here = 0
         self._needed = max(1, len(job.nodes) - settings.spare_nodes)
         self._excluded: dict[str, str] = {}
@@ -76,12 +77,16 @@ class Supervisor:
         (self._run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self._say(self._first_line())
         self._journal.write("job_start", job_name=self._job.name, nodes=self._job.nodes, end_s=self._job.end_s)
-        self._sick |= {node: reason for node, reason in self._ledger.avoided().items() if node in self._job.nodes}
-        self._excluded = self._journal.blamed() | self._sick
+        self._excluded = self._journal.blamed(time.time() - self._settings.ledger_days * DAY_S)
+        self._forgiven = self._journal.blamed().keys() - self._excluded.keys()
+        for node, reason in self._ledger.avoided().items():
+            if node in self._job.nodes:
+                self._excluded[node] = reason
+                self._leave_out(node, reason)
         while True:
             problem = self._check()
             usable = self._usable()
-            is_refused = problem or len(usable) < self._needed or len(self._excluded) > self._most_excluded
+            is_refused = problem or len(usable) < self._needed or self._has_too_many()
             if is_refused or self._requests.asked() is not Asked.NOBODY:
                 situation = self._without_launch(problem)
             else:
@@ -152,8 +157,7 @@ class Supervisor:
         self._excluded |= new
         for node, reason in new.items():
             self._leave_out(node, reason)
-            # What is wrong with too many of them is not theirs.
-            if not remember or len(self._excluded) > self._most_excluded:
+            if not remember or self._has_too_many():
                 continue
             try:
                 self._ledger.record(Failure(node, time.time(), self._job.job_id, reason))
@@ -236,7 +240,7 @@ class Supervisor:
                 self._say(f"  | {line}")
 
     def _carry_out(self, action: Action) -> None:
-        excluded = [node for node in self._sick if node not in self._kept_out]
+        excluded = self._to_exclude()
         self._journal.write(
             "decision",
             action=action.kind,
@@ -261,14 +265,24 @@ class Supervisor:
         if action.kind is Kind.STOP:
             run_hook(self._settings.on_end, action.code, action.reason)
             return action.code
-        before = set(self._job.excluded) - self._acquitted
-        excluded = sorted({*before, *(node for node in self._sick if node not in self._kept_out)})
+        before = set(self._job.excluded) - self._acquitted - self._forgiven
+        excluded = sorted({*before, *self._to_exclude()})
         code = EXIT_CODES[Verdict.REQUEUE]
         if not self._slurm.requeue(self._job.queue_name, excluded, action.delay_s, self._insist_s()):
             reason = "Slurm does not take the job back; type the same sbatch command again"
             self._say(reason)
             run_hook(self._settings.on_end, code, reason)
         return code
+
+    def _has_too_many(self) -> bool:
+        """Whether more nodes were to be left out than may be: what is wrong with so many is not theirs."""
+        return len(self._excluded) > self._most_excluded
+
+    def _to_exclude(self) -> list[str]:
+        """The nodes that Slurm shall not give again; none where they are too many, which ends the next start."""
+        if self._has_too_many():
+            return []
+        return [node for node in self._sick if node not in self._kept_out]
 
     def _insist_s(self) -> float:
         """How long Slurm is asked to take the job back: it may be away for a while, and the job has its time."""

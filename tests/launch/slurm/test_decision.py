@@ -45,7 +45,7 @@ TABLE = [
     # As many nodes as a job may leave out by itself, and one more.
     (replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY, most_excluded=2), Kind.LAUNCH, 0),
     (replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY), Kind.STOP, 78),
-    (replace(TWO, verdict=Verdict.SICK_NODE, asked=Asked.PREEMPTED, **WITHOUT_N2, **MANY), Kind.STOP, 78),
+    (replace(TWO, verdict=Verdict.SICK_NODE, asked=Asked.PREEMPTED, **WITHOUT_N2, **MANY), Kind.REQUEUE, 0),
     (replace(TWO, verdict=None, fruitless_starts=1, **MANY), Kind.STOP, 78),
     (replace(TWO, verdict=Verdict.COMPLETE, **MANY), Kind.STOP, 0),
     (replace(TWO, asked=Asked.REQUEUED, **MANY), Kind.LEAVE, 75),

@@ -66,6 +66,13 @@ def test_nodes_are_blamed_until_they_are_cleared_and_those_that_slurm_holds_back
     assert journal.blamed() == {"n3": "why n3"}
 
 
+def test_nodes_that_were_left_out_long_ago_are_forgiven(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "7", 1)
+    for time_s, node in ((100, "n1"), (100, "n2"), (200, "n2"), (200, "n3")):
+        journal.write("sick_node", node=node, reason=f"at {time_s}", by_slurm=False, time_s=time_s)
+    assert journal.blamed(since_s=150) == {"n2": "at 200", "n3": "at 200"}
+
+
 def test_a_job_that_is_submitted_anew_begins_with_a_clean_record(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         Journal(tmp_path, "6", 0).write("launch", launch=number, saved_step=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scaletrain.launch.slurm.journal import Journal
-from scaletrain.launch.slurm.ledger import Failure, Ledger
+from scaletrain.launch.slurm.ledger import DAY_S, Failure, Ledger
 
 # In a process of its own, since a supervisor takes the signals over.
 SUPERVISE = """
@@ -56,7 +56,21 @@ def test_a_job_that_would_leave_out_too_many_nodes_ends_and_says_which(tmp_path:
     recorded = sorted(ledger.folder.iterdir())
     done = supervise(tmp_path, run_dir, "n1,n2,n3,n4")
     assert done.returncode == 78, done.stderr
+    assert f"delete {ledger.folder}/n2-*.json once it is mended" in done.stderr
     other = "n9: ECC" if was_blamed_before else "n3: failed 2 times in 7 days, last in job 99: a lost GPU"
     assert "n2: failed 2 times" in done.stderr and other in done.stderr and "MAX_EXCLUDED_SHARE" in done.stderr
     calls = (tmp_path / "calls").read_text()
     assert "requeue" not in calls and "DRAIN" not in calls and sorted(ledger.folder.iterdir()) == recorded
+
+
+def test_a_node_that_was_left_out_long_ago_neither_counts_nor_stays_excluded(tmp_path: Path) -> None:
+    run_dir, ledger, now_s = tmp_path / "run", Ledger(tmp_path / "ledger", 7), time.time()
+    run_dir.mkdir()
+    for job_id in ("98", "99"):
+        ledger.record(Failure("n2", now_s, job_id, "a lost GPU"))
+    Journal(run_dir, "17", 0).write("sick_node", node="n9", reason="ECC", time_s=now_s - 8 * DAY_S)
+    done = supervise(tmp_path, run_dir, "n1,n2,n3,n4")
+    assert done.returncode == 75, done.stderr
+    assert "node n2 is not used: failed 2 times" in done.stderr
+    assert "update JobId=17 ExcNodeList=n2 StartTime=" in (tmp_path / "calls").read_text()
+    assert list(Journal(run_dir, "17", 1).blamed(now_s)) == ["n2"], "the next start counts it, which does not meet it"
