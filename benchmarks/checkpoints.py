@@ -29,8 +29,10 @@ from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from scaletrain.corpus.embedded import prepare_python_stdlib
+from scaletrain.data.rows import MicroBatch
 from scaletrain.engine.engine import Engine
 from scaletrain.launch.events import read_events
+from scaletrain.launch.hang.heartbeat import Heartbeat
 from scaletrain.monitors.jsonl_writer import read_metrics
 from scaletrain.ranks import from_environment
 from scaletrain.tasks.causal_lm import CausalLM
@@ -45,18 +47,13 @@ MODEL = ModelConfig(vocab_size=32768, d_model=768, n_layers=10, n_heads=12, max_
 LAUNCH = [sys.executable, str(ROOT / "scaletrain" / "train.py")]
 
 
-def micro_batch(rank: int, step: int) -> dict[str, Any]:
+def micro_batch(rank: int, step: int) -> MicroBatch:
     """A micro batch of random tokens."""
     generator = torch.Generator().manual_seed(step * RANKS + rank)
     tokens = torch.randint(MODEL.vocab_size, (4, 129), generator=generator)
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:].contiguous(),
-        "documents": None,
-        "positions": None,
-        "sources": torch.zeros(4, dtype=torch.int64),
-        "checksum": 0,
-    }
+    inputs = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:].contiguous(), "documents": None, "positions": None}
+    sources, sequences = torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    return MicroBatch(inputs=inputs, targets=torch.full((4,), 128), sources=sources, sequences=sequences, checksum=0)
 
 
 class Rounds:
@@ -69,7 +66,8 @@ class Rounds:
         config = RunConfig(model=MODEL, train=train, optim=OptimConfig())
         self.folder = folder
         self.beside_s = []
-        self.engine: Engine = build_engine(config, BatchPlan(8, 4, RANKS), 1, partial(CausalLM, loss=config.loss))
+        join_loss = partial(CausalLM, loss=config.loss)
+        self.engine: Engine = build_engine(config, BatchPlan(8, 4, RANKS), 1, join_loss, Heartbeat())
         self.steps = 0
         self.savers = {name: Saver(self.engine, name == "background", []) for name in ("background", "foreground")}
         for _ in range(3):
@@ -87,7 +85,7 @@ class Rounds:
     def step(self) -> float:
         """Seconds of one training step."""
         start_s = time.perf_counter()
-        batch: list[Any] = [micro_batch(dist.get_rank(), self.steps)]
+        batch = [micro_batch(dist.get_rank(), self.steps)]
         self.engine.train_step(batch, self.engine.agree(batch, ()).targets, self.steps, 1e-4)
         self.steps += 1
         return time.perf_counter() - start_s

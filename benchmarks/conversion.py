@@ -28,6 +28,7 @@ from scaletrain.checkpoint.retention import Retention
 from scaletrain.config.batch_plan import BatchPlan
 from scaletrain.config.load import dump_yaml
 from scaletrain.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from scaletrain.launch.hang.heartbeat import Heartbeat
 from scaletrain.planning.parameters import count_parameters
 from scaletrain.protocols import TrainingState
 from scaletrain.ranks import from_environment
@@ -87,7 +88,7 @@ def make_checkpoint(rank: int, port: int, name: str, folder: str) -> None:
     train = TrainConfig(max_seq_len=128, global_batch_size=8, micro_batch_size=4, precision="bf16")
     zero3 = Path("configs/ds/zero3.json")
     config = RunConfig(model=MODELS[name], train=train, optim=OptimConfig(), deepspeed=zero3)
-    engine = build_engine(config, BatchPlan(8, 4, RANKS), 1, partial(CausalLM, loss=config.loss))
+    engine = build_engine(config, BatchPlan(8, 4, RANKS), 1, partial(CausalLM, loss=config.loss), Heartbeat())
     batch = [micro_batch(rank, 0)]
     engine.train_step(batch, engine.agree(batch, ()).targets, 0, 1e-4)
     tier = Tier("shared", Path(folder) / "checkpoints", 1, Retention(1))
