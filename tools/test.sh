@@ -4,8 +4,7 @@
 #   bash tools/test.sh
 #   bash tools/test.sh tests/data -k order
 #
-# Tests of whole runs, and those of jobs on a real Slurm, take about a quarter of an hour each, and run only where they
-# are named:
+# Tests of whole runs take six minutes, those of jobs on a real Slurm half an hour: they run only where they are named:
 #
 #   bash tools/test.sh tests/integration tests/chaos
 #   bash tools/test.sh tests/slurm
