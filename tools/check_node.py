@@ -85,7 +85,7 @@ def run_for_nagios(request: Request) -> int:
     """What must not be taken for a warning: a check that broke."""
     try:
         return run(request)
-    except Exception as error:
+    except Exception as error:  # whatever broke: Python's own code for it, 1, means a warning here
         print(f"UNKNOWN - the check itself failed: {type(error).__name__}: {error}".replace("|", "/"))
         return _BROKEN
 

@@ -48,7 +48,6 @@ class NodeWatch:
 
     Attributes:
         has_gpus: Whether there is a driver of GPUs to ask.
-        slow_ranks: Those of the run that hold the others up by how long they compute.
         grace_s: For how long the loop may go on when it was asked to end at once.
     """
 
@@ -72,7 +71,7 @@ class NodeWatch:
         self._complaints: set[str] = set()
         self._node: NodeHealth | None = None
         self.has_gpus = False
-        self.slow_ranks: frozenset[int] = frozenset()
+        self._slow_ranks: frozenset[int] = frozenset()
         self.grace_s = _GRACE_S
 
     def start(self) -> None:
@@ -94,7 +93,7 @@ class NodeWatch:
         Args:
             slow_ranks: Of the run, those that are slow to compute.
         """
-        self.slow_ranks = slow_ranks
+        self._slow_ranks = slow_ranks
 
     @property
     def node(self) -> NodeHealth | None:
@@ -165,7 +164,7 @@ class NodeWatch:
         sampler.close()
 
     def _look(self, sampler: NodeSampler) -> None:
-        node = sampler.sample(self.slow_ranks)
+        node = sampler.sample(self._slow_ranks)
         self._node = node
         try:
             write_node(self._place.run_dir, self._place.attempt, node)

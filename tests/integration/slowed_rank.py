@@ -35,7 +35,7 @@ def slow_down(kind: str) -> None:
                     forward(module, **some)
             return forward(module, **inputs)
 
-        CausalLM.forward = forward_and_more  # type: ignore[method-assign]
+        CausalLM.forward = forward_and_more  # type: ignore[method-assign]  # extra work, in the real class
     if kind == "data":
         fetch = SequenceDataset.micro_batch
 
@@ -43,7 +43,7 @@ def slow_down(kind: str) -> None:
             time.sleep(_FETCH_S)
             return fetch(dataset, *arguments)
 
-        SequenceDataset.micro_batch = fetch_slowly  # type: ignore[method-assign]
+        SequenceDataset.micro_batch = fetch_slowly  # type: ignore[method-assign]  # a slow disk, as above
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_a_sick_node_costs_no_wait_and_an_unknown_cause_more_each_time() -> None
 
 
 def test_too_many_to_leave_out_are_named_with_their_reasons() -> None:
-    reason = decide(replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY)).reason  # type: ignore[arg-type]
+    reason = decide(replace(TWO, verdict=Verdict.SICK_NODE, **SPARE, **MANY)).reason  # type: ignore[arg-type]  # a dict of mixed kinds
     assert "n2: ECC; n3: lost" in reason and "MAX_EXCLUDED_SHARE" in reason
 
 
