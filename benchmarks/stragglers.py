@@ -75,7 +75,7 @@ def clocked_step() -> Callable[[], object]:
 def judged(world_size: int) -> Callable[[], object]:
     """Judges a window of equal ranks."""
     judge, source = StragglerJudge([f"n{rank // 8}" for rank in range(world_size)], 0.05), random.Random(7)
-    window = [RankTimes(1.0, 0.001, 0.5 * source.gauss(1, 0.005), 0.0002) for _ in range(world_size)]
+    window = [RankTimes(1.0, 0.001, 0.5 * source.gauss(1, 0.005), [0.5] * 5, 0.0002) for _ in range(world_size)]
     return lambda: judge.judge(window)
 
 
@@ -104,7 +104,7 @@ def measure(rank: int, port: int, rounds: int) -> None:
         "clock, in each step": lambda: cpu_us(STEPS, clocked_step()),
         "callback, in each step": lambda: cpu_us(STEPS, lambda: callback.on_step_end(run, dict(METRICS))),
         "two pings, in each window": lambda: wall_us(lambda: engine.round_trip_s(1)),
-        "gathering, in each window": lambda: wall_us(lambda: engine.gather_numbers((1.0, 0.0, 0.5, 0.0))),
+        "gathering, in each window": lambda: wall_us(lambda: engine.gather_numbers([0.5] * 9)),
         f"judging {RANKS} ranks": lambda: cpu_us(20, judged(RANKS)),
         f"judging {MANY} ranks": lambda: cpu_us(2, judged(MANY)),
         f"a picture of {RANKS} ranks": lambda: cpu_us(2, drawn(RANKS)),

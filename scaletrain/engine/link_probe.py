@@ -15,19 +15,22 @@ _BYTES = 2**20
 _TRIPS = 12
 
 
-def neighbour_stride(hosts: Sequence[str]) -> int:
+def neighbour_stride(hosts: Sequence[str]) -> int | None:
     """How far apart neighbours are, so that they are on different nodes where there are several.
 
     Args:
         hosts: The node of each rank; the same on all ranks, or they would wait for different ones.
 
     Returns:
-        The stride: the ranks of a node; 1 on a single node, or where nodes have unequal numbers of ranks.
+        The stride: the ranks of a node; 1 where nodes have unequal numbers of ranks. None on a single node, whose
+        ranks have no link.
     """
     per_node = hosts.count(hosts[0])
     nodes = {tuple(hosts[first : first + per_node]) for first in range(0, len(hosts), per_node)}
     are_alike = all(node == (node[0],) * per_node for node in nodes) and len(nodes) * per_node == len(hosts)
-    return per_node if are_alike and len(nodes) > 1 else 1
+    if per_node == len(hosts):
+        return None
+    return per_node if are_alike else 1
 
 
 def round_trip_s(rank: int, world_size: int, stride: int) -> float:

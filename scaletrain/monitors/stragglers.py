@@ -17,6 +17,7 @@ _LEAST_SCORE = 3.5
 _PER_DEVIATION = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
 _WINDOWS = 2
+_PARTS = 5
 _PAST_WINDOWS = 20
 _PAST_TELLS = 3
 _RESOLUTION = 0.01
@@ -35,12 +36,14 @@ class RankTimes:
         step_s: Duration of a step, on average, in seconds.
         data_s: How long a step waited for its data, on average.
         compute_s: CPU or device time of a typical step's computation; NaN where waiting would be in it.
+        compute_parts_s: The same in each part of the window, see ``parts_of``.
         link_s: The fastest of a few messages to a neighbour and back; see ``link_times``.
     """
 
     step_s: float
     data_s: float
     compute_s: float
+    compute_parts_s: Sequence[float]
     link_s: float
 
 
@@ -102,9 +105,10 @@ class _Group:
     Attributes:
         values: By rank, in seconds.
         usual: What is usual among them.
-        shares: By rank, how much more than usual.
+        shares: By rank, how much more than usual; of compute none where that did not last for all of the window.
         noise: Among the shares.
         limit: The share from which on a rank is slow.
+        calm: By rank, whether it was far from that, also for a part of the window.
     """
 
     values: Sequence[float]
@@ -112,6 +116,7 @@ class _Group:
     shares: Sequence[float]
     noise: float
     limit: float
+    calm: Sequence[bool]
 
 
 class StragglerJudge:
@@ -183,8 +188,8 @@ class StragglerJudge:
         held, limit, share = self._held[cause][rank], self._groups[cause].limit, self._groups[cause].shares[rank]
         is_slow = share >= limit and self._score(cause, rank) >= _LEAST_SCORE
         held.slow_windows = held.slow_windows + 1 if is_slow else 0
-        # By the share alone: what was slow for long has become its own noise.
-        held.calm_windows = held.calm_windows + 1 if share < limit / 2 else 0
+        # Whatever its score: what was slow for long has become its own noise.
+        held.calm_windows = held.calm_windows + 1 if self._groups[cause].calm[rank] else 0
         if held.calm_windows >= _WINDOWS:
             held.is_named = False
         if held.is_named or held.slow_windows < _WINDOWS:
@@ -219,6 +224,19 @@ def link_times(round_trips_s: Sequence[float], stride: int) -> list[float]:
     return [min(own, round_trips_s[rank - stride]) for rank, own in enumerate(round_trips_s)]
 
 
+def parts_of(steps: Sequence[float]) -> list[Sequence[float]]:
+    """Parts a window's steps into five of about the same length: what disturbs a rank comes and goes, slowness stays.
+
+    Args:
+        steps: A number for each.
+
+    Returns:
+        The parts; with less than five steps, as many as there are steps.
+    """
+    count = min(_PARTS, len(steps))
+    return [steps[len(steps) * part // count : len(steps) * (part + 1) // count] for part in range(count)]
+
+
 def lower_median(values: Sequence[float]) -> float:
     """The middle one of some numbers; of an even number of them the lower one of two.
 
@@ -248,8 +266,19 @@ def _compare(window: Sequence[RankTimes], slowdown: float) -> dict[Cause, _Group
         if all(map(math.isfinite, values)) and unit > 0:
             usual = lower_median(values)
             shares = [(value - usual) / unit for value in values]
-            groups[cause] = _Group(values, usual, shares, _deviation(shares), limit)
+            calm = [share < limit / 2 for share in shares]
+            if cause == "compute":
+                lasts = _are_slow_throughout(window, limit / 2)
+                shares = [share if is_slow else min(share, 0.0) for share, is_slow in zip(shares, lasts, strict=True)]
+            groups[cause] = _Group(values, usual, shares, _deviation(shares), limit, calm)
     return groups
+
+
+def _are_slow_throughout(window: Sequence[RankTimes], least: float) -> list[bool]:
+    """By rank, whether it computed slower than usual by at least a share in each part of the window."""
+    parts = zip(*(times.compute_parts_s for times in window), strict=True)
+    slow = [[value >= (1 + least) * lower_median(values) for value in values] for values in parts]
+    return [all(ones) for ones in zip(*slow, strict=True)]
 
 
 def _shown(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Has the ranks compare how long they compute, wait for data and take to answer, and names the slow ones."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from statistics import fmean
@@ -10,7 +11,7 @@ from scaletrain.engine.engine import Engine
 from scaletrain.engine.link_probe import neighbour_stride
 from scaletrain.monitors import names
 from scaletrain.monitors.rank_heat_map import Pixels, RankHeatMap
-from scaletrain.monitors.stragglers import RankTimes, StragglerJudge, link_times
+from scaletrain.monitors.stragglers import RankTimes, StragglerJudge, link_times, parts_of
 from scaletrain.protocols import Callback, Run
 from scaletrain.ranks import Ranks
 
@@ -50,7 +51,7 @@ class Stragglers(Callback):
         self._engine, self._config = engine, config
         self._interval_steps, self._note_slow = interval_steps, note_slow
         self._host = ranks.host
-        self._stride = 1
+        self._stride: int | None = None
         self._judge: StragglerJudge | None = None
         self._heat_map = RankHeatMap(ranks.world_size)
         self._picture: Pixels | None = None
@@ -92,14 +93,15 @@ class Stragglers(Callback):
         own = (
             fmean(steps_s),
             fmean(waits_s),
-            self._engine.clock.typical_s(computes_s),
-            self._engine.round_trip_s(self._stride),
+            math.nan if self._stride is None else self._engine.round_trip_s(self._stride),
+            *map(self._engine.clock.typical_s, (computes_s, *parts_of(computes_s))),
         )
         gathered = self._engine.gather_numbers(own)
-        links = link_times([numbers[-1] for numbers in gathered], self._stride)
+        trips_s = [numbers[2] for numbers in gathered]
+        links = trips_s if self._stride is None else link_times(trips_s, self._stride)
         window = [
-            RankTimes(step_s, data_s, compute_s, link_s)
-            for (step_s, data_s, compute_s, _), link_s in zip(gathered, links, strict=True)
+            RankTimes(step_s, data_s, compute_s, parts_s, link_s)
+            for (step_s, data_s, _, compute_s, *parts_s), link_s in zip(gathered, links, strict=True)
         ]
         before = self._slow()
         found = self._judge.judge(window)

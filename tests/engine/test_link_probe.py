@@ -28,7 +28,7 @@ def test_pairs_of_a_turn_are_apart(world_size: int, stride: int) -> None:
 @pytest.mark.parametrize(
     ("sizes", "stride"),
     [
-        ([8], 1),
+        ([8], None),
         ([8, 8], 8),
         ([1, 1], 1),
         # Here one of the nodes alone would take its own size for that of all.
@@ -37,7 +37,7 @@ def test_pairs_of_a_turn_are_apart(world_size: int, stride: int) -> None:
         ([2, 4], 1),
     ],
 )
-def test_neighbours_are_on_different_nodes_where_there_are_several(sizes: list[int], stride: int) -> None:
+def test_neighbours_are_on_different_nodes(sizes: list[int], stride: int | None) -> None:
     assert neighbour_stride([f"n{node}" for node, size in enumerate(sizes) for _ in range(size)]) == stride
 
 

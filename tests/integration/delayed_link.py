@@ -1,7 +1,7 @@
 """A link that holds all that it carries for a while, which not every kernel can do by itself, with netem.
 
-``python -m tests.integration.delayed_link HUB RANK NUMBER MILLISECONDS`` joins two virtual network cards, one in each
-namespace. They exist for as long as the process does.
+``python -m tests.integration.delayed_link HUB NODE RANK MILLISECONDS`` joins two virtual network cards, one in each
+node's namespaces. They exist for as long as the process does.
 """
 
 import ctypes
@@ -17,23 +17,28 @@ INTERFACE = "eth0"
 PORT = "port{rank}"
 _SET_INTERFACE = 0x400454CA  # TUNSETIFF of linux/if_tun.h
 _WHOLE_FRAMES = 0x0002 | 0x1000  # IFF_TAP, IFF_NO_PI
-_CLONE_NEWNET = 0x40000000
+_NAMESPACES = {"net": 0x40000000, "uts": 0x04000000}  # CLONE_NEWNET, CLONE_NEWUTS of linux/sched.h
 _LARGEST_FRAME = 65536
 _LONGEST_S = 1200
 
 
-def enter_network(path: str) -> None:
-    """Has this process, and all that it starts, use the network of a namespace."""
+def enter_node(namespaces: str) -> None:
+    """Has this process, and all that it starts, use the network and the host name of a node.
+
+    Args:
+        namespaces: The folder with the files of its namespaces.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_RDONLY)
-    if libc.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns", path)
-    os.close(descriptor)
+    for name, flag in _NAMESPACES.items():
+        descriptor = os.open(f"{namespaces}/{name}", os.O_RDONLY)
+        if libc.setns(descriptor, flag):
+            raise OSError(ctypes.get_errno(), "setns", f"{namespaces}/{name}")
+        os.close(descriptor)
 
 
-def open_card(namespace: str, name: str) -> int:
-    """Makes a network card, and returns the other end of its cable."""
-    enter_network(namespace)
+def open_card(namespaces: str, name: str) -> int:
+    """Makes a network card of a node, and returns the other end of its cable."""
+    enter_node(namespaces)
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, _SET_INTERFACE, struct.pack("16sH22x", name.encode(), _WHOLE_FRAMES))
     return descriptor
@@ -58,8 +63,8 @@ def carry(ends: tuple[int, int], delay_s: float) -> None:
 
 def main() -> None:
     """Makes the link, says so, and carries what comes."""
-    hub, rank_network, rank, delay_ms = sys.argv[1:]
-    ends = open_card(hub, PORT.format(rank=rank)), open_card(rank_network, INTERFACE)
+    hub, node, rank, delay_ms = sys.argv[1:]
+    ends = open_card(hub, PORT.format(rank=rank)), open_card(node, INTERFACE)
     print("there", flush=True)
     carry(ends, float(delay_ms) / 1000)
 

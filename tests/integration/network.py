@@ -1,4 +1,4 @@
-"""A network of its own for each rank: namespaces joined by a bridge, in which a link can be made slow."""
+"""A node of its own for each rank: namespaces with a host name, joined by links that can be made slow."""
 
 import os
 import shutil
@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 _LONGEST_S = 1200
 _MTU_BYTES = 60_000
 """As large as it may be: what a link costs is what it does to a frame, and not to a byte."""
-_HOLD = f"import time; print('there', flush=True); time.sleep({_LONGEST_S})"
+_HOLD = f"""
+import socket, sys, time
+socket.sethostname(sys.argv[1])
+print("there", flush=True)
+time.sleep({_LONGEST_S})
+"""
 
 
 class Network:
@@ -34,9 +39,14 @@ class Network:
         """Of a rank."""
         return f"10.77.0.{rank + 1}"
 
-    def namespace(self, rank: int) -> str:
-        """The file by which a process enters the network of a rank."""
-        return _namespace(self.ranks[rank])
+    @staticmethod
+    def host(rank: int) -> str:
+        """Name of a rank's node."""
+        return f"n{rank}"
+
+    def namespaces(self, rank: int) -> str:
+        """The folder by which a process enters the node of a rank."""
+        return _namespaces(self.ranks[rank])
 
     def connect(self, rank: int) -> None:
         """Joins a rank to the bridge by a link that is quick."""
@@ -68,7 +78,7 @@ def lacking() -> str:
 
 @contextmanager
 def networked(world_size: int, delays_ms: Mapping[int, float]) -> Iterator[Network]:
-    """Makes the networks of some ranks, and takes them down.
+    """Makes the nodes of some ranks, and takes them down.
 
     Args:
         world_size: Number of ranks.
@@ -84,11 +94,12 @@ def networked(world_size: int, delays_ms: Mapping[int, float]) -> Iterator[Netwo
             assert process.stdout is not None and process.stdout.readline()
             return process.pid
 
-        hub, *ranks = (start("unshare", "--net", sys.executable, "-c", _HOLD) for _ in range(world_size + 1))
+        hosts = ["hub", *map(Network.host, range(world_size))]
+        hub, *ranks = (start("unshare", "--net", "--uts", sys.executable, "-c", _HOLD, host) for host in hosts)
         network = Network(hub, ranks)
         for rank in range(world_size):
             if rank in delays_ms:
-                link = (_namespace(hub), _namespace(ranks[rank]), rank, delays_ms[rank])
+                link = (_namespaces(hub), _namespaces(ranks[rank]), rank, delays_ms[rank])
                 start(sys.executable, "-m", "tests.integration.delayed_link", *link)
                 network.plug_in(rank)
             else:
@@ -98,10 +109,10 @@ def networked(world_size: int, delays_ms: Mapping[int, float]) -> Iterator[Netwo
 
 def run_in(namespace_of: int, command: str) -> None:
     """Runs a command in the namespace of a process."""
-    inside = ["nsenter", f"--net={_namespace(namespace_of)}", *command.split()]
+    inside = ["nsenter", f"--net={_namespaces(namespace_of)}/net", *command.split()]
     done = subprocess.run(inside, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
-def _namespace(pid: int) -> str:
-    return f"/proc/{pid}/ns/net"
+def _namespaces(pid: int) -> str:
+    return f"/proc/{pid}/ns"

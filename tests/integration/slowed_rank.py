@@ -1,6 +1,7 @@
 """Stands before train.py among what is typed, and makes a rank of it slow.
 
-``SLOWED`` is JSON: ``slow`` has by rank what slows it, ``namespaces`` the network of each rank, if it has its own.
+``SLOWED`` is JSON: ``slow`` has by rank what slows it, ``nodes`` the namespaces of each rank's
+node, if it has its own.
 ``compute``: it does a tenth more work in each step. ``data``: its workers wait for each micro batch.
 """
 
@@ -16,11 +17,11 @@ from scaletrain import train
 from scaletrain.data.dataset import SequenceDataset
 from scaletrain.data.rows import MicroBatch
 from scaletrain.tasks.causal_lm import CausalLM
-from tests.integration.delayed_link import enter_network
+from tests.integration.delayed_link import enter_node
 
 _EXTRA_ROWS = 0.3
 """Of a forward pass, which is a third of a step's work."""
-_FETCH_S = 1.0
+_FETCH_S = 0.3
 
 
 def slow_down(kind: str) -> None:
@@ -48,7 +49,7 @@ def slow_down(kind: str) -> None:
 
 if __name__ == "__main__":
     slowed, rank = json.loads(os.environ["SLOWED"]), int(os.environ["RANK"])
-    if slowed["namespaces"]:
-        enter_network(slowed["namespaces"][rank])
+    if slowed["nodes"]:
+        enter_node(slowed["nodes"][rank])
     slow_down(slowed["slow"].get(str(rank), ""))
     sys.exit(train.main(sys.argv[2:]))

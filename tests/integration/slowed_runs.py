@@ -27,7 +27,7 @@ class Setting:
     Attributes:
         world_size: Number of ranks.
         slow: By rank, what slows it down; see ``slowed_rank``.
-        network: In which each rank has its own link; None for the machine's.
+        network: In which each rank has a node and a link of its own; None for this machine.
         window_steps: Length of a window.
         flags: What else is asked of the run.
     """
@@ -35,16 +35,16 @@ class Setting:
     world_size: int = 4
     slow: Mapping[int, str] = field(default_factory=dict)
     network: Network | None = None
-    window_steps: int = 10
+    window_steps: int = 30
     flags: tuple[object, ...] = ("--checkpoint.every_steps", 0)
 
     @property
     def environment(self) -> dict[str, str]:
         """What its processes have in their environment."""
-        places = [] if self.network is None else list(map(self.network.namespace, range(self.world_size)))
+        places = [] if self.network is None else list(map(self.network.namespaces, range(self.world_size)))
         address = "127.0.0.1" if self.network is None else self.network.address(0)
         interface = {} if self.network is None else {"GLOO_SOCKET_IFNAME": INTERFACE}
-        slowed = json.dumps({"slow": self.slow, "namespaces": places})
+        slowed = json.dumps({"slow": self.slow, "nodes": places})
         return {"SLOWED": slowed, "PYTHONPATH": str(ROOT), "MASTER_ADDR": address, **interface}
 
     @property
@@ -62,11 +62,12 @@ def start(run: TinyRun, server: ForkServer, setting: Setting) -> None:
         server: Forks the ranks.
         setting: How they are.
     """
-    sizes = {"WORLD_SIZE": str(setting.world_size), "LOCAL_WORLD_SIZE": str(setting.world_size)}
+    per_node = setting.world_size if setting.network is None else 1
+    sizes = {"WORLD_SIZE": str(setting.world_size), "LOCAL_WORLD_SIZE": str(per_node)}
     common = ENVIRONMENT | setting.environment | sizes | {"MASTER_PORT": str(free_port())}
     arguments = list(map(str, (TRAIN, "--config", run.config, *setting.arguments)))
     for rank in range(setting.world_size):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node)}
         server.fork(SLOWED_RANK, arguments, common | own, run.output_of(f"rank-{rank}"))
 
 

@@ -74,12 +74,13 @@ def test_slow_ranks_are_named_with_the_cause(
         pytest.skip(reason)
     run, wanted = new_run("slowed"), slow | dict.fromkeys(delays_ms, "link")
     with networked(4, delays_ms) if delays_ms else nullcontext() as network:
-        start(run, server, Setting(slow=slow, network=network, window_steps=8))
+        host = HOST if network is None else "n{}"
+        start(run, server, Setting(slow=slow, network=network))
         eventually(lambda: named(run).keys() >= wanted.keys(), WITHIN_S, lambda: f"{wanted}, not only {named(run)}")
         end(run, 4)
     assert named(run) == wanted
     log = run.output_of("rank-0").read_text()
-    assert all(f"straggler: rank {rank} on {HOST}: " in log for rank in wanted)
+    assert all(f"straggler: rank {rank} on {host.format(rank)}: " in log for rank in wanted)
     last = [line for line in read_metrics(run.run_dir / "metrics.jsonl") if "straggler/count" in line][-1]
     assert last["straggler/count"] == len(wanted)
     assert EventAccumulator(str(run.run_dir / "tb")).Reload().Images("straggler/ranks")
@@ -92,7 +93,7 @@ def test_a_link_that_has_lost_bandwidth_is_named(new_run: NewRun, server: ForkSe
     run = new_run("narrow")
     with networked(4, {}) as network:
         network.limit(2, "100mbit")
-        start(run, server, Setting(network=network, window_steps=8))
+        start(run, server, Setting(network=network))
         eventually(lambda: named(run), WITHIN_S, "it is named")
         end(run, 4)
     assert named(run) == {2: "link"}
@@ -120,7 +121,7 @@ def test_a_hot_gpu_is_left_once_its_rank_holds_the_others_up(new_run: NewRun, tm
     run, driver = new_run("hot"), FakeDriver(tmp_path, gpus=2)
     driver.set("1.reasons", 0x40)
     flags = ("--monitor.health.every_s", 0.2, "--checkpoint.every_steps", 25)
-    setting = Setting(world_size=2, slow={1: "compute"}, window_steps=8, flags=flags)
+    setting = Setting(world_size=2, slow={1: "compute"}, flags=flags)
     # Not forked: which libraries it finds is settled when a process is started.
     through, environment = (sys.executable, str(SLOWED_RANK)), setting.environment | driver.environment
     ranks = run.start_ranks(2, *setting.arguments, through=through, environment=environment)

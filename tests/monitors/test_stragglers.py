@@ -11,9 +11,9 @@ import pytest
 
 from scaletrain.monitors import names
 from scaletrain.monitors.rank_heat_map import RankHeatMap
-from scaletrain.monitors.stragglers import RankTimes, Straggler, StragglerJudge, link_times, lower_median
+from scaletrain.monitors.stragglers import RankTimes, Straggler, StragglerJudge, link_times, lower_median, parts_of
 
-USUAL = RankTimes(step_s=1.0, data_s=0.001, compute_s=0.5, link_s=0.0003)
+USUAL = RankTimes(step_s=1.0, data_s=0.001, compute_s=0.5, compute_parts_s=[0.5] * 5, link_s=0.0003)
 SLOW = {
     "compute": {"compute_s": 0.55},
     "data": {"data_s": 0.101},
@@ -31,7 +31,13 @@ class Ranks:
     def window(self, slow: dict[int, dict[str, float]] | None = None) -> list[Straggler]:
         """One more window, in which some ranks are slow."""
         times = [replace(USUAL, **(slow or {}).get(rank, {})) for rank in range(self._size)]
-        return self.judge.judge([replace(one, compute_s=one.compute_s * self._factor()) for one in times])
+        return self.judge.judge([self._noisy(one) for one in times])
+
+    def _noisy(self, times: RankTimes) -> RankTimes:
+        # Unless a test says more of the parts, they are as slow as the whole.
+        slow = times.compute_s / USUAL.compute_s if times.compute_parts_s == USUAL.compute_parts_s else 1
+        parts = [slow * self._factor() * part for part in times.compute_parts_s]
+        return replace(times, compute_s=self._factor() * times.compute_s, compute_parts_s=parts)
 
     def _factor(self) -> float:
         return 1 + self._random.gauss(0, self._noise)
@@ -80,7 +86,7 @@ def test_a_node_whose_ranks_are_all_slow_is_named_as_one(cause: str) -> None:
     ranks = Ranks([f"n{rank // 4}" for rank in range(12)])
     slow = {rank: SLOW[cause] for rank in range(4, 8)}
     # One of them lies just below the limit: it is the node that is slow.
-    slow[6] = {"compute": {"compute_s": 0.52}, "data": {"data_s": 0.04}, "link": {"link_s": 0.00081}}[cause]
+    slow[6] = {"compute": {"compute_s": 0.525}, "data": {"data_s": 0.04}, "link": {"link_s": 0.00081}}[cause]
     windows = [ranks.window() for _ in range(3)] + [ranks.window(slow) for _ in range(3)]
     (found,) = (one for window in windows for one in window)
     assert (found.host, found.ranks, found.is_node) == ("n1", (4, 5, 6, 7), True)
@@ -127,6 +133,37 @@ def test_a_rank_that_varies_by_itself_is_not_named_for_it() -> None:
         # The others do not vary at all: only its own past tells that this is nothing new.
         found.append(judge.judge([USUAL, USUAL, unsteady, USUAL]))
     assert found[20:] == [[]] * 280
+
+
+@pytest.mark.parametrize("quick_part", range(5))
+def test_a_rank_that_was_slow_for_most_of_a_window_was_disturbed(quick_part: int) -> None:
+    ranks = Ranks(["n1"] * 4)
+    parts = [0.55] * 5
+    parts[quick_part] = 0.5
+    slow = {"compute_s": 0.55, "compute_parts_s": parts}
+    assert [ranks.window({2: slow}) for _ in range(20)] == [[]] * 20
+    assert ranks.judge.worst_shares["compute"] < 0.02
+
+
+def test_one_that_is_slow_still_but_disturbed_is_not_named_again() -> None:
+    ranks = Ranks(["n1"] * 4)
+    slow, disturbed = SLOW["compute"], {"compute_s": 0.55, "compute_parts_s": [0.5, 0.6, 0.6, 0.6, 0.6]}
+    windows = [ranks.window({2: kind}) for _ in range(5) for kind in (slow, slow, disturbed, disturbed, disturbed)]
+    assert sum(map(len, windows)) == 1 and ranks.judge.slow == {2}
+
+
+def test_what_slows_all_ranks_for_a_part_of_a_window_hides_no_slow_one() -> None:
+    ranks = Ranks(["n1"] * 4)
+    times = {rank: {"compute_parts_s": [0.5, 0.5, 0.9, 0.5, 0.5]} for rank in range(4)}
+    times[2] = {"compute_s": 0.55, "compute_parts_s": [0.55, 0.55, 0.99, 0.55, 0.55]}
+    assert [one.ranks for _ in range(5) for one in ranks.window(times)] == [(2,)]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 8, 50])
+def test_the_parts_of_a_window_are_of_about_the_same_length(steps: int) -> None:
+    parts = parts_of(range(steps))
+    assert [step for part in parts for step in part] == list(range(steps)) and len(parts) == min(5, steps)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_what_not_all_ranks_could_measure_is_left_out() -> None:

@@ -16,7 +16,7 @@ from scaletrain.training.stragglers import Stragglers
 from tests.distributed import run_on_ranks
 from tests.engine.bodies import GLOBAL_BATCH, Case, build_engine
 
-WORLD_SIZE, SLOW_RANK, STEPS, WINDOW_STEPS, INTERVAL_STEPS = 3, 1, 17, 4, 5
+WORLD_SIZE, SLOW_RANK, STEPS, WINDOW_STEPS, INTERVAL_STEPS = 3, 1, 41, 10, 10
 
 
 class Fixed(HostClock):
@@ -54,11 +54,12 @@ def test_all_ranks_know_and_the_first_one_says(tmp_path: Path) -> None:
     # The first step is no part of a window.
     assert all(result["told"] == [set(), {SLOW_RANK}, {SLOW_RANK}, {SLOW_RANK}] for result in results)
     (event,) = read_events(tmp_path / "events.jsonl")
-    assert (event["event"], event["step"], event["cause"], event["ranks"]) == ("straggler", 9, "compute", [SLOW_RANK])
+    assert (event["event"], event["step"], event["cause"], event["ranks"]) == ("straggler", 21, "compute", [SLOW_RANK])
     assert event["host"] == from_environment().host and event["seconds"] == 0.6 and round(event["share"], 6) == 0.2
     first, *others = results
-    assert [step for step, line in first["lines"].items() if line] == [5, 10, 15]
-    assert first["lines"][10]["straggler/count"] == 1 and first["lines"][5]["straggler/count"] == 0
-    assert round(first["lines"][10]["straggler/max_compute_share"], 6) == 0.2
-    assert first["pictures"] == [5, 9, 17]
+    assert [step for step, line in first["lines"].items() if line] == [20, 30, 40]
+    assert first["lines"][30]["straggler/count"] == 1 and first["lines"][20]["straggler/count"] == 0
+    assert round(first["lines"][30]["straggler/max_compute_share"], 6) == 0.2
+    assert "straggler/max_link_share" not in first["lines"][30], "there is no link on one machine"
+    assert first["pictures"] == [11, 21, 41]
     assert not any(other["pictures"] or any(other["lines"].values()) for other in others)
