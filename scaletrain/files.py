@@ -1,4 +1,4 @@
-"""Text files that are whole whenever somebody reads them: written under another name, then given theirs."""
+"""Files that are whole whenever somebody reads them: written under another name, then given theirs."""
 
 import os
 import socket
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -45,6 +46,27 @@ def create_text(path: Path, text: str) -> None:
         except OSError:  # a file system without hard links
             if not path.exists():
                 os.replace(draft, path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that gets its name only when all of it is on the disk.
+
+    Args:
+        path: The file's name at the end. A file that bears it already is replaced.
+
+    Yields:
+        The file, open for binary writing under a temporary name beside ``path``.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def joined(given: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def opened(out: Path | None) -> Iterator[BinaryIO]:
-    from scaletrain.data.atomic import whole_file
+    from scaletrain.files import whole_file
 
     if out is None:
         yield sys.stdout.buffer

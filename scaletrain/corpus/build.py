@@ -25,7 +25,6 @@ from scaletrain.corpus.report import Report
 from scaletrain.corpus.shard_sink import ShardSink
 from scaletrain.corpus.splits import SPLITS, TEST, TRAIN, VALIDATION
 from scaletrain.corpus.worker import WorkPlan
-from scaletrain.data.atomic import whole_file
 from scaletrain.data.chat import check_names
 from scaletrain.data.manifest import FILE_NAME, Manifest, TokenizerEntry, largest_vocabulary, totals_of
 from scaletrain.data.tokenizer import (
@@ -38,6 +37,7 @@ from scaletrain.data.tokenizer import (
     vocabulary_rows,
 )
 from scaletrain.errors import DataError
+from scaletrain.files import whole_file
 
 logger = logging.getLogger(__name__)
 

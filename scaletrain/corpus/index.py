@@ -24,7 +24,6 @@ from scaletrain.corpus.foreign_shard import Indexed, OnBadDocument, index_foreig
 from scaletrain.corpus.index_journal import IndexJournal, Record
 from scaletrain.corpus.processes import run_in_order
 from scaletrain.corpus.shard_list import list_shards, split_patterns
-from scaletrain.data.atomic import whole_file
 from scaletrain.data.foreign import DocumentDecoder
 from scaletrain.data.manifest import (
     NATIVE_FIELD,
@@ -37,6 +36,7 @@ from scaletrain.data.manifest import (
 from scaletrain.data.manifest_paths import is_fit_for_manifest
 from scaletrain.data.tokenizer import Borders, find_borders, load_tokenizer, token_byte_lengths, vocabulary_rows
 from scaletrain.errors import ConfigError, DataError
+from scaletrain.files import whole_file
 from scaletrain.storage.fetch import FetchPolicy
 from scaletrain.storage.survey import Surveyor
 from scaletrain.storage.urls import is_remote, printable

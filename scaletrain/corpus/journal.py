@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from scaletrain.corpus.splits import SPLITS
-from scaletrain.data.atomic import whole_file
 from scaletrain.data.manifest import FILE_NAME, NATIVE_FIELD, ShardEntry
 from scaletrain.data.shard_index import index_path
 from scaletrain.errors import ConfigError, DataError
+from scaletrain.files import whole_file
 
 FOLDER = ".building"
 BUILT_FILE = "build.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scaletrain.corpus.reading import describe_skipped
 from scaletrain.corpus.worker import Worked
-from scaletrain.data.atomic import whole_file
+from scaletrain.files import whole_file
 
 FILE_NAME = "report.json"
 

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import xxhash
 
 from scaletrain.corpus.pipeline import Kept
-from scaletrain.data.atomic import whole_file
 from scaletrain.data.manifest import ShardEntry
 from scaletrain.data.shard_index import FACTS_FIELD, TOKENS_FIELD, index_path, index_shard
+from scaletrain.files import whole_file
 
 logger = logging.getLogger(__name__)
 

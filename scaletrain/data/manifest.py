@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scaletrain.data.atomic import whole_file
 from scaletrain.data.manifest_paths import InnerPath, ShardPath
 from scaletrain.errors import DataError
+from scaletrain.files import whole_file
 from scaletrain.storage.storage import Storage
 from scaletrain.storage.urls import is_remote, join, printable
 

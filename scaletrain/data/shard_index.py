@@ -19,11 +19,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from scaletrain.data.atomic import whole_file
 from scaletrain.data.manifest import NATIVE_FIELD, Content
 from scaletrain.data.stored_array import LARGEST_HEADER, parse_array_header, read_arrays
 from scaletrain.data.tar_members import BLOCK, FOLDER, PLAIN_FILE, Member, split_name, walk_members
 from scaletrain.errors import DataError
+from scaletrain.files import whole_file
 
 Taken = TypeVar("Taken")
 
