@@ -125,6 +125,7 @@ RUN_HERE = {
 # Commands that are not run here: the file whose tests do what they do, and a word by which it is told that they do;
 # or why none does.
 RUN_ELSEWHERE = {
+    "bash tools/test.sh -m slow": (".ci/run", "-m slow"),
     "bash tools/test.sh tests/integration tests/chaos": (".ci/run", "tests/integration tests/chaos"),
     "bash tools/test.sh tests/slurm": (".ci/run", "tests/slurm"),
     "bash tools/test.sh -m thorough": (None, "an hour of tests"),
@@ -258,12 +259,14 @@ def test_what_is_run_elsewhere_is_run_there(command: str) -> None:
         assert word in (ROOT / file).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RUN_HERE)
 def test_a_command_works(command: str, results: Session) -> None:
     result = results[command]
     assert result.returncode == 0, result.stdout[-4000:] + (result.stderr or "")
 
 
+@pytest.mark.slow
 def test_a_plan_is_for_as_many_ranks_as_asked(results: Session) -> None:
     plans = {command: results[command].stdout for command in RUN_HERE if command.endswith("--dry_run")}
     one, many = plans.values()
@@ -271,6 +274,7 @@ def test_a_plan_is_for_as_many_ranks_as_asked(results: Session) -> None:
     assert "64 ranks x 1 micro steps x 8 sequences, ZeRO 2" in many
 
 
+@pytest.mark.slow
 def test_the_snippet_prints_the_metrics(workspace: Path, results: Session) -> None:
     assert results[TRAINED].returncode == 0
     (snippet,) = blocks("python")
@@ -278,6 +282,7 @@ def test_the_snippet_prints_the_metrics(workspace: Path, results: Session) -> No
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "2"], result.stderr
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_table(workspace: Path, results: Session) -> None:
     assert results[TRAINED].returncode == 0
     written = {name for row in read_metrics(workspace / "runs/mine/metrics.jsonl") for name in row if "/" in name}
@@ -286,6 +291,7 @@ def test_metrics_are_those_of_the_table(workspace: Path, results: Session) -> No
     assert {name for name in written if not name.startswith(elsewhere)} == {row[0] for row in rows("metric")}
 
 
+@pytest.mark.slow
 def test_a_run_directory_holds_what_is_said(workspace: Path, results: Session) -> None:
     (listing,) = [block for block in blocks("text") if block.startswith("config.yaml")]
     said = {line.split()[0].rstrip("/") for line in listing.splitlines()}

@@ -4,8 +4,9 @@
 #   bash tools/test.sh
 #   bash tools/test.sh tests/data -k order
 #
-# Tests of whole runs take six minutes, those of jobs on a real Slurm half an hour: they run only where they are named:
+# What takes longer runs only where it is named: single slow tests, whole runs, and jobs on a real Slurm:
 #
+#   bash tools/test.sh -m slow
 #   bash tools/test.sh tests/integration tests/chaos
 #   bash tools/test.sh tests/slurm
 #
@@ -31,17 +32,8 @@ codespell
 if command -v shellcheck >/dev/null; then
     shellcheck -x tools/*.sh slurm/*.sh .ci/run
 fi
-# Two sessions of about the same length side by side, as most tests keep one core busy.
+# Two sessions of about the same length.
 beside=(tests/test_readme.py tests/engine tests/training tests/hardware tests/hangs tests/tools)
 named=(tests/integration tests/chaos tests/slurm)
-log=$(mktemp)
-"$python" -m pytest "${beside[@]}" >"$log" 2>&1 &
-other=$!
-trap 'kill $other 2>/dev/null || true; rm -f "$log"' EXIT
-status=0
-"$python" -m pytest "${beside[@]/#/--ignore=}" "${named[@]/#/--ignore=}" || status=$?
-wait "$other" || status=$?
-cat "$log"
-trap - EXIT
-rm -f "$log"
-exit "$status"
+rest=("${beside[@]/#/--ignore=}" "${named[@]/#/--ignore=}")
+exec bash tools/test_side_by_side.sh -m "not slow" "${rest[@]}" -- -m "not slow" "${beside[@]}"

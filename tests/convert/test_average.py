@@ -37,6 +37,7 @@ def test_it_is_the_mean_of_what_each_run_would_load(tmp_path: Path) -> None:
     average([find_checkpoint(tmp_path / "mean"), first], tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_models_have_no_mean(tmp_path: Path) -> None:
     first = saved(tmp_path / "a", Case(stage=1), 1, 1)
     second = saved(tmp_path / "b", Case(stage=1, model={"tie_embeddings": False}), 1, 1)

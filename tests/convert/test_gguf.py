@@ -52,6 +52,7 @@ def log_probabilities(model: Transformer, tokens: list[int]) -> Tensor:
         return model(torch.tensor([tokens]))[0, -1].log_softmax(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_llama_cpp_says_what_the_model_says(name: str, trained: Callable[[str], Trained], tmp_path: Path) -> None:
     model, tokenizer, checkpoint = trained(name)

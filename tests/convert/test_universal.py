@@ -31,6 +31,7 @@ def saved(tmp_path: Path, case: Case, world_size: int, steps: int = CUT) -> Path
     return list_checkpoints(tmp_path / "run" / "checkpoints")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "on", "target", "to"),
     [

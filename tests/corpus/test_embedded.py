@@ -10,6 +10,7 @@ from scaletrain.data.manifest import Manifest
 from scaletrain.errors import DataError
 
 
+@pytest.mark.slow
 def test_processes_that_call_at_once_share_one_corpus(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from scaletrain.corpus.embedded import prepare_python_stdlib\n"

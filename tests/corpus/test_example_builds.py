@@ -176,6 +176,7 @@ def test_parquet_lines_and_any_number_of_processes_give_the_same_bytes(kind: str
     assert json.loads(alone["report.json"])["skipped"] == {"of another suffix": 1}
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_and_counts_the_same(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", make_records("pairs", 6000))
     tokenizer = tmp_path / "tokenizer.json"

@@ -94,6 +94,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_build_killed_again_and_again_gives_what_an_uncut_one_gives(texts: Path, whole: Path, out: Path) -> None:
     finished: dict[str, int] = {}
     # While the tokenizer is trained; with some shards finished. The tokenizer has a line of its own.
@@ -189,6 +190,7 @@ def test_an_interrupted_build_refuses_another_input_or_option(texts: Path, tmp_p
         build()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_build_and_nothing_is_lost(texts: Path, whole: Path, out: Path) -> None:
     process = start(texts, out)
 
@@ -214,6 +216,7 @@ def test_a_worker_that_dies_ends_the_build_and_nothing_is_lost(texts: Path, whol
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_training_of_a_tokenizer(tmp_path: Path, out: Path) -> None:
     source, inputs = random.Random(1), tmp_path / "in"
     inputs.mkdir()

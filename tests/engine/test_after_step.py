@@ -29,6 +29,7 @@ def uncut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
     return run_on_ranks(1, tuned.train, Case(optim=OPTIM), CUT, END, str(folder))[0], folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "stage", "precision"), PLACES)
 def test_stages_agree_and_any_goes_on_from_any(
     uncut: tuple[Trained, Path], tmp_path: Path, world_size: int, stage: int, precision: str

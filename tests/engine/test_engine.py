@@ -118,7 +118,7 @@ def test_offload_changes_nothing(stage: int, offload: str, reference: list[float
     ("stage", "precision"),
     [
         (0, "fp32"),
-        (3, "bf16"),
+        pytest.param(3, "bf16", marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.thorough)
             for case in product((0, 1, 2, 3), ("fp32", "bf16"))
@@ -145,6 +145,7 @@ def test_evaluating_and_generating_leave_no_trace(stage: int, reference: list[fl
     assert losses(Case(stage=stage, generate_after=4, steps=(0, 10)), 2) == pytest.approx(reference[:10], abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "stage"),
     [

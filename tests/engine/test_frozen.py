@@ -56,6 +56,7 @@ def test_offload_and_recomputed_activations_change_nothing(
     assert trained.losses == pytest.approx(uncut[0].losses, abs=STAGES_APART)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "stage", "precision"),
     [

@@ -25,6 +25,7 @@ def test_layouts_hold_the_canonical_form(world_size: int, tmp_path: Path) -> Non
     assert not [problem for rank in results for problem in rank]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "on", "loaded", "to"),
     [

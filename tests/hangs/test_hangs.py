@@ -24,6 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trial",
     [

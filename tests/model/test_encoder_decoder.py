@@ -164,6 +164,7 @@ def test_bf16_autocast_runs_forward_backward_and_cached(shape: str) -> None:
     assert ((torch.cat(parts, 1).float() - exact).norm() / exact.norm()).item() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", ["t5", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("original", "modern"))]
 )

@@ -204,6 +204,7 @@ def test_dropout_is_for_training_only(config: ModelConfig) -> None:
     assert not torch.equal(model(tokens), model(tokens))
 
 
+@pytest.mark.slow
 def test_the_model_is_captured_as_one_graph(config: ModelConfig) -> None:
     model, tokens = build(config), some_tokens(config, 2, 12)
     documents, positions = two_documents(5, 12)

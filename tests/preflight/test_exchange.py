@@ -39,6 +39,7 @@ def start(folder: Path, port: int, node_rank: int, nodes: int, limit_s: float) -
     )
 
 
+@pytest.mark.slow
 def test_three_nodes_reach_each_other(tmp_path: Path) -> None:
     port = free_port()
     nodes = [start(tmp_path, port, rank, 3, 60) for rank in range(3)]

@@ -18,7 +18,13 @@ from tests.slurm.cluster import Cluster
 PRETRAIN = ROOT / "slurm" / "pretrain.sh"
 
 # The CPU stands in for the GPUs that the jobs ask for; one thread a rank, since all nodes share two cores.
-ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PREFLIGHT": "off", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "PREFLIGHT": "off",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BACKOFF_S": "1",
+}
 STEPS = 300
 SAVED_EVERY = 60
 FLAGS = ("--train.max_steps", STEPS, "--checkpoint.every_steps", SAVED_EVERY, "--eval.every_steps", 150)

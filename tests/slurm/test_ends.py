@@ -92,7 +92,7 @@ def test_a_mistake_of_the_user_is_not_repeated(new_run: NewRun) -> None:
 def test_a_crash_loop_ends(new_run: NewRun, cluster: Cluster) -> None:
     """A rank that is killed in each launch before anything is saved."""
     run = new_run("loop")
-    run.submit("--checkpoint.every_steps", 0, "--train.max_steps", 20000, environment={"BACKOFF_S": "1"})
+    run.submit("--checkpoint.every_steps", 0, "--train.max_steps", 20000)
     for launch in (1, 2, 3):
         eventually(lambda n=launch: len(run.nodes()) == n, 90, lambda: run.log)  # type: ignore[misc]
         eventually(lambda n=launch: len(run.attempts()) == n, 60, lambda: run.log)  # type: ignore[misc]

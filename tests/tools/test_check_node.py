@@ -279,6 +279,7 @@ def started_with(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_whole_on_a_machine_without_gpus(check: Check, without_driver: dict[str, str]) -> None:
     found = check("--json", "--limit_s", "120", **without_driver).findings
     for name in ("cpu arithmetic", "cpu checksum", "cpu bandwidth", "all-reduce"):

@@ -76,6 +76,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_out_and_in_and_out_again(run_dir: Path, tmp_path: Path) -> None:
     out = told(convert("to_hf", "--source", run_dir, "--out", tmp_path / "hf"))
     assert "arg max agrees in 100.00%" in out and "a llama model" in out

@@ -99,6 +99,7 @@ def test_a_message_that_is_no_text_ends_one_turn_only(
     assert (code, out) == (2, "") and "U+FDD0" in err
 
 
+@pytest.mark.slow
 def test_a_conversation_on_a_terminal_ends_with_ctrl_d(trained: TrainedRuns) -> None:
     run = trained.run("sft").run_dir
     answer = likeliest(run, "### User:\nred one\n\n### Assistant:\n")

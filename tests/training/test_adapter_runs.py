@@ -54,6 +54,7 @@ def test_it_begins_as_the_model_that_it_adapts_and_says_what_is_new(pretrained: 
     assert after["blocks.0.attention.q.lora_B.weight"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_cut_run_goes_on_bit_for_bit(
     pretrained: DataRun, adapted: DataRun, corpora: Path, tmp_path: Path, stage: int

@@ -41,6 +41,7 @@ def met_in_the_middle(run: DataRun, source: str, how: Damage) -> tuple[int, int]
     return shard, found[shard]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "source", "ranks", "workers"),
     [

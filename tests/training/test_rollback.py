@@ -78,6 +78,7 @@ def test_a_spike_sends_the_run_back_and_its_sequences_are_left_out(gone_back: Da
     assert points == [(row["step"], pytest.approx(row["train/loss"])) for row in gone_back.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "precision"),
     [

@@ -36,7 +36,9 @@ def curve(run: TaskRun) -> list[dict[str, float]]:
     return [{key: row[key] for key in row if key.startswith(told)} for row in rows]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", ["causal_lm", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS if name != "causal_lm")]
+)
 def test_every_task_goes_on_bit_for_bit(name: str, tmp_path: Path, corpora: dict[str, Path]) -> None:
     uncut = run_of(tmp_path / "uncut", name, corpora)
     uncut.complete(2)
@@ -62,6 +64,7 @@ def test_conversations_are_judged_whole(tmp_path: Path, corpora: dict[str, Path]
     assert len(pieces) > 5 and all(len(row) == 1 and row[0].start == 0 for row in pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["causal_lm", "seq2seq", *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)]
 )

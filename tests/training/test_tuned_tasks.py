@@ -22,6 +22,7 @@ CLASSIFIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.thorough), 3])
 def test_a_classifier_of_a_language_model(tmp_path: Path, stage: int) -> None:
     base = build_examples(tmp_path / "examples", "classes")
