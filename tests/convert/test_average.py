@@ -48,6 +48,7 @@ def test_checkpoints_of_other_models_have_no_mean(tmp_path: Path) -> None:
     assert not (tmp_path / "mean").exists()
 
 
+@pytest.mark.slow
 def test_a_start_says_that_it_was_damaged(tmp_path: Path) -> None:
     folders = [saved(tmp_path / name, Case(stage=1), 1, 1) for name in "ab"]
     average(folders, tmp_path / "mean")

@@ -227,6 +227,7 @@ def readers_in(folder: Path) -> list[psutil.Process]:
     return [psutil.Process(int(path.name)) for path in (folder / "readers").iterdir()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 def test_no_process_outlives_the_one_that_began_it(tmp_path: Path, number: int) -> None:
     code = f"from pathlib import Path; from {__name__} import copy_slowly; copy_slowly(Path({str(tmp_path / 'out')!r}))"
@@ -239,6 +240,7 @@ def test_no_process_outlives_the_one_that_began_it(tmp_path: Path, number: int) 
     assert not psutil.wait_procs(readers, timeout=20)[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as thread:
         copied = thread.submit(copy_slowly, tmp_path / "out")

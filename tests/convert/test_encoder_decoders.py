@@ -68,6 +68,7 @@ def test_a_model_comes_here_and_goes_back_bit_for_bit(tmp_path: Path, name: str,
         assert float(expected.std()) > 0.3  # wide enough for the comparison to mean something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_likeliest_texts_are_the_same_there_and_here(tmp_path: Path, name: str) -> None:
     save(name, tmp_path / "there")
@@ -132,6 +133,7 @@ def train(model: EncoderDecoder) -> None:
         optimizer.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRAINED_HERE)
 def test_a_model_trained_here_goes_there_and_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)

@@ -80,6 +80,7 @@ def test_a_model_comes_here_and_goes_back_bit_for_bit(tmp_path: Path, name: str,
         assert float(expected[key].std()) > 0.3  # wide enough for the comparison to mean something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_model_generates_the_same_tokens_there_and_here(tmp_path: Path, name: str) -> None:
     save(name, tmp_path / "there")
@@ -173,6 +174,7 @@ def train(model: Transformer) -> None:
         optimizer.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED_HERE)
 def test_a_model_trained_here_goes_there_and_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
@@ -355,6 +357,7 @@ def test_a_tokenizer_that_needs_more_rows_is_refused(tmp_path: Path) -> None:
     assert TEXT and not (tmp_path / "here").exists()
 
 
+@pytest.mark.slow
 def test_shapes_are_known_without_the_compiler() -> None:
     """It takes a second and 70 MiB."""
     code = (

@@ -107,6 +107,7 @@ def expected_tensors(model: Transformer, architecture: str) -> dict[str, Tensor]
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_number_is_the_models(name: str, trained: Callable[[str], Trained], tmp_path: Path) -> None:
     model, _, checkpoint = trained(name)

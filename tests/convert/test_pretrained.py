@@ -50,6 +50,7 @@ def test_the_llama_reads_prose_as_well_as_in_transformers(pretrained_llama: Path
     assert "Paris" in tokenizer.decode(found)
 
 
+@pytest.mark.slow
 def test_the_bert_embeds_sentences_as_in_transformers(pretrained_bert: Path, tmp_path: Path) -> None:
     model, _ = converted(pretrained_bert, tmp_path / "start")
     reference = BertModel.from_pretrained(pretrained_bert).eval()

@@ -74,6 +74,7 @@ def test_a_checkpoint_before_the_first_update_has_moments_of_zero(tmp_path: Path
     assert results[0][1] == run_on_ranks(2, saving_bodies.load_ours, Case(stage=2), str(checkpoint), range(1, 3))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.thorough)])
 def test_it_is_what_deepspeeds_own_conversion_writes(stage: int, tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, Case(stage=stage), 2)

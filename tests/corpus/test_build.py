@@ -156,6 +156,7 @@ def test_a_build_that_fails_leaves_no_half_shard(tmp_path: Path) -> None:
     assert not list(out.glob("*.tmp")) and not (out / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_can_be_repeated(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"

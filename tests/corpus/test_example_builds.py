@@ -152,6 +152,7 @@ def test_what_is_cut_and_left_out_is_told(tmp_path: Path) -> None:
     assert sum(part["bytes"] for part in report["kept"].values()) == sum(len(text.encode()) for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(OPTIONS))
 def test_parquet_lines_and_any_number_of_processes_give_the_same_bytes(kind: str, tmp_path: Path) -> None:
     records = make_records(kind)

@@ -247,6 +247,7 @@ time.sleep(float(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [True, False])
 def test_workers_end_with_the_rank(corpus: Manifest, tmp_path: Path, kill: bool) -> None:
     command = [sys.executable, "-c", PROGRAM, corpus.location, "60" if kill else "0"]

@@ -56,6 +56,7 @@ def test_stages_agree_and_any_goes_on_from_any(
             torch.testing.assert_close(moved.averages[name], average, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "stage", "precision"), PLACES)
 def test_the_forward_pass_sees_exact_zeros_and_evaluation_the_average(
     tmp_path: Path, world_size: int, stage: int, precision: str

@@ -97,6 +97,7 @@ def test_activation_checkpointing_changes_nothing(stage: int, reference: list[fl
     assert losses(Case(stage=stage, checkpointing=True), 2) == pytest.approx(reference, abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "micro"), [pytest.param(0, 2, marks=pytest.mark.thorough), (1, 1), (3, 4)])
 def test_three_ranks_with_masked_filling(stage: int, micro: int, reference: list[float]) -> None:
     assert losses(Case(stage=stage, micro=micro), 3) == pytest.approx(reference, abs=TOLERANCE)

@@ -46,6 +46,7 @@ def test_only_what_is_trained_moves(kind: dict[str, dict[str, object]], uncut: t
     assert uncut[0].losses[-1] < uncut[0].losses[0] - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [{"offload": "all"}, {"checkpointing": True}], ids=str)
 def test_offload_and_recomputed_activations_change_nothing(
     kind: dict[str, dict[str, object]], uncut: tuple[Trained, Path], tmp_path: Path, way: dict[str, object]

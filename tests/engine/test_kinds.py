@@ -56,6 +56,7 @@ def test_losses_equal_a_plain_loop(kind: str, stage: int, world_size: int, refer
     assert found == pytest.approx(references[kind], abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stages"),
     [
@@ -76,6 +77,7 @@ def test_what_was_saved_goes_on_in_another_stage(kind: str, stages: tuple[int, i
     assert losses(other, 1) == pytest.approx(uncut[3:], abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["encoder-decoder", thorough("lstm seq2seq")])
 def test_texts_written_between_steps_change_nothing_and_are_the_same_in_all_stages(kind: str) -> None:
     uncut, texts = losses(Case(KINDS[kind], stage=3), 2), []

@@ -213,6 +213,7 @@ def test_a_deleted_run_directory_does_not_come_back(tree: Tree) -> None:
     assert not tree.run_dir.exists()
 
 
+@pytest.mark.slow
 def test_nothing_of_a_deepspeed_run_lives_on_after_its_command_is_killed(tree: Tree, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -184,6 +184,7 @@ def test_under_autocast_the_model_learns_what_it_does_with_the_mask() -> None:
         assert float((mine - truth).norm()) <= 1.5 * float((other - truth).norm()) + 1e-6
 
 
+@pytest.mark.slow
 def test_other_borders_neither_break_the_compiled_graph_nor_compile_again() -> None:
     model = build(n_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -194,6 +195,7 @@ def test_other_borders_neither_break_the_compiled_graph_nor_compile_again() -> N
             assert_as_exact_as_with_the_mask(gradients(compiled, batch, 1), model, batch)
 
 
+@pytest.mark.slow
 def test_the_compiler_keeps_what_the_operator_computes() -> None:
     documents = (torch.arange(40) >= 13).long().expand(2, -1)
     inputs = random_heads(documents, (4, 2), torch.float32)

@@ -107,6 +107,7 @@ def test_what_is_wrong_is_named_and_the_exit_code_says_so(check: Check, fake: Fa
     assert json.loads(done.out)["status"] == "fail"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "word", "code"),
     [
@@ -244,6 +245,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_burn_that_hangs_is_ended_and_told_where(
     check: Check, tmp_path: Path, without_driver: dict[str, str]
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_burn_that_hangs_is_ended_and_told_where(
     assert started_with(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_burn_names_a_gpu_by_the_drivers_number(check: Check, tmp_path: Path, fake: FakeDriver) -> None:
     fake.set("gpus", 6)
     (tmp_path / "torch.py").write_text(HANGS.replace("gpu 3", "gpu 1"))

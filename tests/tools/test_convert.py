@@ -185,11 +185,13 @@ def test_a_full_disk_is_told_and_leaves_nothing(run_dir: Path, tmp_path: Path) -
             assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_ends_with_the_code(run_dir: Path, tmp_path: Path) -> None:
     for place, code in ((run_dir, 0), (tmp_path, 2)):
         assert python(TOOL, "inspect", "--source", place).returncode == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_conversion_begins_anew(run_dir: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "hf"

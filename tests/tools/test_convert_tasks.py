@@ -129,6 +129,7 @@ def model_of(run_dir: Path) -> Model:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_its_weights_come_into_one_file(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     told(convert("consolidate", "--source", runs[name], "--out", tmp_path / "weights.safetensors"))

@@ -65,6 +65,7 @@ def test_the_table_lists_every_folder_without_torch(run_dir: Path) -> None:
     assert told["partial_step_00000030"][-1].startswith("unfinished")
 
 
+@pytest.mark.slow
 def test_the_details_are_those_of_the_files(run_dir: Path) -> None:
     folder = run_dir / "checkpoints" / folder_name(20)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}

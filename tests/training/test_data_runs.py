@@ -32,6 +32,7 @@ def http(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fa
         yield proxy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["concat", pytest.param("best_fit", marks=pytest.mark.thorough)])
 def test_a_cut_run_reads_what_the_uncut_one_reads(uncut: DataRun, corpora: Path, tmp_path: Path, packing: str) -> None:
     run = DataRun(tmp_path, corpora, {"data.packing": packing})
@@ -140,6 +141,7 @@ def test_a_corpus_without_a_validation_split_trains(corpora: Path, tmp_path: Pat
     assert not [name for row in run.rows for name in row if name.startswith("eval/") or name.endswith("/corpus")]
 
 
+@pytest.mark.slow
 def test_over_http_a_run_reads_the_same_whatever_breaks(uncut: DataRun, http: FaultProxy, tmp_path: Path) -> None:
     http.clear()
     faults = {"unavailable": 3, "reset": 2, "truncate": 2, "flip": 2, "stall": 1}
@@ -167,6 +169,7 @@ def test_over_http_a_run_reads_the_same_whatever_breaks(uncut: DataRun, http: Fa
     assert http.count(TARS) == 0
 
 
+@pytest.mark.slow
 def test_ranks_and_workers_fetch_a_shard_once_unless_the_cache_is_too_small(
     uncut: DataRun, corpora: Path, http: FaultProxy, tmp_path: Path
 ) -> None:

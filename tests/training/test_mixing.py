@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from scaletrain.data.mixture import Phase, weight_units
 from scaletrain.training.mixing import consumed_weights
 from tests.training.data_runs import STEPS, DataRun, batch_hashes
@@ -14,6 +16,7 @@ def with_weight(run: DataRun, weight: int) -> None:
     run.yaml.write_text(re.sub("weight: 3", f"weight: {weight}", run.yaml.read_text()))
 
 
+@pytest.mark.slow
 def test_weights_change_from_what_is_consumed_on(uncut: DataRun, corpora: Path, tmp_path: Path) -> None:
     run = DataRun(tmp_path, corpora, {"checkpoint.every_steps": 4})
     run.complete(2, train__max_steps=8)
