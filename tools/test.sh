@@ -33,7 +33,7 @@ if command -v shellcheck >/dev/null; then
     shellcheck -x tools/*.sh slurm/*.sh .ci/run
 fi
 # Two sessions of about the same length.
-beside=(tests/test_readme.py tests/engine tests/training tests/hardware tests/hangs tests/tools)
+beside=(tests/test_readme.py tests/engine tests/training tests/hardware tests/hangs tests/tools tests/storage)
 named=(tests/integration tests/chaos tests/slurm)
 rest=("${beside[@]/#/--ignore=}" "${named[@]/#/--ignore=}")
 exec bash tools/test_side_by_side.sh -m "not slow" "${rest[@]}" -- -m "not slow" "${beside[@]}"

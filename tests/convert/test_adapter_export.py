@@ -98,6 +98,7 @@ def test_exported_peft_computes_the_same_on_the_base(case: str, tmp_path: Path) 
     torch.testing.assert_close(peft.merge_and_unload()(TOKENS_BT).logits, expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_merged_it_is_the_model_that_was_trained(case: str, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def saved(tmp_path: Path, case: Case, world_size: int) -> Path:
     return list_checkpoints(tmp_path / "checkpoints")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "world_size"),
     [

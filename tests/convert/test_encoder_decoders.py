@@ -43,6 +43,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, torch.float32) for name in MODELS), ("t5 1.1", torch.bfloat16), ("marian", torch.bfloat16)],

@@ -90,6 +90,7 @@ def metadata(path: Path) -> dict[str, object]:
     return {key.removeprefix(prefix): field.contents() for key, field in fields.items() if key.startswith(prefix)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_llama_cpp_cuts_texts_as_the_tokenizer_does(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name]()

@@ -77,6 +77,7 @@ HEADS: dict[str, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]] =
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_comes_here_with_its_names_and_goes_back(tmp_path: Path, name: str) -> None:
     options, task, values, classes = HEADS[name]

@@ -93,6 +93,7 @@ def swap_norms(weights: dict[str, Tensor]) -> None:
 FAULTS = [swap_heads, transpose_square_matrix, flip_one_sign, swap_norms]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [pytest.param(torch.float32, id="fp32", marks=pytest.mark.thorough), pytest.param(torch.bfloat16, id="bf16")],

@@ -58,6 +58,7 @@ def test_signatures_are_the_same_on_every_machine() -> None:
     assert (band_keys("word", RULES) == band_keys(" Word\n", RULES)).all()
 
 
+@pytest.mark.slow
 def test_a_long_document_is_signed_in_bounded_memory() -> None:
     text = " ".join(map(str, range(300_000)))
     tracemalloc.start()

@@ -359,6 +359,7 @@ def test_each_document_of_a_window_is_decoded_once(
     assert len(decoded) == 400
 
 
+@pytest.mark.slow
 def test_the_tool_indexes_shards(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), "index", "--shards", patterns(source), "--field", "json", "--key", "text"]
     command += ["--tokenizer", str(source / "tok.json"), "--out", str(tmp_path / "m.json"), "--num_workers", "0"]

@@ -103,6 +103,7 @@ def test_three_ranks_with_masked_filling(stage: int, micro: int, reference: list
     assert losses(Case(stage=stage, micro=micro), 3) == pytest.approx(reference, abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "offload"),
     [

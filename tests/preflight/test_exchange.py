@@ -51,6 +51,7 @@ def test_three_nodes_reach_each_other(tmp_path: Path) -> None:
     assert told[0]["gb_per_s"] * told[0]["seconds"] * 1e9 == pytest.approx(4 / 3 * 4 * 2**20)
 
 
+@pytest.mark.slow
 def test_a_node_that_never_comes_holds_the_others_no_longer_than_the_limit(tmp_path: Path) -> None:
     started_s = time.monotonic()
     node = start(tmp_path, free_port(), 0, 2, 5)

@@ -147,6 +147,7 @@ def test_what_no_family_has_is_named(name: str, runs: dict[str, Path], tmp_path:
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TO_TRANSFORMERS)
 def test_it_becomes_a_model_of_transformers_and_comes_back(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     out = told(convert("to_hf", "--source", runs[name], "--out", tmp_path / "hf"))

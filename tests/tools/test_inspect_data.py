@@ -84,6 +84,7 @@ def test_a_key_is_listed_with_its_uses(run: DataRun, inspect: Inspect) -> None:
     assert out.splitlines() == expected
 
 
+@pytest.mark.slow
 def test_steps_are_verified(run: DataRun, tmp_path: Path) -> None:
     # As a command: nothing else is on its standard output, and DeepSpeed is not loaded.
     command = [

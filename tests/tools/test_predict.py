@@ -96,6 +96,7 @@ def test_order_is_kept_over_batches_and_what_is_cut_is_told(trained: TrainedRuns
         assert one["probabilities"] == pytest.approx(other["probabilities"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_standard_input_is_read(trained: TrainedRuns) -> None:
     run = trained.run("regression").run_dir
     command = [sys.executable, str(TOOLS / "predict.py"), "--input", "-", "--run_dir", str(run)]

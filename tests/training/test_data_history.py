@@ -49,6 +49,7 @@ def check_uses(history: DataHistory, pieces: dict[int, list[UsedPiece]]) -> None
         assert all(use.is_past == (use.step <= len(history.ends)) for use in uses)
 
 
+@pytest.mark.slow
 def test_documents_are_told_before_they_are_used_as_they_are_afterwards(
     uncut: DataRun, corpora: Path, tmp_path: Path
 ) -> None:

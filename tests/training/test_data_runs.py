@@ -217,6 +217,7 @@ def test_a_shard_that_never_comes_is_left_out(http: FaultProxy, corpora: Path, t
     assert {told["url"] for told in run.events("fetch_retry") + run.events("prefetch_failed")} == {skipped.path}
 
 
+@pytest.mark.slow
 def test_nothing_is_left_out_because_of_its_server_or_of_this_machine(
     uncut: DataRun, http: FaultProxy, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_all_ranks_go_on_without_a_bad_shard_and_so_does_each_later_start(
     assert len(run.events("skip_shard")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_without_leave_all_ranks_stop_with_one_message(
     uncut: DataRun, corpora: Path, own_corpora: Path, tmp_path: Path, workers: int

@@ -133,6 +133,7 @@ def test_a_run_does_not_go_back_to_the_same_step_twice_in_a_row(tmp_path: Path) 
     assert recorded_return(tmp_path) == 50
 
 
+@pytest.mark.slow
 def test_steps_that_stay_bad_send_the_run_back_as_often_as_it_may(corpora: Path, tmp_path: Path) -> None:
     # Step 4 takes 18 to 23, step 5 takes 24 to 29.
     overrides = {"stability.bad_steps": 2, "stability.max_rollbacks": 1, "checkpoint.every_steps": 1}
