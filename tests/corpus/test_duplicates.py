@@ -2,6 +2,7 @@ import random
 import tracemalloc
 
 import numpy as np
+import pytest
 
 from scaletrain.corpus.duplicates import ExactDuplicates, NearDuplicates, band_keys, bands_of, digest_of
 from scaletrain.corpus.rules import DuplicateRules
