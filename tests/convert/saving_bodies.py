@@ -86,7 +86,7 @@ def build_universal_engine(case: Case, plan: BatchPlan) -> Engine:
     """An engine of the case whose loader takes universal checkpoints."""
     model, optim = ModelConfig(**(bodies.MODEL | case.model)), OptimConfig(**(bodies.OPTIM | case.optim))
     train = TrainConfig(precision=case.precision, micro_batch_size=case.micro, global_batch_size=GLOBAL_BATCH)
-    zero: dict[str, Any] = {"stage": case.stage}
+    zero: dict[str, Any] = {"stage": case.stage, **bodies.SMALL_BUCKET}
     if case.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     own = {"zero_optimization": zero, "checkpoint": {"load_universal": True}}

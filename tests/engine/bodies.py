@@ -26,6 +26,9 @@ from scaletrain.protocols import StepResult
 from scaletrain.tasks.causal_lm import CausalLM
 
 GLOBAL_BATCH, MAX_SEQ_LEN, VOCAB = 8, 32, 101
+SMALL_BUCKET = {"reduce_bucket_size": 1_000_000}
+"""DeepSpeed keeps a gigabyte or two of address space for the gradients of each engine of stage 3, also when that is
+gone. Where those of many join, and exceed the memory of the machine, the kernel no longer forks the process."""
 # Sizes that no number of ranks divides, and a tied embedding.
 MODEL = {"vocab_size": VOCAB, "d_model": 30, "n_layers": 2, "n_heads": 3, "max_seq_len": MAX_SEQ_LEN}
 OPTIM = {"lr": 3e-3, "warmup_steps": 4, "grad_clip": 0.5}
@@ -106,7 +109,7 @@ def build_engine(case: Case, plan: BatchPlan) -> Engine:
     """Makes the engine of a case."""
     model, optim = ModelConfig(**(MODEL | case.model)), OptimConfig(**(OPTIM | case.optim))
     train = TrainConfig(precision=case.precision, micro_batch_size=case.micro, global_batch_size=GLOBAL_BATCH)
-    zero: dict[str, Any] = {"stage": case.stage}
+    zero: dict[str, Any] = {"stage": case.stage, **SMALL_BUCKET}
     if case.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     if case.offload == "all":

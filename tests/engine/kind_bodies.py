@@ -110,7 +110,13 @@ def train(case: Case) -> tuple[list[float], list[list[int]]]:
     engine = Engine(
         lambda: build_module(case),
         lambda module: build_optimizer(OPTIM, parameter_groups(module.named_parameters(), 0.1)),
-        merge({"zero_optimization": {"stage": case.stage}}, train_config, OPTIM, plan.micro_steps, plan.world_size),
+        merge(
+            {"zero_optimization": {"stage": case.stage, **bodies.SMALL_BUCKET}},
+            train_config,
+            OPTIM,
+            plan.micro_steps,
+            plan.world_size,
+        ),
         seed=5,
         compile_module=case.compiled,
     )

@@ -11,6 +11,7 @@ from scaletrain.evaluation.beam_search import Search, search_texts
 from scaletrain.model.build import build_model
 from scaletrain.optim.optimizers import build_optimizer, parameter_groups
 from scaletrain.tasks.seq2seq import Seq2Seq
+from tests.engine.bodies import SMALL_BUCKET
 
 VOCAB, SEED = 23, 5
 MODEL = {"vocab_size": VOCAB, "d_model": 30, "n_layers": 2, "n_encoder_layers": 2, "n_heads": 3, "init_std": 0.8}
@@ -44,7 +45,7 @@ def search_under_zero(stage: int, only: slice | None = None) -> list[list[list[i
     engine = Engine(
         lambda: wrapped(config),
         lambda module: build_optimizer(optim, parameter_groups(module.named_parameters(), 0.0)),
-        merge({"zero_optimization": {"stage": stage}}, train, optim, 1, dist.get_world_size()),
+        merge({"zero_optimization": {"stage": stage, **SMALL_BUCKET}}, train, optim, 1, dist.get_world_size()),
         seed=SEED,
     )
     source_BS, mask_BS = all_sources()
