@@ -1,8 +1,8 @@
 """Stands before train.py among what is typed, and makes a rank of it slow.
 
-``SLOWED`` is JSON: ``slow`` has by rank what slows it, ``nodes`` the namespaces of each rank's
-node, if it has its own.
-``compute``: it does a tenth more work in each step. ``data``: its workers wait for each micro batch.
+``SLOWED`` is JSON: ``slow`` has by rank what slows it, ``extra_work`` how much, as a share of a step, ``nodes`` the
+namespaces of each rank's node, if it has its own. ``compute``: it does more work in each step. ``data``: its workers
+wait for each micro batch.
 """
 
 import json
@@ -19,19 +19,20 @@ from scaletrain.data.rows import MicroBatch
 from scaletrain.tasks.causal_lm import CausalLM
 from tests.integration.delayed_link import enter_node
 
-_EXTRA_ROWS = 0.3
-"""Of a forward pass, which is a third of a step's work."""
+_FORWARDS = 3
+"""How many forward passes are as much work as a step."""
 _FETCH_S = 0.3
 
 
-def slow_down(kind: str) -> None:
+def slow_down(kind: str, extra_work: float) -> None:
     """Makes this process slow."""
     if kind == "compute":
         forward = CausalLM.forward
 
         def forward_and_more(module: CausalLM, **inputs: Any) -> Any:
             if module.training:
-                some = {name: tensor[: max(1, round(_EXTRA_ROWS * len(tensor)))] for name, tensor in inputs.items()}
+                share = _FORWARDS * extra_work
+                some = {name: tensor[: round(share * len(tensor))] for name, tensor in inputs.items()}
                 with torch.no_grad():
                     forward(module, **some)
             return forward(module, **inputs)
@@ -51,5 +52,5 @@ if __name__ == "__main__":
     slowed, rank = json.loads(os.environ["SLOWED"]), int(os.environ["RANK"])
     if slowed["nodes"]:
         enter_node(slowed["nodes"][rank])
-    slow_down(slowed["slow"].get(str(rank), ""))
+    slow_down(slowed["slow"].get(str(rank), ""), slowed["extra_work"])
     sys.exit(train.main(sys.argv[2:]))

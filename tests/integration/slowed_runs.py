@@ -27,6 +27,7 @@ class Setting:
     Attributes:
         world_size: Number of ranks.
         slow: By rank, what slows it down; see ``slowed_rank``.
+        extra_work: How much more a rank computes that is slow for that, as a share of a step.
         network: In which each rank has a node and a link of its own; None for this machine.
         window_steps: Length of a window.
         flags: What else is asked of the run.
@@ -34,6 +35,7 @@ class Setting:
 
     world_size: int = 4
     slow: Mapping[int, str] = field(default_factory=dict)
+    extra_work: float = 0.1
     network: Network | None = None
     window_steps: int = 30
     flags: tuple[object, ...] = ("--checkpoint.every_steps", 0)
@@ -44,7 +46,7 @@ class Setting:
         places = [] if self.network is None else list(map(self.network.namespaces, range(self.world_size)))
         address = "127.0.0.1" if self.network is None else self.network.address(0)
         interface = {} if self.network is None else {"GLOO_SOCKET_IFNAME": INTERFACE}
-        slowed = json.dumps({"slow": self.slow, "nodes": places})
+        slowed = json.dumps({"slow": self.slow, "extra_work": self.extra_work, "nodes": places})
         return {"SLOWED": slowed, "PYTHONPATH": str(ROOT), "MASTER_ADDR": address, **interface}
 
     @property
