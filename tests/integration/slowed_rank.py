@@ -21,7 +21,8 @@ from tests.integration.delayed_link import enter_node
 
 _FORWARDS = 3
 """How many forward passes are as much work as a step."""
-_FETCH_S = 0.3
+_FETCH_S = 1.0
+"""Longer than a step, also where others use the cores: micro batches are fetched ahead."""
 
 
 def slow_down(kind: str, extra_work: float) -> None:

@@ -58,26 +58,32 @@ def end(run: TinyRun, ranks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slow", "extra_work", "delays_ms"),
+    ("slow", "extra_work", "delays_ms", "window_steps"),
     [
         # Beside other tests, on cores that are shared with them, a tenth may take longer to be told.
-        ({1: "compute", 2: "data"}, 0.3, {3: 2.0}),
-        pytest.param({1: "compute", 2: "data"}, 0.1, {3: 2.0}, marks=pytest.mark.thorough),
-        pytest.param({2: "compute"}, 0.1, {}, marks=pytest.mark.thorough),
-        pytest.param({3: "data"}, 0.0, {}, marks=pytest.mark.thorough),
-        pytest.param({}, 0.0, {0: 5.0}, marks=pytest.mark.thorough),
+        ({1: "compute", 2: "data"}, 0.3, {3: 2.0}, 15),
+        pytest.param({1: "compute", 2: "data"}, 0.1, {3: 2.0}, 30, marks=pytest.mark.thorough),
+        pytest.param({2: "compute"}, 0.1, {}, 30, marks=pytest.mark.thorough),
+        pytest.param({3: "data"}, 0.0, {}, 15, marks=pytest.mark.thorough),
+        pytest.param({}, 0.0, {0: 5.0}, 15, marks=pytest.mark.thorough),
     ],
     ids=["all three", "all three, by little", "compute", "data", "link"],
 )
 def test_slow_ranks_are_named_with_the_cause(
-    slow: dict[int, str], extra_work: float, delays_ms: dict[int, float], new_run: NewRun, server: ForkServer
+    slow: dict[int, str],
+    extra_work: float,
+    delays_ms: dict[int, float],
+    window_steps: int,
+    new_run: NewRun,
+    server: ForkServer,
 ) -> None:
     if delays_ms and (reason := lacking()):
         pytest.skip(reason)
     run, wanted = new_run("slowed"), slow | dict.fromkeys(delays_ms, "link")
     with networked(4, delays_ms) if delays_ms else nullcontext() as network:
         host = HOST if network is None else "n{}"
-        start(run, server, Setting(slow=slow, extra_work=extra_work, network=network))
+        setting = Setting(slow=slow, extra_work=extra_work, network=network, window_steps=window_steps)
+        start(run, server, setting)
         eventually(lambda: named(run).keys() >= wanted.keys(), WITHIN_S, lambda: f"{wanted}, not only {named(run)}")
         end(run, 4)
     assert named(run) == wanted
