@@ -26,9 +26,10 @@ other=$!
 trap 'kill -- "-$other" 2>/dev/null || true; rm -f "$log"' EXIT
 status=0
 "$python" -m pytest "${first[@]}" || status=$?
-if [[ $status -eq 2 ]]; then  # Ctrl-C, which the other one does not get
+if [[ $status -eq 2 ]]; then  # Ctrl-C, which the other one does not get, or a file that cannot be imported
     exit 2
 fi
 wait "$other" || status=$?
+trap 'rm -f "$log"' EXIT  # its number may be another's from now on
 cat "$log"
 exit "$status"

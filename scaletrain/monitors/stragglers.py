@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import ge
 from typing import Literal, get_args
 
 Cause = Literal["compute", "data", "link"]
@@ -18,6 +19,7 @@ _PER_DEVIATION = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
 _WINDOWS = 2
 _PARTS = 5
+"""Of a window. Chosen on recorded steps of equal ranks whose cores others used: with three or four some were named."""
 _PAST_WINDOWS = 20
 _PAST_TELLS = 3
 _RESOLUTION = 0.01
@@ -277,8 +279,8 @@ def _compare(window: Sequence[RankTimes], slowdown: float) -> dict[Cause, _Group
 def _are_slow_throughout(window: Sequence[RankTimes], least: float) -> list[bool]:
     """By rank, whether it computed slower than usual by at least a share in each part of the window."""
     parts = zip(*(times.compute_parts_s for times in window), strict=True)
-    slow = [[value >= (1 + least) * lower_median(values) for value in values] for values in parts]
-    return [all(ones) for ones in zip(*slow, strict=True)]
+    limits = [(1 + least) * lower_median(values) for values in parts]
+    return [all(map(ge, times.compute_parts_s, limits)) for times in window]
 
 
 def _shown(seconds: float) -> str:
