@@ -18,7 +18,7 @@ from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.limits import Watched
 from scaletrain.launch.hang.watch import HangWatch
 from scaletrain.launch.heartbeat import REFRESH_S, refresh_lease
-from scaletrain.launch.processes import Process, descendants, exit_signal_or_code, kill
+from scaletrain.launch.processes import Process, ProcessEnd, descendants, kill
 from scaletrain.launch.siblings import Siblings
 from scaletrain.launch.verdicts import Ending, Verdict, verdict_path, write_verdict
 
@@ -51,6 +51,7 @@ class Keeper:
     ) -> None:
         self._rank_process = rank_process
         self._run_dir, self._rank, self._process = rank_process.run_dir, rank_process.rank, rank_process.process
+        self._end = ProcessEnd(self._process)
         self._launchers = launchers
         self._grace_s = grace_s
         self._end_s = end_s
@@ -83,7 +84,7 @@ class Keeper:
         if self._hangs is not None and (hang := self._hangs.settle()) is not None:
             # Somebody was quicker to end it than its keeper, such as the launcher of a rank that was ended first.
             self._cause, self._verdict, self._hosts = hang.reason, hang.verdict, hang.hosts
-        manner = exit_signal_or_code(self._process)
+        manner = self._end.signal_or_code()
         try:
             self._write_verdict(manner)
         finally:

@@ -1,8 +1,10 @@
 """What Linux tells about processes: who is alive, who started whom, who descends from whom."""
 
+import fcntl
 import os
 import signal
 import socket
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from scaletrain.lifetime import end_with
 _LAUNCHER_SCRIPTS = ("deepspeed", "deepspeed.py", "ds", "torchrun")
 _LAUNCHER_MODULES = ("deepspeed.launcher.", "deepspeed.launcher", "torch.distributed.run", "torch.distributed.launch")
 _MOST_LAUNCHERS = 4
+_PIDFD_GET_INFO = 0xC040FF0B  # these three from linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info), version 0 of it
+_PIDFD_INFO = struct.Struct("Q52xi")
+_PIDFD_INFO_EXIT = 1 << 3
 
 
 @dataclass(frozen=True)
@@ -62,20 +67,48 @@ def machine() -> str:
     return f"{boot_id}/{os.readlink('/proc/self/ns/pid')}"
 
 
-def exit_signal_or_code(process: Process) -> str | None:
-    """How a process ended, while it has not been waited for yet.
+class ProcessEnd:
+    """How a process ends, for one that is not its parent; it has to live when this is made.
 
-    Returns:
-        "signal 9 (SIGKILL)" or "exit code 1"; None where it is too late to know.
+    The kernel keeps that for the parent, and drops it once the parent has asked. From Linux 6.15 on whoever holds a
+    descriptor of the process is told afterwards (ioctl_pidfd(2), PIDFD_GET_INFO).
     """
-    fields = _stat(process.pid)
-    if fields is None or int(fields[19]) != process.start_ticks or fields[0] != "Z" or len(fields) < 50:
-        return None
-    status = int(fields[49])
-    number = os.WTERMSIG(status)
-    if number == 0:
-        return f"exit code {os.WEXITSTATUS(status)}"
-    return f"signal {number} ({signal.Signals(number).name})"
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        try:
+            self._descriptor: int | None = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            self._descriptor = None
+
+    def signal_or_code(self) -> str | None:
+        """As "signal 9 (SIGKILL)" or "exit code 1"; None while it runs, and where it is too late to know."""
+        status = self._kept_for_parent()
+        if status is None:
+            status = self._told_afterwards()
+        if status is None:
+            return None
+        number = os.WTERMSIG(status)
+        if number == 0:
+            return f"exit code {os.WEXITSTATUS(status)}"
+        return f"signal {number} ({signal.Signals(number).name})"
+
+    def _kept_for_parent(self) -> int | None:
+        fields = _stat(self._process.pid)
+        if fields is None or int(fields[19]) != self._process.start_ticks or fields[0] != "Z" or len(fields) < 50:
+            return None
+        return int(fields[49])
+
+    def _told_afterwards(self) -> int | None:
+        if self._descriptor is None:
+            return None
+        info = _PIDFD_INFO.pack(_PIDFD_INFO_EXIT, 0)
+        try:
+            info = fcntl.ioctl(self._descriptor, _PIDFD_GET_INFO, info)
+        except OSError:  # an older kernel
+            return None
+        mask, status = _PIDFD_INFO.unpack(info)
+        return status if mask & _PIDFD_INFO_EXIT else None
 
 
 def launchers_above(pid: int) -> list[Process]:

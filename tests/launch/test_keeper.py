@@ -121,6 +121,21 @@ def test_a_rank_killed_without_a_launcher(tree: Tree) -> None:
     nothing_lives(tree)
 
 
+def test_a_rank_whose_parent_is_quicker_than_its_keeper(tree: Tree) -> None:
+    """As srun may be, on a machine that has too much to do."""
+    runner = tree.start("has a child")
+    keeper = process_with(tree.run_dir, "keeper_process")
+    os.kill(keeper, signal.SIGSTOP)
+    runner.kill()
+    runner.wait()
+    os.kill(keeper, signal.SIGCONT)
+    told = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+    assert tree.verdict()["reason"] == (
+        "ended by signal 9 (SIGKILL) without a verdict" if told else "ended without a verdict"
+    )
+    nothing_lives(tree)
+
+
 def test_a_rank_that_leaves_without_a_word(tree: Tree) -> None:
     tree.start("leaves")
     assert tree.verdict()["reason"] == "ended by exit code 9 without a verdict"
