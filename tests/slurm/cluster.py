@@ -243,7 +243,8 @@ class Cluster:
             words = _command(int(entry)) if entry.isdigit() else []
             if str(INIT) not in words or "unshare" in words[0] or "setpriv" in words[0]:
                 continue
-            if str(self.folder) in words:
+            # What a first process starts has its name until it becomes another program, and may be gone soon.
+            if str(self.folder) in words and _is_first(int(entry)):
                 role = words[words.index(str(INIT)) + 1]
                 self._inits["ctl" if role == "controller" else words[-1]] = int(entry)
         return len(self._inits) == len(NODES) + 1
@@ -266,6 +267,15 @@ class Cluster:
                 except OSError:
                     continue
         return found
+
+
+def _is_first(pid: int) -> bool:
+    """Whether a process is the first one of its namespace."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    return next(line for line in lines if line.startswith("NSpid:")).split()[-1] == "1"
 
 
 def _command(pid: int) -> list[str]:
