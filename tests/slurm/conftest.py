@@ -11,7 +11,7 @@ from tests.integration.runs import build_tiny_corpus
 from tests.slurm.cluster import Cluster, missing_commands
 from tests.slurm.jobs import SlurmRun
 
-_LONGEST_S = 500.0
+_LONGEST_S = 800.0
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ class SlurmRun:
         """What the jobs have printed."""
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
 
-    def ends_as(self, state: str, within_s: float = 150, start_now: bool = False) -> None:
+    def ends_as(self, state: str, within_s: float = 300, start_now: bool = False) -> None:
         """Waits until the job is over."""
 
         def over() -> bool:
@@ -74,7 +74,7 @@ class SlurmRun:
 
         eventually(over, within_s, lambda: f"{state}: {self.cluster.job(self.job_id)}\n{self.log[-6000:]}")
 
-    def reaches(self, step: int, within_s: float = 90) -> None:
+    def reaches(self, step: int, within_s: float = 150) -> None:
         """Waits until a step was trained."""
 
         def there() -> bool:

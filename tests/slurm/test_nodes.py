@@ -55,11 +55,11 @@ def test_a_node_that_loses_power(new_run: NewRun, cluster: Cluster, undisturbed:
 
 def test_a_cable_that_is_pulled(new_run: NewRun, cluster: Cluster, undisturbed: SlurmRun) -> None:
     run = new_run("cable")
-    run.submit(*COLLECTIVE, environment={"PREFLIGHT": "nodes", "CHECK_LIMIT_S": "20"})
+    run.submit(*COLLECTIVE, environment={"PREFLIGHT": "nodes", "CHECK_LIMIT_S": "60"})
     run.reaches(100)
     cut_s = time.time()
     cluster.cut("n2")
-    run.ends_as("COMPLETED", 240)
+    run.ends_as("COMPLETED")
     assert run.nodes() == [["n1", "n2"], ["n1", "n3"]]
     # The collectives' limit, and what the launcher, srun and the verdicts take.
     assert run.journal("launch_end")[0]["time_s"] - cut_s < 10 + 120
@@ -90,7 +90,7 @@ def test_of_two_nodes_that_are_slow_together_one_is_left_out(
     run = new_run("pair")
     cluster.slow_down("n2", "1mbit")
     run.submit(environment=SLOW | {"DRAIN_NODES": "0"})
-    run.ends_as("COMPLETED", 240)
+    run.ends_as("COMPLETED")
     assert run.nodes() == [["n1", "n3"]]
     assert cluster.job(run.job_id)["ExcNodeList"] == "n2"
     assert [line["nodes"] for line in run.journal("suspicion")] == [["n1", "n2"]]
@@ -103,7 +103,7 @@ def test_a_slow_node_is_named_drained_and_replaced(new_run: NewRun, cluster: Clu
     run = new_run("slow")
     cluster.slow_down("n2", "1mbit")
     run.submit(nodes=3, environment=SLOW | {"SPARE_NODES": "1"})
-    run.ends_as("COMPLETED", 240)
+    run.ends_as("COMPLETED")
     assert run.nodes() == [["n1", "n3"]]
     assert [line["node"] for line in run.journal("sick_node")] == ["n2"]
     assert "MIN_BANDWIDTH_GB_S" in run.journal("sick_node")[0]["reason"]
