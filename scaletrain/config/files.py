@@ -58,7 +58,7 @@ def find_file(path: Path, purpose: str) -> Path:
             raise ConfigError(f"{purpose} {str(path)!r} cannot be opened: {error.strerror}") from None
     if any(candidate.is_dir() for candidate in candidates):
         raise ConfigError(f"{purpose} {str(path)!r} is a folder; give the path of a file in it")
-    tried = ", ".join(str(candidate.absolute()) for candidate in candidates)
+    tried = ", ".join(str(candidate.absolute()) for candidate in dict.fromkeys(candidates))
     raise ConfigError(f"{purpose} {str(path)!r} does not exist; give the path of a file (looked for {tried})")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scaletrain.errors import ConfigError
 from scaletrain.hardware.bounded import BoundedCheck
 from scaletrain.hardware.expectation import Expectation
 from scaletrain.hardware.findings import Finding, Status
@@ -50,13 +51,22 @@ def check_for_job(expected: Expectation) -> list[Finding]:
     if _is_cpu_asked_for():
         expected = replace(expected, gpus=0)  # the launcher tells what was allocated, which need not be used
     beside = _of_host(expected, float("inf"), "fail")
-    findings, _ = _of_gpus(expected, load_rules(), time.monotonic() + _DRIVER_S, SETTLE_S)
+    rules, unread = _rules_of(expected)
+    findings, _ = _of_gpus(expected, rules, time.monotonic() + _DRIVER_S, SETTLE_S)
     if is_driver_broken(findings):
         findings.append(Finding("arithmetic", "unknown", "left out: the driver does not answer"))
     else:
         burn = ["scaletrain.preflight.burn", str(expected.gpus or 0)]
         beside.append(BoundedCheck("arithmetic", burn, expected.limit_s, "reboot the node"))
-    return [_check_memory(expected.min_memory_gib), *findings, *_all_of(beside)]
+    return [_check_memory(expected.min_memory_gib), *unread, *findings, *_all_of(beside)]
+
+
+def _rules_of(expected: Expectation) -> tuple[Mapping[str, Rule], list[Finding]]:
+    """The rules for a job; with a mistake in the user's file, which is no fault of the node, those that ship."""
+    try:
+        return load_rules(Path(expected.rules) if expected.rules else None), []
+    except ConfigError as error:
+        return load_rules(), [Finding("rules", "warn", f"judged by the rules that ship. {error}")]
 
 
 def check_whole_node(

@@ -31,6 +31,7 @@ class Expectation:
         min_free_gib: Free space wanted in the folder for temporary files.
         min_memory_gib: Memory wanted.
         limit_s: Longest time for the process that calculates.
+        rules: A YAML file with changes to the rules of GPUs; empty for none.
         driver: Version of NVIDIA's driver, or how it begins ("570.124"); empty for any.
         cuda: The same of the CUDA version that the driver supports.
         nvlinks: NVLinks that are up on each GPU; None for any number.
@@ -44,6 +45,7 @@ class Expectation:
     min_free_gib: float = 1.0
     min_memory_gib: float = 1.0
     limit_s: float = 60.0
+    rules: str = ""
     driver: str = ""
     cuda: str = ""
     nvlinks: int | None = None

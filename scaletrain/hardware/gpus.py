@@ -43,7 +43,8 @@ def check_gpus(
     judge = Judge(rules, "start", expected)
     settled_s = time.monotonic() + settle_s
     while True:
-        reading = only_visible(prober.read(max(0.1, min(_ANSWER_S, until_s - time.monotonic()))), environ)
+        whole = prober.read(max(0.1, min(_ANSWER_S, until_s - time.monotonic())))
+        reading = only_visible(whole, environ)
         if reading.driver == "absent":
             return [Finding("nvml", "unknown", f"not available: {reading.detail}")], reading
         now_s = time.monotonic()
@@ -57,7 +58,7 @@ def check_gpus(
     if reading.driver != "ok":
         return [*findings, *([] if is_driver_broken(findings) else [_unanswered(reading)])], reading
     if not any(one.gpu_index is None for one in found):
-        findings.insert(0, Finding("gpus", "ok", _count(len(reading.gpus), expected)))
+        findings.insert(0, Finding("gpus", "ok", _count(len(reading.gpus), expected, len(whole.gpus))))
     undecided = [(rules[name], index) for name, index in judge.undecided]
     for rule, index in undecided:
         words = f"{rule.title}, but not long or often enough to be sure (rule {rule.name}: {rule.condition()})"
@@ -75,10 +76,12 @@ def is_driver_broken(findings: list[Finding]) -> bool:
     return any(one.check in ("nvml", "driver_silent", "driver_failing") and one.status == "fail" for one in findings)
 
 
-def _count(found: int, expected: int | None) -> str:
+def _count(found: int, expected: int | None, listed: int) -> str:
+    left_out = f"; {listed - found} more are not in CUDA_VISIBLE_DEVICES, and were not looked at"
+    others = left_out if listed > found else ""
     if expected is None:
-        return str(found)
-    return f"{found}, at least {expected} wanted" if found > expected else f"{found} of {expected}"
+        return f"{found}{others}"
+    return (f"{found}, at least {expected} wanted" if found > expected else f"{found} of {expected}") + others
 
 
 def _check(rule: str, index: int | None) -> str:

@@ -39,7 +39,7 @@ def check_host(reader: HostReader, rules: Mapping[str, Rule], limit_s: float) ->
         limit_s: Longest time in seconds.
 
     Returns:
-        A finding for each rule that is broken, and for each folder that does not answer; else one that all is well.
+        What was asked, with figures; and one for each rule that is broken and each folder that does not answer.
     """
     judge = HostJudge(rules, "start")
     until_s = time.monotonic() + limit_s
@@ -61,9 +61,8 @@ def check_host(reader: HostReader, rules: Mapping[str, Rule], limit_s: float) ->
         findings.append(Finding(f"folder {name}", "fail", text))
     signals = reading.signals()
     figures = {name.removeprefix("host."): signals[name] for name in _TELLING if name in signals}
-    if not findings:
-        return [Finding("host", "ok", f"{len(signals)} signals, no rule is broken", figures)]
-    return findings
+    text = "no rule is broken" if not findings else "see the findings beside"
+    return [Finding("host", "ok", f"{len(signals)} signals, {text}", figures), *findings]
 
 
 def folders_to_ask(mounts: Path = _MOUNTS) -> dict[str, Path]:

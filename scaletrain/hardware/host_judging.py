@@ -6,6 +6,7 @@ from typing import Literal
 
 from scaletrain.hardware.host_health import HostReading
 from scaletrain.hardware.judging import HealthFinding
+from scaletrain.hardware.readings import uptime_s
 from scaletrain.hardware.rules import SEVERITIES, Rule
 from scaletrain.hardware.watch import Watch
 
@@ -63,8 +64,9 @@ class HostJudge:
             As ``judge``.
         """
         broken: list[tuple[Rule, str, float]] = []
+        up_s = uptime_s() or 0.0
         for rule in self._rules:
-            for name in signals:
+            for name in signals if up_s >= rule.after_boot_s else ():
                 if fnmatchcase(name, rule.signal):
                     watch = self._watches.setdefault((rule.name, name), Watch(rule))
                     measured = watch.poll(signals[name], now_s)

@@ -7,7 +7,7 @@ from typing import Literal
 from scaletrain.hardware import nvlink5
 from scaletrain.hardware.readings import GpuReading, Reading, XidEvent
 from scaletrain.hardware.repairs import RepairHistory
-from scaletrain.hardware.rules import SEVERITIES, Repair, Rule, Severity
+from scaletrain.hardware.rules import SEVERITIES, Repair, Rule, Severity, load_rules
 from scaletrain.hardware.signals import SIGNALS
 from scaletrain.hardware.watch import Watch
 
@@ -88,7 +88,8 @@ class Judge:
         history: RepairHistory | None = None,
     ) -> None:
         self._rules = [rule for rule in rules.values() if rule.when in ("always", when)]
-        self._codes = {rule.code for rule in rules.values() if rule.signal == "xid"}
+        # A code whose rule is switched off is still not "any other".
+        self._codes = {rule.code for rule in (*load_rules().values(), *rules.values()) if rule.signal == "xid"}
         self._expected_gpus, self._history = expected_gpus, history
         self._watches: dict[tuple[str, str], Watch] = {}
         self._active: dict[tuple[str, str], HealthFinding] = {}

@@ -18,6 +18,7 @@ SHIPPED = Path(__file__).with_name("health_rules.yaml")
 HOST_RULES = Path(__file__).with_name("host_rules.yaml")
 _OF_HOST = "host_"
 """How the names of rules of hosts begin."""
+_WAYS = ("polls", "times")
 _OFF = ("off", "false", "no")
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -146,6 +147,7 @@ def _load(path: Path | None, file: Path, is_of_host: bool) -> tuple[dict[str, Ru
     shipped = {key.partition(".")[0] for key in given}
     problems: list[str] = []
     off: set[str] = set()
+    changes: dict[str, Given] = {}
     for key, entry in (read_yaml(find_file(path, "the health rules")) if path else {}).items():
         name, _, field = key.partition(".")
         if name.startswith(_OF_HOST) != is_of_host:
@@ -157,17 +159,25 @@ def _load(path: Path | None, file: Path, is_of_host: bool) -> tuple[dict[str, Ru
         elif not field:
             problems.append(f"{name} ({entry.origin}): no rule of this name ships{_meant(name)}")
         elif field not in Rule.model_fields or field == "name":
-            known = ", ".join(nearest(field, Rule.model_fields)) or "docs/gpu_health.md lists them"
-            problems.append(f"{key} ({entry.origin}): a rule has no key {field!r}; did you mean: {known}?")
+            near = [one for one in nearest(field, Rule.model_fields) if one != "name"]
+            known = f"did you mean: {', '.join(near)}?" if near else "docs/gpu_health.md lists them"
+            problems.append(f"{key} ({entry.origin}): a rule has no key {field!r}; {known}")
         else:
-            given[key] = entry
+            if field in _WAYS and name in shipped:
+                # The one that is given is the one that is meant: the other would tell earlier than it says.
+                for other in _WAYS:
+                    given.pop(f"{name}.{other}", None)
+            changes[key] = entry
+    both = sorted(off & set(_by_rule(changes)))
+    problems += [f"{name}: the file switches this rule off and changes it; leave one of the two out" for name in both]
+    given |= changes
     rules: dict[str, Rule] = {}
     for name, entries in _by_rule(given).items():
         rule, wrong = _build(name, entries, known=name in shipped)
         problems += wrong
         if rule is not None and name not in off:
             rules[name] = rule
-    problems += _contradictions(rules, off)
+    problems += _contradictions(rules, set(_by_rule(given)))
     return rules, problems
 
 
@@ -208,24 +218,36 @@ def _meant(name: str) -> str:
     return f"; did you mean {', '.join(near)}?" if near else "; docs/gpu_health.md and docs/host_health.md list them"
 
 
+def _meant_signal(signal: str, of_host: bool) -> str:
+    if is_host_signal(signal):
+        return f"a signal of the host; begin the rule's name with {_OF_HOST}"
+    if signal in SIGNALS:
+        return f"a signal of GPUs; begin the rule's name with something else than {_OF_HOST}"
+    near = nearest(signal, HOST_SIGNALS if of_host else SIGNALS)
+    page = "docs/host_health.md" if of_host else "docs/gpu_health.md"
+    return "there is no such signal; " + (f"did you mean: {', '.join(near)}?" if near else f"{page} lists them")
+
+
 def _out_of_range(name: str, detail: Any, entries: Mapping[str, Given]) -> str:
     field = str(detail["loc"][0])
     rule = f"must be {limits(Rule.model_fields[field])}" if detail["type"] in _RANGES else detail["msg"]
     return f"{name}.{field} = {detail['input']} ({entries[field].origin}): {rule}; give another value"
 
 
-def _contradictions(rules: Mapping[str, Rule], off: set[str]) -> Iterator[str]:
+def _contradictions(rules: Mapping[str, Rule], named: set[str]) -> Iterator[str]:
     for name, rule in rules.items():
         of_host = name.startswith(_OF_HOST)
         if not (is_host_signal(rule.signal) if of_host else rule.signal in SIGNALS):
-            page = "docs/host_health.md" if of_host else "docs/gpu_health.md"
-            near = ", ".join(nearest(rule.signal, HOST_SIGNALS if of_host else SIGNALS)) or f"{page} lists them"
-            yield f"{name}.signal = {rule.signal}: there is no such signal; did you mean: {near}?"
+            yield f"{name}.signal = {rule.signal}: {_meant_signal(rule.signal, of_host)}"
         if rule.code is not None and rule.signal != "xid":
             yield f"{name}.code = {rule.code}: only the signal xid has codes; leave it out"
         for other in rule.yields_to:
-            if other not in rules and other not in off:
+            if other not in named:
                 yield f"{name}.yields_to = {other}: there is no such rule; name one that there is"
+            if other == name:
+                yield f"{name}.yields_to = {other}: it would never be told; leave it out"
+        if of_host and rule.if_straggler is not None:
+            yield f"{name}.if_straggler = {rule.if_straggler}: only rules of GPUs ask for that; leave it out"
     codes: dict[int | None, str] = {}
     for name, rule in rules.items():
         if rule.signal == "xid" and codes.setdefault(rule.code, name) != name:

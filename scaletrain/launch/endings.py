@@ -44,7 +44,9 @@ def record_ending(folder: RunDirectory, attempt: int | None, ranks: Ranks, endin
         logger.warning("the run directory is not left in order: %s", error)
 
 
-def end_at_once(folder: RunDirectory, attempt: int | None, ranks: Ranks, ending: Ending) -> None:
+def end_at_once(
+    folder: RunDirectory, attempt: int | None, ranks: Ranks, ending: Ending, event: str | None = None
+) -> None:
     """Ends this process without a return, whatever its other threads do: nothing more is saved.
 
     Args:
@@ -52,6 +54,7 @@ def end_at_once(folder: RunDirectory, attempt: int | None, ranks: Ranks, ending:
         attempt: Which start of the run; None where the process never learned it.
         ranks: The place of this process.
         ending: How it ends.
+        event: What rank 0 leaves in the run's diary before; None for nothing.
     """
     code = EXIT_CODES[ending.verdict]
     bound = threading.Timer(_LEAVE_S, os._exit, (code,))
@@ -60,6 +63,9 @@ def end_at_once(folder: RunDirectory, attempt: int | None, ranks: Ranks, ending:
     try:
         # A verdict that stands was written by the main thread, which is ending by itself.
         if not verdict_path(folder.path, attempt, ranks.rank, os.getpid()).exists():
+            if event is not None and ranks.is_main:
+                with contextlib.suppress(OSError):
+                    append_event(folder.events, event, attempt=attempt, reason=ending.reason, hosts=ending.hosts)
             record_ending(folder, attempt, ranks, ending)
         say(f"ends at once: {ending.reason}")
     finally:

@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,9 @@ from scaletrain.training.signals import Sickness, StopRequests
 
 logger = logging.getLogger(__name__)
 
-FINDING_EVENT = "health_finding"
-
 _LONGEST_WAIT_S = 1800.0
 """Until a drain no longer waits for a checkpoint: to save once more costs less than what may be lost."""
 _LAST_LOOK_S = 3.0
-_LEVELS: Mapping[str, int] = {"info": logging.INFO, "warn": logging.WARNING}
 
 
 class NodeMonitor(Callback):
@@ -71,16 +67,16 @@ class NodeMonitor(Callback):
     def on_start(self, run: Run) -> None:
         """Starts the thread."""
         if self._watch is not None:
+            self._watch.step = run.state.step
             self._watch.start()
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
-        """Records what was found, and asks for the end of the run where a node is to be drained."""
+        """Asks for the end of the run where a node is to be drained."""
         if self._watch is None:
             return
-        if run.is_main:
-            self._record_news(run)
-            if run.state.step % self._interval_steps == 0:
-                metrics.update(self._watch.take_metrics())
+        self._watch.step = run.state.step
+        if run.is_main and run.state.step % self._interval_steps == 0:
+            metrics.update(self._watch.take_metrics())
         ending = self._watch.ending("drain")
         if ending is None:
             return
@@ -114,8 +110,6 @@ class NodeMonitor(Callback):
         ):
             self._seen.look_again(_LAST_LOOK_S)
         if self._watch is not None:
-            if run.is_main:
-                self._record_news(run)
             self._watch.close()
         ending = self._seen.ending("abort")
         if ending is not None and is_unexplained:
@@ -129,17 +123,10 @@ class NodeMonitor(Callback):
         self._watch.close()
         if run.is_main:
             self._watch.gather(nodes)
-            self._record_news(run)
 
     def _ask(self, ending: Ending) -> None:
         if self._stop.sickness is None:
             self._stop.sickness = Sickness(ending, may_save=True)
-
-    def _record_news(self, run: Run) -> None:
-        assert self._watch is not None  # rank 0 is the first of its node
-        for one in self._watch.take_news():
-            run.record_event(FINDING_EVENT, **asdict(one))
-            logger.log(_LEVELS.get(one.severity, logging.ERROR), "%s: %s: %s", one.severity, one.host, one.text)
 
 
 def open_watch(
@@ -180,4 +167,5 @@ def open_watch(
     host_judge = HostJudge(host_rules)
     sampler = partial(open_sampler, ranks.host, ranks.rank, rules, judge, host_judge, folders, os.environ)
     place = Place(folder.path, attempt, ranks.is_main)
-    return NodeWatch(sampler, config.every_s, place, demand, partial(end_at_once, folder, attempt, ranks))
+    leave = partial(end_at_once, folder, attempt, ranks, event="abort")
+    return NodeWatch(sampler, config.every_s, place, demand, leave)

@@ -3,22 +3,25 @@
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaletrain.hardware.rules import Severity
+from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending
-from scaletrain.monitors.node_health import NodeHealth, NodeSampler, Told, ending_of
+from scaletrain.monitors.node_health import NodeHealth, NodeSampler, ending_of
 from scaletrain.monitors.run_health import News, metrics_of, read_nodes, write_node, write_report
 
 logger = logging.getLogger(__name__)
+
+FINDING_EVENT = "health_finding"
 
 _GRACE_S = 10.0
 """Time for the ranks to end together; a launcher kills the others 30 s after one that has failed by itself."""
 _CLOSE_S = 1.0
 _OLD_S = 60.0
+_LEVELS: Mapping[str, int] = {"info": logging.INFO, "warn": logging.WARNING}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class NodeWatch:
     Attributes:
         has_gpus: Whether there is a driver of GPUs to ask.
         grace_s: For how long the loop may go on when it was asked to end at once.
+        step: The last one that was trained, for the events.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class NodeWatch:
         self._wake, self._looked = threading.Event(), threading.Event()
         self._is_closing = False
         self._began_s = 0.0
-        self._heard, self._news = News(), deque[Told]()
+        self._heard = News()
         self._metrics: dict[str, float] = {}
         self._demanded_s: float | None = None
         self._complaints: set[str] = set()
@@ -73,6 +77,7 @@ class NodeWatch:
         self.has_gpus = False
         self._slow_ranks: frozenset[int] = frozenset()
         self.grace_s = _GRACE_S
+        self.step = 0
 
     def start(self) -> None:
         """Starts to look, where it has not begun yet."""
@@ -117,26 +122,32 @@ class NodeWatch:
             self._wake.set()
             self._looked.wait(left_s)
 
-    def take_news(self) -> list[Told]:
-        """Findings of all nodes that were not taken yet; only where this rank gathers them."""
-        return [self._news.popleft() for _ in range(len(self._news))]
-
     def take_metrics(self) -> dict[str, float]:
         """The last numbers of all nodes that were not taken yet; only where this rank gathers them."""
         taken, self._metrics = self._metrics, {}
         return taken
 
     def gather(self, nodes: Sequence[NodeHealth]) -> None:
-        """Takes in what nodes told, and writes health.json.
+        """Takes in what nodes told, and writes health.json; what is new goes to the log, and becomes events.
+
+        It does so at once: a finding may explain why the step under way does not end.
 
         Args:
             nodes: All that have told anything.
         """
-        self._news.extend(self._heard.take(nodes))
+        new = self._heard.take(nodes)
+        for one in new:
+            logger.log(_LEVELS.get(one.severity, logging.ERROR), "%s: %s: %s", one.severity, one.host, one.text)
+        run_dir, attempt = self._place.run_dir, self._place.attempt
         try:
-            write_report(self._place.run_dir, self._place.attempt, nodes)
+            write_report(run_dir, attempt, nodes)
         except OSError as error:
             self._complain(f"health.json cannot be written: {error.strerror}")
+        try:
+            for one in new:
+                append_event(run_dir / "events.jsonl", FINDING_EVENT, step=self.step, attempt=attempt, **asdict(one))
+        except OSError as error:
+            self._complain(f"the event {FINDING_EVENT} cannot be written to events.jsonl: {error.strerror}")
 
     def _run(self) -> None:
         try:
@@ -165,7 +176,12 @@ class NodeWatch:
 
     def _look(self, sampler: NodeSampler) -> None:
         node = sampler.sample(self._slow_ranks)
-        self._node = node
+        try:
+            self._tell(node)
+        finally:
+            self._node = node  # last: what is done about a finding stands behind it in the diary
+
+    def _tell(self, node: NodeHealth) -> None:
         try:
             write_node(self._place.run_dir, self._place.attempt, node)
         except OSError as error:

@@ -121,7 +121,9 @@ def test_gpus_of_other_jobs_are_not_judged(prober: Prober, fake: FakeDriver) -> 
     fake.set("0.lost", 1)
     assert ask(prober, CUDA_VISIBLE_DEVICES="2,3").keys() == {"gpus", "gpu 2", "gpu 3"}
     uuid = "GPU-00000000-0000-0000-0000-000000000001"
-    assert ask(prober, 1, CUDA_VISIBLE_DEVICES=uuid).keys() == {"gpus", "gpu 1"}
+    found = ask(prober, 1, CUDA_VISIBLE_DEVICES=uuid)
+    assert found.keys() == {"gpus", "gpu 1"}
+    assert found["gpus"].detail == "1 of 1; 3 more are not in CUDA_VISIBLE_DEVICES, and were not looked at"
 
 
 def test_a_users_rules_are_heeded(prober: Prober, fake: FakeDriver, tmp_path: Path) -> None:

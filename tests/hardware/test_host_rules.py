@@ -104,6 +104,13 @@ def test_devices_are_told_apart_and_a_finding_says_which() -> None:
     assert judge.active == []
 
 
+def test_a_rule_may_wait_until_the_machine_is_up_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {"host_x": RULES["host_memory_full"].model_copy(update={"after_boot_s": 300.0, "polls": 1, "for_s": 0.0})}
+    for up_s, count in ((299.0, 0), (300.0, 1)):
+        monkeypatch.setattr("scaletrain.hardware.host_judging.uptime_s", lambda up_s=up_s: up_s)
+        assert len(HostJudge(rules).judge_signals({"host.memory.used_share": 1.0}, 0)) == count
+
+
 def test_a_kill_of_the_own_group_is_told_once_and_not_as_one_of_others() -> None:
     judge = HostJudge(RULES)
     judge.judge_signals({"host.oom_kills": 3, "host.group_oom_kills": 0}, 0)

@@ -100,6 +100,12 @@ def test_an_xid_says_more_than_the_count_beside_it(code: int, rule: str) -> None
     assert [one for one in told(judge, polls) if one] == [[rule]]
 
 
+def test_an_xid_whose_rule_is_switched_off_is_not_any_other() -> None:
+    rules = {name: rule for name, rule in RULES.items() if name != "xid_43"}
+    assert told(Judge(rules), [reading(gpu()), reading(gpu(), xids=(xid(43),))]) == [[], []]
+    assert told(Judge(RULES), [reading(gpu()), reading(gpu(), xids=(xid(9999),))]) == [[], ["xid_other"]]
+
+
 def test_an_xid_of_another_gpu_says_nothing() -> None:
     other = gpu(1, ecc_volatile=EccCounts(uncorrected=0))
     polls = [reading(errors(0), other), *[reading(errors(1), other, xids=(xid(94, 1),))] * 2]

@@ -13,6 +13,7 @@ import pytest
 from scaletrain.hardware.checklist import check_for_job
 from scaletrain.hardware.expectation import Expectation
 from scaletrain.hardware.node_check import main
+from tests.fake_nvml import FakeDriver
 
 TOKEN = "the token of this start"
 
@@ -71,6 +72,29 @@ def test_gpus_that_are_not_wanted_are_not_asked(tmp_path: Path, monkeypatch: pyt
     found = {one.check: one for one in check_for_job(expected)}
     assert (found["gpus"].status, found["gpus"].detail) == ("ok", "left out: DS_ACCELERATOR=cpu")
     assert "nvml" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("row_remap_failed_before: off\n", ["gpus", "gpu 0"]),
+        ("row_remap_failed_before: of\n", ["rules", "gpus", "gpu 0 row_remap_failed_before"]),
+    ],
+)
+def test_a_jobs_own_rules_are_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: list[str]
+) -> None:
+    """A mistake in them is no fault of the node."""
+    fake = FakeDriver(tmp_path, gpus=1)
+    fake.install(monkeypatch)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "rules.yaml").write_text(text)
+    fake.set("0.rows_failed", 1)
+    expected = Expectation(1, str(tmp_path), TOKEN, limit_s=0.01, rules=str(tmp_path / "rules.yaml"))
+    found = {one.check: one for one in check_for_job(expected)}
+    assert [name for name in found if name.startswith(("gpu", "rules"))] == told
+    assert "rules" not in found or (found["rules"].status, "line 1" in found["rules"].detail) == ("warn", True)
 
 
 def test_an_expectation_survives_its_text() -> None:

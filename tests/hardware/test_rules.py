@@ -53,7 +53,9 @@ def test_the_page_has_every_signal_and_key() -> None:
 def test_the_example_of_the_page_loads(tmp_path: Path) -> None:
     example = PAGE.split("```yaml\n")[1].split("```")[0]
     shipped, rules = load_rules(), load(tmp_path, example)
-    assert rules["hw_slowdown"] == shipped["hw_slowdown"].model_copy(update={"polls": 10, "severity": "drain"})
+    assert rules["hw_slowdown"] == shipped["hw_slowdown"].model_copy(
+        update={"polls": 10, "times": None, "severity": "drain"}
+    )
     assert "pcie_replays" not in rules
     assert rules["xid_160"].code == 160
     changed = {"hw_slowdown", "pcie_replays", "xid_160"}
@@ -79,6 +81,9 @@ def test_xids_are_named_by_their_code() -> None:
         ("hw_slowdown: {name: other}", ["no key 'name'"]),
         ("hw_slowdown: on", ["hw_slowdown", "switched off by 'hw_slowdown: off'"]),
         ("hw_slowdown: {yields_to: [heat]}", ["hw_slowdown.yields_to = heat", "no such rule"]),
+        ("hw_slowdown: {yields_to: [hw_slowdown]}", ["hw_slowdown.yields_to = hw_slowdown", "never be told"]),
+        ("hw_slowdown: off\nhw_slowdown: {polls: 3}", ["hw_slowdown", "switches this rule off and changes it"]),
+        (f"mine: {{signal: host.memory.used_share, {NEW}}}", ["a signal of the host", "host_"]),
         ("hw_slowdown: {code: 3}", ["hw_slowdown.code = 3", "only the signal xid"]),
         (f"mine: {{signal: xid, code: 79, {NEW}}}", ["mine.code = 79", "xid_79 judges this code already"]),
         ("mine: {signal: lost}", ["mine", "lacks severity, action, title, remedy, source"]),
@@ -95,8 +100,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: list[str]) -> 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, "temperature: {polls: -1}\npcie_lanes: {action: pray}\n")
-    assert "temperature.polls" in str(caught.value) and "pcie_lanes.action" in str(caught.value)
+        load(tmp_path, "hw_thermal: {polls: -1}\npcie_lanes: {action: pray}\n")
+    assert "hw_thermal.polls" in str(caught.value) and "pcie_lanes.action" in str(caught.value)
+    assert "yields_to" not in str(caught.value)  # what others say of a rule with a mistake is none
+
+
+def test_the_way_that_is_changed_is_the_one_that_counts(tmp_path: Path) -> None:
+    shipped = load_rules()["hw_slowdown"]
+    assert shipped.times is not None
+    assert load(tmp_path, "hw_slowdown: {polls: 10}\n")["hw_slowdown"].times is None
+    assert load(tmp_path, "hw_slowdown: {times: 9}\n")["hw_slowdown"].polls is None
+    both = load(tmp_path, "hw_slowdown: {times: 9, polls: 10}\n")["hw_slowdown"]
+    assert (both.times, both.polls) == (9, 10)
 
 
 def test_a_rule_that_others_yield_to_may_be_switched_off(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scaletrain.launch.endings import end_at_once, let_go_of_streams, say
+from scaletrain.launch.events import read_events
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.verdicts import Ending, Verdict, read_verdicts
 from scaletrain.ranks import Ranks
@@ -73,6 +74,16 @@ def test_the_verdict_stands_though_nothing_can_be_said(tmp_path: Path, monkeypat
     assert codes == [130]
     assert read_verdicts(tmp_path, attempt)[0]["verdict"] == "stopped"
     assert not (tmp_path / "lease.json").exists()
+
+
+def test_why_it_ends_at_once_stands_in_the_diary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    folder = RunDirectory(tmp_path)
+    attempt = folder.claim()
+    end_at_once(folder, attempt, ALONE, Ending(Verdict.SICK_NODE, "GPU 1 is lost", ("n1",)), event="abort")
+    abort, end = read_events(folder.events)[-2:]
+    assert (abort["event"], abort["reason"], abort["hosts"]) == ("abort", "GPU 1 is lost", ["n1"])
+    assert (end["event"], end["verdict"]) == ("exit", "sick_node")
 
 
 def test_what_cannot_be_said_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,11 +112,14 @@ def test_a_healthy_node_asks_for_nothing(watched: NewWatched) -> None:
     assert node.stop.sickness is None and not node.demanded and not node.rules() and not node.ended.is_set()
 
 
-def test_a_loop_that_does_not_end_is_ended(watched: NewWatched) -> None:
+def test_a_loop_that_does_not_end_is_ended(watched: NewWatched, caplog: pytest.LogCaptureFixture) -> None:
     node = watched([LOST])
     node.watch.grace_s = 0.2
     node.monitor()
     assert node.ended.wait(60)
+    # No step has ended since, and yet it is told.
+    assert node.rules() == ["xid_79"] and "n1: GPU 1" in caplog.text
+    assert read_events(node.run.folder / "events.jsonl")[0]["step"] == 10
     (ending,) = node.demanded  # once
     assert "fallen off the bus" in ending.reason
 
@@ -203,6 +206,6 @@ def test_what_goes_wrong_with_looking_is_not_the_runs_trouble(tmp_path: Path) ->
     watch = NodeWatch(open_broken, 0.01, Place(tmp_path, 1, True), asked.append, asked.append)
     watch.start()
     watch.look_again(60)
-    assert watch.node is None and watch.ending("abort") is None and not watch.take_news()
+    assert watch.node is None and watch.ending("abort") is None
     watch.close()
     assert not asked

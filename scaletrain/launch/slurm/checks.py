@@ -131,6 +131,7 @@ class Checks:
             "token": token,
             "addresses": dict(self._job.addresses),
             "limit_s": self._settings.check_limit_s / 2,
+            "rules": self._settings.check_rules,
         }
         command = [node_python(self._settings), "-m", "scaletrain.hardware.node_check", json.dumps(expectation)]
         self._run([(list(group), command) for group in groups], self._settings.check_limit_s)

@@ -17,6 +17,7 @@ class Settings:
         preflight: ``full`` checks each node, then the connections between them; ``nodes`` and ``off`` do less.
         min_bandwidth_gb_s: Bus bandwidth of an all-reduce, in GB/s, below which a connection counts as slow.
         check_limit_s: Longest time of one round of checks, in seconds.
+        check_rules: A YAML file with changes to the rules by which the check of a node judges its GPUs.
         crash_limit: Launches in a row without a new checkpoint after which the job gives up.
         backoff_s: Seconds before a job is started again for an unknown reason; doubled each time, up to an hour.
         drain_nodes: Whether Slurm is asked to drain a sick node, which it lets operators do.
@@ -34,6 +35,7 @@ class Settings:
     preflight: str = "full"
     min_bandwidth_gb_s: float = 0.02
     check_limit_s: float = 180.0
+    check_rules: str = ""
     crash_limit: int = 3
     backoff_s: float = 60.0
     drain_nodes: bool = True
