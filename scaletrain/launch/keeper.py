@@ -1,6 +1,7 @@
 """Starts the process beside each rank that ends it with its launcher and writes its verdict where it cannot."""
 
 import json
+import multiprocessing.util
 import os
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def start_keeper(
       is ended with the same verdict.
     - This process stays in a phase for too long, or waits for one that does: a report is written, and it is ended with
       the verdict ``hang``. See ``hang``.
-    - Processes that this one leaves behind, such as DataLoader workers, are killed.
+    - Processes that this one leaves behind, such as DataLoader workers, are killed, and the folder of their
+      sockets goes.
     - The lease of the run directory is refreshed while this process lives, if it is the owner.
 
     Args:
@@ -67,6 +69,8 @@ def start_keeper(
         "launchers": [asdict(above) for above in launchers_above(os.getpid())],
         "grace_s": grace_s,
         "end_s": end_s,
+        # Made here, so that all workers share it: the kernel does not take back what a killed process left on a disk.
+        "sockets": multiprocessing.util.get_temp_dir(),
         "heartbeat": watched.to_json() if watched else None,
     }
     return _start(task, (watched.heartbeat, watched.stacks) if watched else ())

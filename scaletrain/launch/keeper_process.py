@@ -4,10 +4,13 @@ It imports little and holds no thread, so that nothing of what goes wrong in a r
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import select
+import shutil
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -24,6 +27,7 @@ from scaletrain.launch.verdicts import Ending, Verdict, verdict_path, write_verd
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _REQUESTS = {Verdict.STOPPED: signal.SIGINT, Verdict.REQUEUE: signal.SIGTERM}
+_PIDFD_GETFD = 438  # from <asm-generic/unistd.h>: the same on all machines
 _TICK_S = 2.0  # how often the rank's children are listed: after its end they could no longer be found
 _LEFT_BEHIND_S = 2.0  # time in which children of a rank that has ended may end by themselves
 _LAUNCHER_MARGIN_S = 5.0  # time for a launcher to notice that its ranks have ended
@@ -38,6 +42,7 @@ class Keeper:
         grace_s: Seconds between SIGUSR1 and SIGKILL when the outermost launcher is gone; twice the time for which the
             rank may wait for a sibling that is gone.
         end_s: When the rank is killed, in Unix seconds; None for never.
+        sockets: Folder for the sockets of the rank's children, which goes with them.
         hangs: Watches the rank's heartbeat; None where nobody does.
     """
 
@@ -47,6 +52,7 @@ class Keeper:
         launchers: list[Process],
         grace_s: float,
         end_s: float | None,
+        sockets: str,
         hangs: HangWatch | None = None,
     ) -> None:
         self._rank_process = rank_process
@@ -54,7 +60,7 @@ class Keeper:
         self._end = ProcessEnd(self._process)
         self._launchers = launchers
         self._grace_s = grace_s
-        self._end_s = end_s
+        self._end_s, self._sockets = end_s, sockets
         self._hangs = hangs
         self._children: set[Process] = set()
         self._refreshed_s = float("-inf")
@@ -89,6 +95,7 @@ class Keeper:
             self._write_verdict(manner)
         finally:
             self._clear_away(self._children, _LEFT_BEHIND_S)
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _time_left_s(self) -> float:
         return float("inf") if self._end_s is None else self._end_s - time.time()
@@ -105,7 +112,7 @@ class Keeper:
         """Ends a rank that hangs, is too late, or waits for a sibling that is gone, with a word in its log."""
         self._cause, self._verdict, self._hosts = ending.reason, ending.verdict, ending.hosts
         self.look_around()
-        log = _open_stderr(self._process)
+        log = open_stderr(self._process)
         if self._fallen is not None and ending.verdict in _REQUESTS:
             # Before the first step a rank that is asked gives back what it holds, within seconds.
             kill(self._process, _REQUESTS[ending.verdict])
@@ -182,8 +189,25 @@ class Keeper:
                 os.close(descriptor)
 
 
-def _open_stderr(process: Process) -> int | None:
-    """The standard error of another process, in a way that can never wait for a reader; None where there is none."""
+def open_stderr(process: Process) -> int | None:
+    """The standard error of another process, in a way that can never wait for a reader.
+
+    Args:
+        process: It has to live.
+
+    Returns:
+        A descriptor to be closed; None where there is none. Of a file it has the place in common with all that write to
+        it, as long as the kernel allows that (pidfd_getfd(2)): who writes next does not write over what is told there.
+    """
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.stat(f"/proc/{process.pid}/fd/2").st_mode):
+            handle = os.pidfd_open(process.pid)
+            try:
+                shared: int = ctypes.CDLL(None).syscall(_PIDFD_GETFD, handle, 2, 0)
+            finally:
+                os.close(handle)
+            if shared >= 0:
+                return shared
     flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         return os.open(f"/proc/{process.pid}/fd/2", flags)
@@ -208,6 +232,7 @@ def main(task: dict[str, Any]) -> None:
         [Process(**launcher) for launcher in task["launchers"]],
         task["grace_s"],
         task["end_s"],
+        task["sockets"],
         HangWatch(Watched.from_json(task["heartbeat"]), rank_process) if task["heartbeat"] else None,
     )
     keeper.look_around()

@@ -20,7 +20,7 @@ def nothing_lives(run: TinyRun) -> None:
 def test_whoever_waits_for_its_peers_ends_when_it_is_told_and_when_its_job_ends(new_run: NewRun) -> None:
     """The first rank of two, whose peer never comes, sits in C code for half an hour."""
     terminated, interrupted, late = new_run("terminated"), new_run("interrupted"), new_run("late")
-    ends = {"SCALETRAIN_JOB_END_TIME": str(time.time() + 15)}
+    ends = {"SCALETRAIN_JOB_END_TIME": str(time.time() + 25)}
     (one,) = terminated.start_ranks(2, only=0)
     (two,) = interrupted.start_ranks(2, only=0)
     (three,) = late.start_ranks(2, "--train.exit_by_s", 3, only=0, environment=ends)

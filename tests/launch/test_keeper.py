@@ -15,7 +15,8 @@ import pytest
 from scaletrain.launch.attempts import RankProcess, register_rank
 from scaletrain.launch.events import read_events
 from scaletrain.launch.heartbeat import lease_path
-from scaletrain.launch.processes import this_process
+from scaletrain.launch.keeper_process import open_stderr
+from scaletrain.launch.processes import process_of, this_process
 from scaletrain.launch.run_dir import RunDirectory
 from scaletrain.launch.siblings import Siblings, mark_trained
 from scaletrain.launch.verdicts import Verdict, read_verdict, read_verdicts, write_verdict
@@ -82,7 +83,8 @@ class Tree:
     def start(self, behaviour: str, *launchers: str) -> subprocess.Popen[str]:
         line = [str(self._folder / name) for name in (*launchers, "rank.py")]
         command = [sys.executable, *line, str(self.run_dir), behaviour]
-        self._runner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | {"TMPDIR": str(self._folder)}
+        self._runner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         eventually((self.run_dir / "ready-0").exists, 30, "the rank is ready")
         return self._runner
 
@@ -112,6 +114,7 @@ def nothing_lives(tree: Tree, within_s: float = 8.0) -> None:
 
 def test_a_rank_killed_without_a_launcher(tree: Tree) -> None:
     runner = tree.start("has a child")
+    assert len(list(tree.run_dir.parent.glob("pymp-*"))) == 1  # for what multiprocessing's children listen at
     runner.kill()  # not waited for yet: it stays readable how it ended
     verdict = tree.verdict()
     assert verdict["verdict"] == "crash" and verdict["written_by"] == "keeper"
@@ -119,6 +122,7 @@ def test_a_rank_killed_without_a_launcher(tree: Tree) -> None:
     assert verdict["pid"] == runner.pid
     assert [event["event"] for event in read_events(tree.run_dir / "events.jsonl")] == ["exit"]
     nothing_lives(tree)
+    assert not list(tree.run_dir.parent.glob("pymp-*"))
 
 
 def test_a_rank_whose_parent_is_quicker_than_its_keeper(tree: Tree) -> None:
@@ -134,6 +138,27 @@ def test_a_rank_whose_parent_is_quicker_than_its_keeper(tree: Tree) -> None:
         "ended by signal 9 (SIGKILL) without a verdict" if told else "ended without a verdict"
     )
     nothing_lives(tree)
+
+
+def test_what_is_told_in_a_log_is_not_written_over(tmp_path: Path) -> None:
+    """A shell's ``2> log`` gives ranks and launcher one place in the file, at which the launcher writes its last."""
+    with (tmp_path / "log").open("w") as log:
+        log.write("step 5\n")
+        log.flush()
+        rank = subprocess.Popen(["sleep", "60"], stderr=log)
+        try:
+            found = process_of(rank.pid)
+            assert found is not None
+            told = open_stderr(found)
+            assert told is not None
+            rank.kill()
+            os.write(told, b"ended by its keeper\n")
+            os.close(told)
+        finally:
+            rank.kill()
+            rank.wait()
+        log.write("the launcher ends\n")
+    assert (tmp_path / "log").read_text() == "step 5\nended by its keeper\nthe launcher ends\n"
 
 
 def test_a_rank_that_leaves_without_a_word(tree: Tree) -> None:
