@@ -27,7 +27,7 @@ _UNITS: tuple[tuple[str, str, float], ...] = (
 
 # Of several things of a kind: which part of the name tells which it is, and the label that it becomes.
 _SEVERAL = (
-    re.compile(r"(?P<group>gpu)[/.](?P<gpu>\d+)[/.](?P<name>.+)"),
+    re.compile(r"(?P<group>gpu)[/.](?P<rank>\d+)[/.](?P<name>.+)"),
     re.compile(r"(?P<group>host[/.]nic)[/.](?P<nic>.+)[/.](?P<name>\w+)"),
     re.compile(r"(?P<group>host[/.]ib)[/.](?P<port>.+)[/.](?P<name>\w+)"),
     re.compile(r"(?P<group>host[/.]disk)[/.](?P<disk>.+)[/.](?P<name>\w+)"),

@@ -25,12 +25,16 @@ _TEXTFILE_EVERY_S = 15.0
 _BIND_EVERY_S = 10.0
 _CLOSE_S = 5.0
 _EVERYWHERE = ("0.0.0.0", "::")
+_OF_NODES = ("gpu/", "host/")
+_OLDEST_LOOK_S = 1800.0
+"""As long as three of the longest pauses between two looks at the nodes (``monitor.health.every_s``)."""
 
 
 class LastMetrics:
     """The last value of each metric, as a collector of ``prometheus_client``.
 
-    A write keeps numbers and does nothing else; names and text are made by the thread of whoever asks.
+    A write keeps numbers and does nothing else; names and text are made by the thread of whoever asks. What is told of
+    GPUs and hosts comes from one look at all of them: what the last look does not tell is not known any more.
 
     Args:
         run_dir: The run's folder; its name is the label ``run`` of all metrics.
@@ -41,23 +45,30 @@ class LastMetrics:
         self._info = {"run_dir": str(run_dir), "version": __version__, "host": socket.gethostname()}
         self._run = run_dir.name
         self._attempt = attempt
-        self._progress = RunProgress(run_dir)
+        self._progress = RunProgress(run_dir, attempt)
         self._values: dict[str, float] = {}
+        self._of_nodes: dict[str, float] = {}
+        self._looked_s = -float("inf")
         self._step = 0
         self._written_s: float | None = None
         self._lock = threading.Lock()
 
     def update(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Keeps metrics that hold after ``step`` global batches."""
+        of_nodes = {name: value for name, value in metrics.items() if name.startswith(_OF_NODES)}
+        now_s = time.monotonic()
         with self._lock:
-            self._values.update(metrics)
+            # Most lines come between two looks, and tell nothing of the nodes.
+            if of_nodes or now_s - self._looked_s > _OLDEST_LOOK_S:
+                self._of_nodes, self._looked_s = of_nodes, now_s
+            self._values.update((name, value) for name, value in metrics.items() if name not in of_nodes)
             self._step = step
             self._written_s = time.time()
 
     def collect(self) -> Iterator[Metric]:
         """What there is to be told now."""
         with self._lock:
-            values, step, written_s = dict(self._values), self._step, self._written_s
+            values, step, written_s = self._values | self._of_nodes, self._step, self._written_s
         info = InfoMetricFamily("scaletrain_run", "The run that is told of.", labels=["run"])
         info.add_metric([self._run], self._info)
         yield info
@@ -93,6 +104,14 @@ class LastMetrics:
         for kind, count in sorted(progress.events.items()):
             events.add_metric([self._run, kind], count)
         yield events
+        findings = GaugeMetricFamily(
+            "scaletrain_health_findings",
+            "What is wrong with nodes now: how many findings of a rule hold.",
+            labels=["run", "host", "severity", "rule"],
+        )
+        for labels, count in sorted(progress.findings.items()):
+            findings.add_metric([self._run, *labels], count)
+        yield findings
         if progress.goodput is None:
             return
         meaning = "Share of the wall time that went into training which the run still has, over all its starts."
@@ -189,8 +208,8 @@ class PrometheusWriter:
             write_to_textfile(str(path), self._registry)
         except OSError as error:
             self._tell_once(
-                f"metrics are not written for node_exporter: log.prometheus_textfile {path}: {error.strerror}; make "
-                "the folder writable for this user. The training goes on, and the file is tried again"
+                f"metrics are not written for node_exporter: log.prometheus_textfile {path}: {error.strerror}; "
+                f"{_remedy(error, path.parent)}. The training goes on, and the file is tried again"
             )
 
     def _stop(self) -> None:
@@ -209,3 +228,11 @@ class PrometheusWriter:
         if problem not in self._told:
             self._told.add(problem)
             logger.error("%s", problem)
+
+
+def _remedy(error: OSError, folder: Path) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"make the folder {folder}, or name one that node_exporter reads"
+    if isinstance(error, PermissionError):
+        return "make the folder writable for this user"
+    return "name another file"

@@ -29,6 +29,8 @@ _LONG_START_S = 1800.0  # after as long a rank gives up waiting for another one,
 _OLD_INTERVALS = 2
 _WANTED = (RUNNING, STARTING, NO_START, COMPLETE, "requeue", "stopped")
 
+_WORTH_A_LOOK = ("warn", "drain", "abort")  # of hardware.rules.SEVERITIES, whose imports take as long as all else here
+
 _COUNTED = (
     ("skipped_step", "step", "skipped, as loss or gradient was not finite"),
     ("loss_spike", "loss spike", "without a checkpoint to go back to"),
@@ -58,6 +60,7 @@ def status_of(observed: Observed) -> Status:
         *_old_checkpoint(observed, status),
         *_full_disk(observed, status),
         *_crash_loop(observed, status),
+        *_findings(observed, status),
         *_counted(observed),
     ]
     return replace(status, warnings=tuple(sorted(found, key=lambda warning: not warning.is_grave)))
@@ -132,6 +135,24 @@ def _crash_loop(observed: Observed, status: Status) -> Iterator[Warned]:
     count = count_without_progress(told, saved) - (status.state in (RUNNING, STARTING))
     if count > 0:
         yield Warned(f"{_count(count, 'launch', 'launches')} in a row ended without a new checkpoint", count > 1)
+
+
+def _findings(observed: Observed, status: Status) -> Iterator[Warned]:
+    if status.state not in (RUNNING, STARTING) or not status.attempts:
+        return  # an end for a finding tells it as its reason
+    findings = [
+        event
+        for event in events_of(observed, "health_finding")
+        if event.get("attempt") == status.attempts[-1].number and event.get("severity") in _WORTH_A_LOOK
+    ]
+    if not findings:
+        return
+    worst = max(reversed(findings), key=lambda event: _WORTH_A_LOOK.index(event["severity"]))
+    yield Warned(
+        f"{_count(len(findings), 'health finding')}, the worst on {worst.get('host', '?')} "
+        f"({worst['severity']}, {worst.get('rule', '?')}): {worst.get('text', '')}",
+        worst["severity"] != "warn",
+    )
 
 
 def _counted(observed: Observed) -> Iterator[Warned]:

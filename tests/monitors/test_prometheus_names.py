@@ -20,7 +20,7 @@ from scaletrain.monitors.prometheus_names import series_of
         ("optim/steps", "scaletrain_optim_steps", {}, 1, "gauge"),
         ("eval/rougeL", "scaletrain_eval_rougeL", {}, 1, "gauge"),
         ("gpu/temp_c", "scaletrain_gpu_temp_celsius", {}, 1, "gauge"),
-        ("gpu/3/temp_c", "scaletrain_gpu_temp_celsius", {"gpu": "3"}, 1, "gauge"),
+        ("gpu/3/temp_c", "scaletrain_gpu_temp_celsius", {"rank": "3"}, 1, "gauge"),
         ("gpu/clock_mhz", "scaletrain_gpu_clock_hertz", {}, 1e6, "gauge"),
         ("gpu/utilization_percent", "scaletrain_gpu_utilization_ratio", {}, 0.01, "gauge"),
         ("host.oom_kills", "scaletrain_host_oom_kills", {}, 1, "counter"),

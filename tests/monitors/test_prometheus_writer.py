@@ -16,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from scaletrain.launch.events import append_event
 from scaletrain.monitors import prometheus_writer
 from scaletrain.monitors.jsonl_writer import JsonlWriter
+from scaletrain.monitors.node_health import NodeHealth, Told
 from scaletrain.monitors.prometheus_writer import PrometheusWriter
+from scaletrain.monitors.run_health import metrics_of, write_report
 from scaletrain.monitors.status import tell_status
 from scaletrain.monitors.status_records import observe
 from tests.processes import eventually
@@ -84,6 +86,56 @@ def test_the_last_metrics_are_served_in_base_units(tmp_path: Path) -> None:
     assert not (run_dir / "prometheus.json").exists()
     with pytest.raises(OSError):
         scrape(target)
+
+
+def test_what_the_last_look_at_the_nodes_did_not_find_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "mine"
+    asked = NodeHealth("n1", 0, 10.0, "ok", {0: {"temp_c": 41.0}}, {"host.oom_kills": 1.0})
+    hung = NodeHealth("n1", 0, 20.0, "unasked", {}, {"host.oom_kills": 2.0})
+    with writer(run_dir) as one:
+        target = target_of(run_dir)
+        one.write(10, {"train/loss": 2.5, **metrics_of([asked], 0.0)})
+        one.write(20, {"train/loss": 2.4})  # no look since
+        found = parse(scrape(target))
+        assert found["scaletrain_gpu_temp_celsius"] == {(("rank", "0"),): 41}
+        assert found["scaletrain_gpu_max_temp_celsius"] == {(): 41}
+        one.write(30, {"train/loss": 2.3, **metrics_of([hung], 0.0)})
+        found = parse(scrape(target))
+        assert [name for name in found if "_gpu_" in name] == []
+        assert found["scaletrain_host_oom_kills_total"] == {(): 2} and found["scaletrain_train_loss"] == {(): 2.3}
+        monkeypatch.setattr(prometheus_writer, "_OLDEST_LOOK_S", -1.0)
+        one.write(40, {"eval/loss": 3.0})  # nobody looks any more
+        found = parse(scrape(target))
+    assert "scaletrain_host_oom_kills_total" not in found and found["scaletrain_train_loss"] == {(): 2.3}
+
+
+def test_findings_that_hold_are_those_of_this_start(tmp_path: Path) -> None:
+    run_dir = tmp_path / "mine"
+    hot = [Told(number, "n1", 5.0, "warn", "none", "temperature", "hot", gpu_index=number) for number in (1, 2)]
+    pending = Told(1, "n2", 5.0, "drain", "reset_gpu", "row_remap_pending", "a row remap waits")
+    expected = {
+        (("host", "n1"), ("rule", "temperature"), ("severity", "warn")): 2,
+        (("host", "n2"), ("rule", "row_remap_pending"), ("severity", "drain")): 1,
+    }
+    sick, repaired = NodeHealth("n2", 8, 10.0, current=[pending]), NodeHealth("n2", 8, 20.0)
+    with writer(run_dir) as one:  # in its second start
+        target = target_of(run_dir)
+
+        def served() -> dict[tuple[tuple[str, str], ...], float]:
+            return parse(scrape(target)).get("scaletrain_health_findings", {})
+
+        assert served() == {}
+        write_report(run_dir, 1, [sick])
+        assert served() == {}
+        write_report(run_dir, 2, [NodeHealth("n1", 0, 10.0, current=hot), sick])
+        assert served() == expected
+        write_report(run_dir, 2, [NodeHealth("n1", 0, 20.0), repaired])
+        assert served() == {}
+        (run_dir / "health.json").write_text('{"attempt": 2, "findings": [{"host"')
+        one.write(10, {"train/loss": 2.5})
+        assert served() == {} and parse(scrape(target))["scaletrain_train_loss"] == {(): 2.5}
 
 
 def test_events_and_goodput_are_those_of_the_whole_run(tmp_path: Path) -> None:
@@ -158,7 +210,7 @@ def test_a_file_for_node_exporter_is_replaced_as_a_whole(tmp_path: Path, monkeyp
     assert list(tmp_path.glob("*.prom*")) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_once(
+def test_a_folder_that_is_missing_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prometheus_writer, "_TEXTFILE_EVERY_S", 0.01)
@@ -168,4 +220,19 @@ def test_a_folder_that_cannot_be_written_is_told_once(
         folder.mkdir()
         eventually((folder / "mine.prom").exists, WITHIN_S, "it is tried again")
     (record,) = caplog.records
-    assert "No such file or directory" in record.message and str(folder) in record.message
+    assert f"No such file or directory; make the folder {folder}, or" in record.message
+    assert "writable" not in record.message
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with writer(tmp_path / "mine", None, file / "mine.prom"):
+        eventually(lambda: caplog.records, WITHIN_S, "it is told")
+    assert f"Not a directory; make the folder {file}, or" in caplog.records[0].message
+    (tmp_path / "taken.prom").mkdir()
+    with writer(tmp_path / "mine", None, tmp_path / "taken.prom"):
+        eventually(lambda: len(caplog.records) > 1, WITHIN_S, "it is told")
+    assert "Is a directory; name another file" in caplog.records[1].message

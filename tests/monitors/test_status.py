@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaletrain.errors import ConfigError
+from scaletrain.hardware.rules import SEVERITIES
 from scaletrain.launch.heartbeat import Lease
 from scaletrain.launch.squeue import Queued
+from scaletrain.monitors import status_warnings
 from scaletrain.monitors.run_records import RunRecords
 from scaletrain.monitors.status_records import Observed, observe
 from scaletrain.monitors.status_text import COLUMNS, LINES, status_lines
@@ -152,6 +154,23 @@ def test_who_holds_the_others_up_is_told() -> None:
     text = "rank 3 on n2: slow to compute, by 12%: a step takes 231 ms, others 206 ms"
     run = told(a_run(), event("straggler", 50, host="n1", text="rank 1"), event("straggler", 100, host="n2", text=text))
     assert warnings(run) == [f"2 stragglers named, the last at step 100: {text}"]
+
+
+def finding(step: int, severity: str, host: str, attempt: int = 1) -> dict[str, Any]:
+    text = f"GPU 1 of {host}"
+    return event("health_finding", step, severity=severity, host=host, rule=f"rule_{step}", text=text, attempt=attempt)
+
+
+def test_what_is_wrong_with_nodes_is_told_of_the_start_under_way() -> None:
+    assert warnings(told(a_run(), finding(40, "info", "n1"), finding(50, "abort", "n2", attempt=0))) == []
+    warned = told(a_run(), finding(50, "warn", "n2"), finding(60, "warn", "n3"), finding(70, "info", "n4"))
+    assert warnings(warned) == ["2 health findings, the worst on n3 (warn, rule_60): GPU 1 of n3"]
+    drains = told(warned, finding(80, "drain", "n5"), finding(90, "warn", "n6"))
+    assert warnings(drains) == ["grave: 4 health findings, the worst on n5 (drain, rule_80): GPU 1 of n5"]
+    aborts = told(drains, finding(100, "abort", "n7"), {"event": "health_finding", "attempt": 1})
+    assert warnings(aborts) == ["grave: 5 health findings, the worst on n7 (abort, rule_100): GPU 1 of n7"]
+    assert warnings(ended(drains, "requeue", "SIGTERM")) == []
+    assert SEVERITIES[1:] == status_warnings._WORTH_A_LOOK
 
 
 @pytest.mark.parametrize("verdict", ["crash", "user_error", "gave_up", "sick_node", "hang"])
