@@ -24,8 +24,8 @@ _PARTS = 5
 _PAST_WINDOWS = 20
 _PAST_TELLS = 3
 _LEAST_TREND = 0.6
-"""Kendall's tau. Chosen on simulated ranks: from there on a trend is found as soon as without it, and equal ranks whose
-noise lasts for several windows are hardly named more often than if no trend were looked for."""
+"""Kendall's tau, from which on a past is a trend. Chosen on simulated ranks: those that get slower are named early, and
+equal ones whose noise lasts for several windows hardly more often than if no trend were looked for."""
 _RESOLUTION = 0.01
 """Noise that is always there, as a share: ranks that were equal by chance must not make the next one an outlier."""
 _LINK_LIMIT = 2.0
@@ -260,8 +260,8 @@ def _deviation(values: Sequence[float]) -> float:
 def _own_noise(past: Sequence[float]) -> float:
     """Standard deviation of a rank's shares over windows, without the trend of one that gets slower bit by bit.
 
-    Sources: Kendall, "A New Measure of Rank Correlation", 1938, for the trend; von Neumann, Kent, Bellinson and Hart,
-    "The Mean Square Successive Difference", 1941, for the noise beside it: a difference has twice the variance.
+    Sources: Kendall, "A New Measure of Rank Correlation", 1938, for the trend; von Neumann and others, "The Mean Square
+    Successive Difference", 1941, for the noise beside it: a difference has twice the variance.
     """
     pairs = [(later > earlier) - (later < earlier) for earlier, later in combinations(past, 2)]
     if sum(pairs) < _LEAST_TREND * len(pairs):

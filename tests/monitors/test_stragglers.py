@@ -135,6 +135,16 @@ def test_a_rank_that_varies_by_itself_is_not_named_for_it() -> None:
     assert found[20:] == [[]] * 280
 
 
+def test_a_rank_that_comes_and_goes_over_many_windows_is_not_named_for_it() -> None:
+    judge, found = StragglerJudge(["n1"] * 4, slowdown=0.05), []
+    for window in range(200):
+        usual = replace(USUAL, data_s=0.11)
+        wave = replace(USUAL, data_s=0.11 + 0.1 * math.sin(2 * math.pi * window / 20))
+        found.append(judge.judge([usual, usual, wave, usual]))
+    # From one window to the next it differs by little, and yet it is no trend.
+    assert found[20:] == [[]] * 180
+
+
 @pytest.mark.parametrize("steady", [0, 3, 30])
 @pytest.mark.parametrize("rate", [0.0025, 0.005, 0.01, 0.02])
 @pytest.mark.parametrize("cause", ["compute", "data"])
