@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 from operator import ge
 from typing import Literal, get_args
 
@@ -22,6 +23,9 @@ _PARTS = 5
 """Of a window. Chosen on recorded steps of equal ranks whose cores others used: with three or four some were named."""
 _PAST_WINDOWS = 20
 _PAST_TELLS = 3
+_LEAST_TREND = 0.6
+"""Kendall's tau, from which on a past is a trend. Chosen on simulated ranks: those that get slower are named early, and
+equal ones whose noise lasts for several windows hardly more often than if no trend were looked for."""
 _RESOLUTION = 0.01
 """Noise that is always there, as a share: ranks that were equal by chance must not make the next one an outlier."""
 _LINK_LIMIT = 2.0
@@ -201,7 +205,7 @@ class StragglerJudge:
 
     def _score(self, cause: Cause, rank: int) -> float:
         past = self._held[cause][rank].past
-        own_noise = _deviation(past) if len(past) >= _PAST_TELLS else 0.0
+        own_noise = _own_noise(past) if len(past) >= _PAST_TELLS else 0.0
         return self._groups[cause].shares[rank] / max(self._groups[cause].noise, own_noise, _RESOLUTION)
 
     def _tell(self, cause: Cause, host: str, ranks: tuple[int, ...], is_node: bool, has_past: bool) -> Straggler:
@@ -251,6 +255,19 @@ def _deviation(values: Sequence[float]) -> float:
     """Standard deviation, as told by the median absolute deviation: a few outliers do not change it."""
     middle = lower_median(values)
     return _PER_DEVIATION * lower_median([abs(value - middle) for value in values])
+
+
+def _own_noise(past: Sequence[float]) -> float:
+    """Standard deviation of a rank's shares over windows, without the trend of one that gets slower bit by bit.
+
+    Sources: Kendall, "A New Measure of Rank Correlation", 1938, for the trend; von Neumann and others, "The Mean Square
+    Successive Difference", 1941, for the noise beside it: a difference has twice the variance.
+    """
+    pairs = [(later > earlier) - (later < earlier) for earlier, later in combinations(past, 2)]
+    if sum(pairs) < _LEAST_TREND * len(pairs):
+        return _deviation(past)
+    steps = [abs(later - earlier) for earlier, later in pairwise(past)]
+    return min(_deviation(past), _PER_DEVIATION * lower_median(steps) / math.sqrt(2))
 
 
 def _compare(window: Sequence[RankTimes], slowdown: float) -> dict[Cause, _Group]:

@@ -11,13 +11,14 @@ from scaletrain.engine.engine import Engine
 from scaletrain.engine.link_probe import neighbour_stride
 from scaletrain.monitors import names
 from scaletrain.monitors.rank_heat_map import Pixels, RankHeatMap
-from scaletrain.monitors.stragglers import RankTimes, StragglerJudge, link_times, parts_of
+from scaletrain.monitors.stragglers import CAUSES, RankTimes, StragglerJudge, link_times, parts_of
 from scaletrain.protocols import Callback, Run
 from scaletrain.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 STRAGGLER_EVENT = "straggler"
+STRAGGLER_OVER_EVENT = "straggler_over"
 
 _METRICS = {
     "compute": names.STRAGGLER_MAX_COMPUTE_SHARE,
@@ -103,7 +104,7 @@ class Stragglers(Callback):
             RankTimes(step_s, data_s, compute_s, parts_s, link_s)
             for (step_s, data_s, _, compute_s, *parts_s), link_s in zip(gathered, links, strict=True)
         ]
-        before = self._slow()
+        before = {cause: self._judge.named(cause) for cause in CAUSES}
         found = self._judge.judge(window)
         self._note_slow(self._judge.named("compute"))
         if not run.is_main:
@@ -111,16 +112,14 @@ class Stragglers(Callback):
         for one in found:
             logger.warning("straggler: %s", one.describe())
             run.record_event(STRAGGLER_EVENT, **asdict(one), text=one.describe())
-        if recovered := before - self._slow():
-            logger.info("no stragglers any more: ranks %s", ", ".join(map(str, sorted(recovered))))
+        for cause, named in before.items():
+            if recovered := sorted(named - self._judge.named(cause)):
+                logger.info("no stragglers any more for %s: ranks %s", cause, ", ".join(map(str, recovered)))
+                run.record_event(STRAGGLER_OVER_EVENT, cause=cause, ranks=recovered)
         self._metrics = {_METRICS[cause]: share for cause, share in self._judge.worst_shares.items()}
-        self._metrics[names.STRAGGLER_COUNT] = float(len(self._slow()))
+        self._metrics[names.STRAGGLER_COUNT] = float(len(self._judge.slow))
         self._heat_map.add(run.state.step, self._judge.severities)
         self._windows += 1
         # Often at first, so that there is something to see.
         if found or self._windows & (self._windows - 1) == 0 or self._windows % _PICTURE_EVERY_WINDOWS == 0:
             self._picture = self._heat_map.draw()
-
-    def _slow(self) -> frozenset[int]:
-        assert self._judge is not None  # the run has started
-        return self._judge.slow

@@ -135,6 +135,32 @@ def test_a_rank_that_varies_by_itself_is_not_named_for_it() -> None:
     assert found[20:] == [[]] * 280
 
 
+def test_a_rank_that_comes_and_goes_over_many_windows_is_not_named_for_it() -> None:
+    judge, found = StragglerJudge(["n1"] * 4, slowdown=0.05), []
+    for window in range(200):
+        usual = replace(USUAL, data_s=0.11)
+        wave = replace(USUAL, data_s=0.11 + 0.1 * math.sin(2 * math.pi * window / 20))
+        found.append(judge.judge([usual, usual, wave, usual]))
+    # From one window to the next it differs by little, and yet it is no trend.
+    assert found[20:] == [[]] * 180
+
+
+@pytest.mark.parametrize("steady", [0, 3, 30])
+@pytest.mark.parametrize("rate", [0.0025, 0.005, 0.01, 0.02])
+@pytest.mark.parametrize("cause", ["compute", "data"])
+def test_a_rank_that_gets_slower_bit_by_bit_is_named_soon_after_it_is_slow(
+    cause: str, rate: float, steady: int
+) -> None:
+    ranks = Ranks(["n1"] * 4, noise=0.002)
+    found = [ranks.window() for _ in range(steady)]
+    for share in (rate * window for window in range(40)):
+        slow = {"compute": {"compute_s": 0.5 * (1 + share)}, "data": {"data_s": 0.001 + share}}[cause]
+        found.append(ranks.window({2: slow}))
+    (named,) = (window for window, some in enumerate(found) if some)
+    # It takes two windows in a row, and a noisy one may lie below the limit.
+    assert 1 <= named - steady - round(0.05 / rate) <= 3
+
+
 @pytest.mark.parametrize("quick_part", range(5))
 def test_a_rank_that_was_slow_for_most_of_a_window_was_disturbed(quick_part: int) -> None:
     ranks = Ranks(["n1"] * 4)
