@@ -165,8 +165,25 @@ def _counted(observed: Observed) -> Iterator[Warned]:
         where = "" if step is None else f", the last at step {step}"
         text = last.get("text")  # names the host itself
         where += f" on {last['host']}" if last.get("host") and not text else ""
+        where += ", all over since" if kind == "straggler" and not _slow_ranks(observed) else ""
         reason = f": {told}" if (told := last.get("reason") or text) else ""
         yield Warned(f"{_count(len(events), noun)} {what}".rstrip() + where + reason, False)
+
+
+def _slow_ranks(observed: Observed) -> set[tuple[object, object]]:
+    """Causes and ranks that the latest start has named, and not taken back; a start begins with nobody named."""
+    slow = set[tuple[object, object]]()
+    for event in observed.records.events:
+        ranks = event.get("ranks")
+        pairs = {(event.get("cause"), rank) for rank in (ranks if isinstance(ranks, list) else [None])}
+        match event.get("event"):
+            case "start" | "resume":
+                slow.clear()
+            case "straggler":
+                slow |= pairs
+            case "straggler_over":
+                slow -= pairs
+    return slow
 
 
 def _count(amount: int, noun: str, plural: str = "") -> str:

@@ -173,6 +173,19 @@ def test_what_is_wrong_with_nodes_is_told_of_the_start_under_way() -> None:
     assert SEVERITIES[1:] == status_warnings._WORTH_A_LOOK
 
 
+def test_stragglers_that_are_over_are_told_so() -> None:
+    slow = (
+        event("straggler", 50, cause="data", ranks=[1], text="rank 1"),
+        event("straggler", 60, cause="link", ranks=[1, 2], text="ranks 1, 2"),
+    )
+    over = event("straggler_over", 80, cause="data", ranks=[1]), event("straggler_over", 90, cause="link", ranks=[2])
+    (text,) = warnings(told(a_run(), *slow, *over))
+    assert text == "2 stragglers named, the last at step 60: ranks 1, 2"
+    for end in (event("straggler_over", 100, cause="link", ranks=[1]), event("resume", 100)):
+        (text,) = warnings(told(a_run(), *slow, *over, end))
+        assert text == "2 stragglers named, the last at step 60, all over since: ranks 1, 2"
+
+
 @pytest.mark.parametrize("verdict", ["crash", "user_error", "gave_up", "sick_node", "hang"])
 def test_an_end_that_nobody_wanted_is_told_with_its_reason(verdict: str) -> None:
     assert warnings(ended(a_run(), verdict, "because")) == [
