@@ -1,6 +1,6 @@
 """Who is to blame for a hang: a pure function from what is known of all ranks to a judgement."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -96,12 +96,12 @@ def judge(
         ([one for one in seen.values() if one.moved_on], "it moved on after the others' limit had passed: it was slow"),
     )
     machines = {*host_of.values(), *(one.host for one in seen.values())}
-    is_moving = any(one.state == MOVING for one in seen.values())
-    for blamed, why in standing if is_moving else (*standing, *late):
+    moving = [one for one in seen.values() if one.state == MOVING]
+    for blamed, why in standing if moving else (*standing, *late):
         if 0 < len(blamed) < world_size:
             return _blame(blamed, why, machines)
-    if is_moving:
-        return _of_moving(seen.values())
+    if moving:
+        return _of_moving(moving)
     silent = [rank for rank in range(world_size) if rank not in seen]
     if silent:
         return _of_silent(silent, seen, host_of)
@@ -134,8 +134,8 @@ def _of_silent(silent: Sequence[int], seen: Mapping[int, Evidence], host_of: Map
     return Judgement(Verdict.HANG, conclusion, tuple(silent), alone, why)
 
 
-def _of_moving(seen: Collection[Evidence]) -> Judgement:
-    conclusion = f"slow at step {_step(seen)}: the ranks moved on after a limit had passed"
+def _of_moving(moving: Sequence[Evidence]) -> Judgement:
+    conclusion = f"slow at step {_step(moving)}: the ranks moved on after a limit had passed"
     why = "they went on while they were looked at, so nobody can be told; monitor.hang.min_limit_s may be too short"
     return Judgement(Verdict.HANG, conclusion, (), (), why)
 

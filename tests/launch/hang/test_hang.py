@@ -47,7 +47,9 @@ CASES = {
     "network": Case(at("backward", "network", rank=None), "all ranks wait for each other in backward", blamed=()),
     "worker": Case(at("data", "worker"), " is stopped"),
     # The report must not name a rank for what it does once it goes on.
-    "late": Case(at("agree", "until the report", steps=5000), "the ranks moved on after a limit had passed", blamed=()),
+    "late": Case(
+        at("agree", "until the report", steps=5000), "slow at step 3: the ranks moved on after a limit", blamed=()
+    ),
     # A first save is longer than any limit of what is learnt.
     "saves": Case({"phase": "save", "step": 1, "slow": 6.0}, "", verdict="complete"),
 }
