@@ -18,11 +18,8 @@ _MOST_WORKERS = 16
 _MOST_NAMED = 2
 MOVING = "moving on"
 """In place of a state, of a rank that went on while it was looked at: state and stacks are not those of its phase."""
-_LASTING = (
-    "T",
-    "t",
-    "D",
-)  # states that are news where they last: a disk is read from, and a profiler stops, for moments
+_LASTING = ("T", "t", "D")
+"""States that are news where they last: a disk is read from for a moment, and a profiler stops for one."""
 _WORDS = {"T": "stopped", "t": "stopped by a debugger", "D": "blocked in the kernel", "R": "running", "S": "sleeping"}
 
 
