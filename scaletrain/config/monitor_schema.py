@@ -33,7 +33,9 @@ class HangConfig(Section):
     first_limit_s: float = Field(
         1200.0, gt=0, description="limit, in seconds, of a phase that was not seen to end yet: start, first step"
     )
-    min_limit_s: float = Field(600.0, gt=0, description="no limit is shorter, in seconds")
+    min_limit_s: float = Field(
+        600.0, gt=0, description="no limit of a phase that was seen to end is shorter, in seconds; see hangs.md"
+    )
 
 
 class HealthConfig(Section):

@@ -66,9 +66,8 @@ class Keeper:
         self._refreshed_s = float("-inf")
         self._siblings = Siblings(rank_process, grace_s / 2)
         self._fallen: Ending | None = None
-        self._cause = ""
-        self._verdict = Verdict.CRASH
-        self._hosts: tuple[str, ...] = ()
+        self._ending: Ending | None = None
+        self._gone_launcher = ""
 
     def watch(self) -> None:
         """Returns when the rank has ended and everything is settled."""
@@ -81,7 +80,7 @@ class Keeper:
             self._fallen = self._siblings.fallen() or (self._hangs.look(time.monotonic()) if self._hangs else None)
         gone = next((launcher for launcher in self._launchers if not launcher.is_alive()), None)
         if gone is not None:
-            self._cause = f"its launcher (process {gone.pid}) ended, and it was ended with it"
+            self._gone_launcher = f"its launcher (process {gone.pid}) ended, and it was ended with it"
             if self._process.is_alive():
                 self._end_rank()
         elif self._process.is_alive():
@@ -89,7 +88,7 @@ class Keeper:
             self._end_for(self._fallen or Ending(Verdict.REQUEUE, late))
         if self._hangs is not None and (hang := self._hangs.settle()) is not None:
             # Somebody was quicker to end it than its keeper, such as the launcher of a rank that was ended first.
-            self._cause, self._verdict, self._hosts = hang.reason, hang.verdict, hang.hosts
+            self._ending = hang
         manner = self._end.signal_or_code()
         try:
             self._write_verdict(manner)
@@ -110,7 +109,7 @@ class Keeper:
 
     def _end_for(self, ending: Ending) -> None:
         """Ends a rank that hangs, is too late, or waits for a sibling that is gone, with a word in its log."""
-        self._cause, self._verdict, self._hosts = ending.reason, ending.verdict, ending.hosts
+        self._ending = ending
         self.look_around()
         log = open_stderr(self._process)
         if self._fallen is not None and ending.verdict in _REQUESTS:
@@ -146,21 +145,24 @@ class Keeper:
         unclaimed = verdict_path(self._run_dir, None, self._rank, self._process.pid)
         if unclaimed.exists() or verdict_path(self._run_dir, attempt, self._rank, self._process.pid).exists():
             return
-        how = f"ended by {manner}" if manner else "ended"
-        where = f", in {self._hangs.place}" if self._hangs is not None else ""
-        reason = "; ".join(part for part in (self._cause, f"{how} without a verdict{where}") if part)
+        ending = self._ending or Ending(Verdict.CRASH, self._how_it_crashed(manner))
         facts: dict[str, Any] = {"written_by": "keeper", "manner": manner}
-        if self._hosts:
-            facts["hosts"] = self._hosts
-        write_verdict(self._run_dir, attempt, self._rank, self._verdict, reason, pid=self._process.pid, **facts)
+        if ending.hosts:
+            facts["hosts"] = ending.hosts
+        write_verdict(self._run_dir, attempt, self._rank, ending.verdict, ending.reason, pid=self._process.pid, **facts)
         append_event(
             self._run_dir / "events.jsonl",
             "exit",
             rank=self._rank,
             attempt=attempt,
-            verdict=self._verdict.value,
-            reason=reason,
+            verdict=ending.verdict.value,
+            reason=ending.reason,
         )
+
+    def _how_it_crashed(self, manner: str | None) -> str:
+        how = f"ended by {manner}" if manner else "ended"
+        where = f", in {self._hangs.place}" if self._hangs is not None else ""
+        return "; ".join(part for part in (self._gone_launcher, f"{how} without a verdict{where}") if part)
 
     def _clear_away(self, processes: set[Process], patience_s: float) -> None:
         deadline_s = time.monotonic() + patience_s

@@ -175,7 +175,7 @@ def _verdict(own: OwnRecords) -> tuple[str, str]:
     told = own.verdicts or [event for event in own.events if event.get("event") == "exit"]
     told = [record for record in told if record.get("verdict") != "complete"] or told
     if not told:
-        return "", "no verdict: the machine went away, or the keeper with its rank"
+        return "", "no verdict: the machine went away, the keeper with its rank, or the disk was full"
     return _cause(told)
 
 
@@ -201,7 +201,9 @@ def _cause(told: Iterable[Record]) -> tuple[str, str]:
     ]
     cause = (silent or told)[0]
     rank = whole(cause.get("rank"))
-    prefix = f"rank {rank}: " if rank is not None and cause.get("verdict") not in ("complete", "stopped") else ""
+    # A hang's reason names the rank that the others waited for, and is the same of all of them.
+    is_named = cause.get("verdict") not in (Verdict.COMPLETE, Verdict.STOPPED, Verdict.HANG)
+    prefix = f"rank {rank}: " if rank is not None and is_named else ""
     return str(cause.get("verdict")), prefix + str(cause.get("reason", ""))
 
 

@@ -186,11 +186,13 @@ def test_stragglers_that_are_over_are_told_so() -> None:
         assert text == "2 stragglers named, the last at step 60, all over since: ranks 1, 2"
 
 
-@pytest.mark.parametrize("verdict", ["crash", "user_error", "gave_up", "sick_node", "hang"])
+@pytest.mark.parametrize("verdict", ["crash", "user_error", "gave_up", "sick_node"])
 def test_an_end_that_nobody_wanted_is_told_with_its_reason(verdict: str) -> None:
     assert warnings(ended(a_run(), verdict, "because")) == [
         f"grave: the last start ended with {verdict}: rank 0: because"
     ]
+    hang = "hang at step 3: rank 1 on n2 did not arrive"
+    assert warnings(ended(a_run(), "hang", hang)) == [f"grave: the last start ended with hang: {hang}"]
     assert warnings(ended(a_run(), "requeue", "SIGTERM")) == []
     assert warnings(told(ended(a_run(), "complete", "done"))) == []
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from scaletrain.launch.hang.evidence import Evidence
+from scaletrain.launch.hang.evidence import MOVING, Evidence
 from scaletrain.launch.hang.heartbeat import Phase
 from scaletrain.launch.verdicts import Verdict
 
@@ -60,11 +60,12 @@ def judge(
     1. A rank has ended.
     2. A rank is stopped, blocked in the kernel or dead.
     3. A rank has met an error and does not end.
-    4. A rank is behind the others, and not because it waits in a collective.
-    5. A rank is as far as the others, who wait in a collective, and is in none.
-    6. A rank has moved on after the report had begun: it was slow.
-    7. Nobody has spoken for a rank.
-    8. A rank is behind the others, and waits in another collective than they.
+    4. A rank went on while it was looked at, so that no two can be compared: nobody is named.
+    5. A rank is behind the others, and not because it waits in a collective.
+    6. A rank is as far as the others, who wait in a collective, and is in none.
+    7. A rank has moved on after the report had begun: it was slow.
+    8. Nobody has spoken for a rank.
+    9. A rank is behind the others, and waits in another collective than they.
 
     Where none is so, all wait in one collective, and it is between them.
 
@@ -86,16 +87,21 @@ def judge(
     are_apart = nearest != farthest.place
     waiting = next((one.collective for one in behind if one.collective), "")
     elsewhere = f"the others are in {_where(farthest)}" if are_apart else f"the others wait in {waiting}"
-    suspects = (
+    standing = (
         ([one for one in seen.values() if one.state in _STANDS], "the process does not run"),
         ([one for one in seen.values() if one.phase == Phase.ERROR], "it has met an error, and does not end"),
+    )
+    late = (
         (active if are_apart or waiting else [], elsewhere),
         ([one for one in seen.values() if one.moved_on], "it moved on after the others' limit had passed: it was slow"),
     )
     machines = {*host_of.values(), *(one.host for one in seen.values())}
-    for blamed, why in suspects:
+    moving = [one for one in seen.values() if one.state == MOVING]
+    for blamed, why in standing if moving else (*standing, *late):
         if 0 < len(blamed) < world_size:
             return _blame(blamed, why, machines)
+    if moving:
+        return _of_moving(moving)
     silent = [rank for rank in range(world_size) if rank not in seen]
     if silent:
         return _of_silent(silent, seen, host_of)
@@ -116,13 +122,27 @@ def _of_silent(silent: Sequence[int], seen: Mapping[int, Evidence], host_of: Map
     told = _several([f"rank {rank} on {host_of[rank]}" if rank in host_of else f"rank {rank}" for rank in silent])
     alone = tuple(known) if len(known) == 1 and not known & {one.host for one in seen.values()} else ()
     conclusion = f"hang at step {_step(seen.values())}: nobody has spoken for {told}"
-    why = "neither the rank nor its keeper has left anything: its machine may be down, or out of reach of the storage"
+    if {host_of.get(rank) for rank in silent} <= {one.host for one in seen.values()}:
+        why = (
+            "others on its machine have spoken, so its keeper was killed or stopped: "
+            f"look for the process that {silent[0]}.pid names, in the attempt's folder of exit/"
+        )
+    else:
+        why = (
+            "neither the rank nor its keeper has left anything: its machine may be down, or out of reach of the storage"
+        )
     return Judgement(Verdict.HANG, conclusion, tuple(silent), alone, why)
+
+
+def _of_moving(moving: Sequence[Evidence]) -> Judgement:
+    conclusion = f"slow at step {_step(moving)}: the ranks moved on after a limit had passed"
+    why = "they went on while they were looked at, so nobody can be told; monitor.hang.min_limit_s may be too short"
+    return Judgement(Verdict.HANG, conclusion, (), (), why)
 
 
 def _blame(blamed: Sequence[Evidence], why: str, machines: AbstractSet[str], is_alone: bool = False) -> Judgement:
     blamed = sorted(blamed, key=lambda one: one.rank)
-    words = [f"{one.stands} in {_where(one)} for {one.seconds:.0f} s" for one in blamed]
+    words = [f"{one.stands} in {_where(one)} for {one.seconds:.0f} s{_workers(one)}" for one in blamed]
     if len(blamed) > 1:
         named = _several([f"{one.name}, {does}" for one, does in zip(blamed, words, strict=True)])
         told = f"{len(blamed)} ranks did not arrive: {named}"
@@ -152,6 +172,10 @@ def _of_none(seen: Sequence[Evidence], is_known: bool) -> Judgement:
         conclusion = f"hang at step {step}: all ranks stand in {where}, and none can be told from the others"
         why = "their stacks tell more"
     return Judgement(Verdict.HANG, conclusion, (), (), why)
+
+
+def _workers(one: Evidence) -> str:
+    return f"; {one.workers}" if one.workers and one.phase == Phase.DATA else ""
 
 
 def _where(one: Evidence) -> str:

@@ -15,6 +15,11 @@ _SAMPLE_S = 0.5
 _SAMPLES = 5
 _STACKS_S = 20.0
 _MOST_WORKERS = 16
+_MOST_NAMED = 2
+MOVING = "moving on"
+"""In place of a state, of a rank that went on while it was looked at: state and stacks are not those of its phase."""
+_LASTING = ("T", "t", "D")
+"""States that are news where they last: a disk is read from for a moment, and a profiler stops for one."""
 _WORDS = {"T": "stopped", "t": "stopped by a debugger", "D": "blocked in the kernel", "R": "running", "S": "sleeping"}
 
 
@@ -33,12 +38,13 @@ class Evidence:
         micro_step: Which micro step of the step, from 0.
         seconds: For how long.
         limit_s: For how long at most.
-        state: Of its main thread, the kernel's letter: R, S, D, T, ...; empty where the process is gone.
+        state: Of its main thread, the kernel's letter: R, S, D, T, ...; empty where the process is gone; or ``MOVING``.
         cpu_share: CPU time of the main thread, as a share of the time for which it was looked at.
         collective: The collective that it waits in; empty where it is in none, or where that is not known.
         has_stacks: Whether that is known.
         wchan: Where in the kernel it waits.
         moved_on: Whether it came to where it is after the report had begun.
+        workers: Processes below it that do not run, in words; empty where there are none.
     """
 
     rank: int
@@ -57,6 +63,7 @@ class Evidence:
     has_stacks: bool
     wchan: str
     moved_on: bool = False
+    workers: str = ""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -66,6 +73,8 @@ class Evidence:
     @property
     def stands(self) -> str:
         """Its state in words."""
+        if self.state == MOVING:
+            return MOVING
         words = _WORDS.get(self.state, f"in state {self.state}" if self.state else "gone")
         if self.collective:
             return f"{words}, waits in {self.collective}"
@@ -94,22 +103,39 @@ class Seen:
     cpu_share: float
 
 
-def watch_for_a_moment(pid: int) -> Seen:
-    """Looks at a process for half a second.
+def watch_for_a_moment(pids: Sequence[int]) -> list[Seen]:
+    """Looks at processes for half a second, all at the same time.
 
     Returns:
-        Its state, where ``D`` means that it was blocked at every look, and the share of the time for which it computed.
+        Of each its state, which is one of ``_LASTING`` where it was that at every look, and the share of the time for
+        which it computed.
     """
     begin_s = time.monotonic()
-    looks = [_state_and_cpu_s(pid)]
+    looks = [[_state_and_cpu_s(pid)] for pid in pids]
     for _ in range(_SAMPLES):
         time.sleep(_SAMPLE_S / _SAMPLES)
-        looks.append(_state_and_cpu_s(pid))
-    states = [state for state, _ in looks]
-    state = states[-1]
-    if state == "D" and set(states) != {"D"}:
-        state = "S"  # a disk that was just read from is no news
-    return Seen(state, (looks[-1][1] - looks[0][1]) / (time.monotonic() - begin_s))
+        for pid, found in zip(pids, looks, strict=True):
+            found.append(_state_and_cpu_s(pid))
+    return [_seen(found, time.monotonic() - begin_s) for found in looks]
+
+
+def _seen(looks: Sequence[tuple[str, float]], seconds: float) -> Seen:
+    states = {state for state, _ in looks}
+    state = looks[-1][0]
+    if state in _LASTING and len(states) > 1:
+        state = "S"
+    return Seen(state, (looks[-1][1] - looks[0][1]) / seconds)
+
+
+def workers_that_stand(seen: Mapping[int, Seen]) -> str:
+    """Which workers of a rank do not run, in words.
+
+    Args:
+        seen: What was seen of its workers, by their process.
+    """
+    standing = [f"its worker {pid} is {_WORDS[one.state]}" for pid, one in seen.items() if one.state in _LASTING]
+    more = f" and {len(standing) - _MOST_NAMED} more" if len(standing) > _MOST_NAMED else ""
+    return ", ".join(standing[:_MOST_NAMED]) + more
 
 
 def stacks_of_all(

@@ -11,17 +11,20 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from typing import Any
 
 from scaletrain.launch.attempts import RankProcess
 from scaletrain.launch.events import append_event
 from scaletrain.launch.hang.blame import Judgement, judge
 from scaletrain.launch.hang.evidence import (
+    MOVING,
     Evidence,
     describe_process,
     kernel_place,
     stacks_of_all,
     watch_for_a_moment,
+    workers_that_stand,
 )
 from scaletrain.launch.hang.flight_recorder import take_dump
 from scaletrain.launch.hang.heartbeat import Beat, HeartbeatReader, Phase
@@ -123,11 +126,13 @@ class Examiner:
 
     def _begin(self, because: str, beat: Beat, seconds: float) -> Ending:
         if self._attempt is None:  # nobody can be told, and nobody asks
-            return Ending(Verdict.HANG, f"hang before the rank had joined the run: {because}")
+            return Ending(Verdict.HANG, f"hang of rank {self._rank} before it had joined the run: {because}")
         try:
             begun = begin_report(self._run_dir, self._attempt, beat.step, self._rank, because)
         except OSError as error:
-            return Ending(Verdict.HANG, f"hang: {because}; no report can be written: {error.strerror}")
+            return Ending(
+                Verdict.HANG, f"hang of rank {self._rank}: {because}; no report can be written: {error.strerror}"
+            )
         return self._take_part(begun, beat, seconds)
 
     def _take_part(self, begun: Begun, beat: Beat, seconds: float) -> Ending:
@@ -135,29 +140,32 @@ class Examiner:
         deadline_s = time.monotonic() + self._collect_s
         moved_on = time.time() - seconds > begun.time_s + _CLOCKS_S
         evidence, stacks = self._look_closely(beat, seconds, moved_on)
+        if self._reader.read().marks != beat.marks:
+            evidence = replace(evidence, state=MOVING, collective="", moved_on=True)
         if self._watched.dumps:
             stacks += self._dump_collectives(begun)
         if self._watched.world_size > 1:
             # It stands still until it is ended: of the ranks that end first the others would see errors, and say
             # that those had been what was wrong.
             kill(self._process, signal.SIGSTOP)
+        hang = f"hang of rank {begun.by}: {begun.because}"
         try:
             add_evidence(begun.folder, evidence, stacks)
             if begun.by == self._rank:
                 self._conclude(begun, evidence, deadline_s)
         except OSError as error:
-            return Ending(Verdict.HANG, f"hang: {begun.because}; no report can be written: {error.strerror}")
+            return Ending(Verdict.HANG, f"{hang}; no report can be written: {error.strerror}")
         while (found := read_conclusion(begun.folder)) is None:
             if time.monotonic() > deadline_s + _MARGIN_S:
-                return Ending(Verdict.HANG, f"hang: {begun.because}; rank {begun.by} has not concluded the report")
+                return Ending(Verdict.HANG, f"{hang}; its keeper has not concluded the report")
             time.sleep(_TICK_S)
         return Ending(found.verdict, f"{found.conclusion}; see hang/{begun.folder.name}/report.md", found.hosts)
 
     def _look_closely(self, beat: Beat, seconds: float, moved_on: bool) -> tuple[Evidence, str]:
         pid, watched = self._process.pid, self._watched
-        seen = watch_for_a_moment(pid)
-        place = kernel_place(pid)
         workers = descendants(pid)
+        seen, *of_workers = watch_for_a_moment([pid, *(worker.pid for worker in workers)])
+        place = kernel_place(pid)
         own, others = stacks_of_all(self._process, workers, watched.py_spy, watched.stacks)
         collective = next((thread.collective for thread in own.threads if thread.collective), "")
         evidence = Evidence(
@@ -177,6 +185,7 @@ class Examiner:
             bool(own.threads),
             place,
             moved_on,
+            workers_that_stand({worker.pid: one for worker, one in zip(workers, of_workers, strict=True)}),
         )
         texts = [describe_process(pid), str(own)]
         for worker in workers:

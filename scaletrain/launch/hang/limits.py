@@ -8,6 +8,7 @@ from scaletrain.launch.hang.heartbeat import Beat, HeartbeatReader
 
 _LATE_S = 30.0
 """Longest time for which nobody looks whether other ranks are in trouble."""
+_LEAST_FACTOR = 2  # as of ``monitor.hang.factor``: what has lasted so long before is no hang
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class HangLimits:
         factor: A phase may last this many times the longest that any rank has seen it last. Source: NVIDIA's
             resiliency extension, whose calculated time limits are 5 times the longest observed.
         first_s: Limit of a phase that has not been seen to end yet, such as the first step, which compiles.
-        least_s: No limit is shorter: storage may be slow for a while.
-        most_s: No limit is longer: the collectives have one of their own, and end without a name.
+        least_s: No limit of a phase that was seen to end is shorter: storage may be slow for a while.
+        most_s: None of these is longer, but for twice the longest that was seen: the collectives have a limit of their
+            own, and end without a name.
     """
 
     factor: float
@@ -33,8 +35,9 @@ class HangLimits:
         Args:
             longest_s: The longest that it was seen to last, in seconds; 0 where it was not seen to end.
         """
-        wanted_s = max(self.factor * longest_s, self.least_s) if longest_s else self.first_s
-        return min(wanted_s, self.most_s)
+        if not longest_s:
+            return self.first_s
+        return min(max(self.factor * longest_s, self.least_s), max(self.most_s, _LEAST_FACTOR * longest_s))
 
     @property
     def late_s(self) -> float:

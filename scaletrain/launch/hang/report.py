@@ -186,7 +186,7 @@ def _page(
         "",
         f"**{judgement.conclusion}**",
         "",
-        f"Named because: {judgement.why}.",
+        f"{'Named because' if judgement.blamed else 'Nobody is named'}: {judgement.why}.",
         f"Begun by the keeper of rank {begun.by}: {begun.because}.",
         "",
         "| rank | host | GPU | step | phase | seconds | state |",

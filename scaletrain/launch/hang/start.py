@@ -15,6 +15,8 @@ from scaletrain.ranks import Ranks
 
 _SHARE_OF_COLLECTIVES = 0.75
 """Of the time limit of collectives: a report takes less than the rest of it."""
+_SHORTEST_SHARE_S = 90.0
+"""Three quarters of two minutes: the rest of a shorter limit is no time to take stacks in; collectives end first."""
 _RECORDS = 2000  # collectives that torch's flight recorder keeps
 
 
@@ -24,12 +26,14 @@ def limits_of(factor: float, first_limit_s: float, min_limit_s: float, collectiv
     Args:
         factor: A phase may last this many times the longest seen.
         first_limit_s: Limit of a phase that has not been seen to end, in seconds.
-        min_limit_s: No limit is shorter, in seconds.
-        collective_timeout_s: When a collective ends by itself; no limit is longer than three quarters of it, or than
-            ``min_limit_s`` where that is more.
+        min_limit_s: No limit of a phase that was seen to end is shorter, in seconds.
+        collective_timeout_s: When a collective ends by itself. Three quarters of it count in place of a longer
+            ``min_limit_s``, so that who lowers it is still told who holds the others up; but not for a phase that
+            has not been seen to end: a start that loads much, or compiles, may take longer than one collective.
     """
-    most_s = max(_SHARE_OF_COLLECTIVES * collective_timeout_s, min_limit_s)
-    return HangLimits(factor, first_limit_s, min_limit_s, most_s)
+    most_s = max(_SHARE_OF_COLLECTIVES * collective_timeout_s, _SHORTEST_SHARE_S)
+    first_s = min(first_limit_s, max(most_s, min_limit_s))
+    return HangLimits(factor, first_s, min(min_limit_s, most_s), most_s)
 
 
 def watch_this_process(

@@ -53,7 +53,7 @@ class HangWatch:
         limit_s = self._watched.limits.of(self._reader.longest_s(beat.phase))
         if seconds > limit_s + _REPORT_S + _PER_RANK_S * self._watched.world_size:
             told = f"{seconds:.0f} s in {self.place}, more than {limit_s:.0f} s"
-            return Ending(Verdict.HANG, f"hang: {told}; no report came to be in time")
+            return Ending(Verdict.HANG, f"hang of rank {self._rank.rank}: {told}; no report came to be in time")
         if self._examiner is None and seconds >= self._watched.limits.late_s:
             self._examine(seconds)
         return None
@@ -79,7 +79,7 @@ class HangWatch:
                 self._examiner.wait(_LAST_WORDS_S)
         ending = self._heard()
         if ending is None and self.is_reporting:
-            ending = Ending(Verdict.HANG, "hang: it was ended while a report was made")
+            ending = Ending(Verdict.HANG, f"hang: rank {self._rank.rank} was ended while a report was made")
         if self._examiner is not None:
             self._examiner.kill()
             self._examiner.wait()

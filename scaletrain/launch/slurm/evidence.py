@@ -141,7 +141,9 @@ def _told(verdict: dict[str, Any], log_dir: Path, ranks: Mapping[int, str]) -> O
     kind = Verdict(verdict["verdict"])
     sick = {str(host): reason for host in verdict.get("hosts", ())}
     log = rank_log(log_dir, rank)
-    return Outcome(kind, f"rank {rank} on {node}: {reason}", sick, log if log.exists() else None)
+    # A hang's reason names the rank that the others waited for, and is the same of all of them.
+    told = reason if kind is Verdict.HANG else f"rank {rank} on {node}: {reason}"
+    return Outcome(kind, told, sick, log if log.exists() else None)
 
 
 def _reread(outcome: Outcome, log_dir: Path, ranks: Mapping[int, str], mistakes: Sequence[tuple[str, str]]) -> Outcome:

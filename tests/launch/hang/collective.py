@@ -35,8 +35,8 @@ def collective_in(folder: Path) -> Callable[[Path, str, int, int], None]:
     return names["all_reduce"]
 
 
-def strike(fault: str) -> None:
-    """Has a fault befall this process."""
+def strike(fault: str, run_dir: Path | None = None) -> None:
+    """Has a fault befall this process, of the run in a folder."""
     if fault == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault == "killed":
@@ -52,6 +52,13 @@ def strike(fault: str) -> None:
             ctypes.PyDLL(None).pause()  # a call through PyDLL keeps the interpreter's lock
     elif fault == "regex":
         re.match("(a+)+$", "a" * 64 + "b")
+    elif fault == "until the report" and run_dir is not None:
+        while not (run_dir / "exit" / "1" / "hang.json").exists():
+            time.sleep(0.01)
+    elif fault == "worker":  # one that a rank waits for, such as one of its DataLoader's
+        if (worker := os.fork()) == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os.waitpid(worker, 0)
     elif fault == "slow":
         time.sleep(12)  # longer than the least limit of the trials
     elif fault == "leaves":

@@ -31,7 +31,7 @@ class Rank:
 
     def __init__(self, folder: Path, ranks: Ranks, beat: Heartbeat, fault: dict[str, object]) -> None:
         self._ranks, self._beat, self._fault = ranks, beat, fault
-        self._folder = folder / "met"
+        self._run_dir, self._folder = folder, folder / "met"
         self._folder.mkdir(exist_ok=True)
         self._all_reduce: Callable[[Path, str, int, int], None] = collective_in(folder)
 
@@ -55,7 +55,7 @@ class Rank:
             elif fault["kind"] == "network":  # the message of this rank is lost on its way
                 self._all_reduce(self._folder, "lost-message", self._ranks.rank, self._ranks.world_size + 1)
             else:
-                strike(str(fault["kind"]))
+                strike(str(fault["kind"]), self._run_dir)
         if phase in MEETS:
             self._all_reduce(self._folder, f"{step}-{phase.label}", self._ranks.rank, self._ranks.world_size)
 

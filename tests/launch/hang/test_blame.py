@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletrain.launch.hang.blame import Gone, judge
-from scaletrain.launch.hang.evidence import Evidence
+from scaletrain.launch.hang.evidence import MOVING, Evidence
 from scaletrain.launch.hang.heartbeat import Phase
 from scaletrain.launch.verdicts import Verdict
 
@@ -47,6 +47,7 @@ def as_rank(rank: int, **changes: Any) -> Evidence:
         (as_rank(2, state="T"), "stopped"),
         (as_rank(2, state="D", collective=""), "blocked in the kernel"),
         (as_rank(2, state=""), "gone"),
+        (as_rank(2, phase=Phase.DATA, ordinal=0, collective="", workers="its worker 7 is stopped"), "its worker 7 is"),
         (as_rank(2, phase=Phase.ERROR, ordinal=4), "in error of step 7"),
         (as_rank(2, phase=Phase.DATA, ordinal=0, collective=""), "in data of step 7"),
         (as_rank(2, step=6, phase=Phase.SAVE, ordinal=9, collective=""), "in save of step 6"),
@@ -80,6 +81,24 @@ def test_a_machine_that_says_nothing_is_named_once_nobody_else_stands_out() -> N
     assert busy.blamed == (1,), "a keeper that is late must not hide who holds the others up"
     # One rank that is silent beside one that speaks, on the same machine: that is no reason to do without the machine.
     assert judge(ranks(3), {}, 4, hosts).hosts == ()
+
+
+def test_of_a_keeper_that_is_gone_not_the_machine_is_told() -> None:
+    hosts = {0: "n0", 1: "n0", 2: "n1", 3: "n1"}
+    gone = judge({rank: one for rank, one in ranks(4).items() if rank != 2}, {}, 4, hosts)
+    assert gone.blamed == (2,) and gone.hosts == () and "2.pid" in gone.why and "may be down" not in gone.why
+    assert "may be down" in judge({rank: one for rank, one in ranks(4).items() if rank != 2}, {}, 4, {}).why
+
+
+def test_ranks_that_go_on_while_they_are_looked_at_are_not_compared() -> None:
+    """One was stopped and continued: of those that waited for it some seem to be behind, or in no collective."""
+    moving = as_rank(1, state=MOVING, collective="", cpu_share=1.0, moved_on=True)
+    innocent = as_rank(2, phase=Phase.AGREE, ordinal=1, collective="")
+    slow = judge(ranks(4, _1=moving, _2=innocent), {}, 4, {})
+    assert (slow.blamed, slow.hosts) == ((), ()) and "slow at step 7" in slow.conclusion
+    assert moving.stands == "moving on" and judge({1: moving}, {}, 1, {}).blamed == ()
+    for stands in (as_rank(3, state="T"), as_rank(3, phase=Phase.ERROR)):
+        assert judge(ranks(4, _1=moving, _2=innocent, _3=stands), {}, 4, {}).blamed == (3,)
 
 
 def test_all_in_one_collective_blames_nobody() -> None:
@@ -120,7 +139,7 @@ def test_a_rank_alone() -> None:
             ),
             st.integers(0, 3),
             st.integers(0, 3),
-            st.sampled_from(["R", "S", "D", "T", ""]),
+            st.sampled_from(["R", "S", "D", "T", "", MOVING]),
             st.sampled_from(["", "all_reduce"]),
             st.booleans(),
         ),

@@ -45,6 +45,11 @@ CASES = {
     "gil": Case(at("eval", "gil", without_py_spy=True), "in eval of step 3", stack="strike"),
     "killed": Case(at("forward", "killed"), "without a verdict, in forward of step 3", verdict="crash"),
     "network": Case(at("backward", "network", rank=None), "all ranks wait for each other in backward", blamed=()),
+    "worker": Case(at("data", "worker"), " is stopped"),
+    # The report must not name a rank for what it does once it goes on.
+    "late": Case(
+        at("agree", "until the report", steps=5000), "slow at step 3: the ranks moved on after a limit", blamed=()
+    ),
     # A first save is longer than any limit of what is learnt.
     "saves": Case({"phase": "save", "step": 1, "slow": 6.0}, "", verdict="complete"),
 }

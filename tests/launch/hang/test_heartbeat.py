@@ -78,7 +78,8 @@ def test_the_longest_counts_once_all_ranks_have_spoken_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("longest_s", "limit_s"), [(0.0, 1200.0), (0.01, 600.0), (119.0, 600.0), (200.0, 1000.0), (1000.0, 1350.0)]
+    ("longest_s", "limit_s"),
+    [(0.0, 1200.0), (0.01, 600.0), (119.0, 600.0), (200.0, 1000.0), (600.0, 1350.0), (1000.0, 2000.0)],
 )
 def test_limits(longest_s: float, limit_s: float) -> None:
     assert LIMITS.of(longest_s) == limit_s
@@ -87,8 +88,13 @@ def test_limits(longest_s: float, limit_s: float) -> None:
 def test_limits_end_before_collectives_do() -> None:
     assert limits_of(5.0, 1200.0, 600.0, 1800.0) == LIMITS
     assert limits_of(5.0, 1200.0, 600.0, 900.0).of(0.0) == 675.0
-    # Somebody who wants collectives to end sooner than the least limit gets just that.
-    assert limits_of(5.0, 1200.0, 600.0, 10.0).of(0.0) == 600.0
+    # Whoever wants collectives to end sooner than the least limit is told sooner who holds them up, ...
+    sooner = limits_of(5.0, 1200.0, 600.0, 300.0)
+    assert [sooner.of(longest_s) for longest_s in (0.0, 0.1, 50.0, 200.0)] == [600.0, 225.0, 225.0, 400.0]
+    # ... but not where there is no time to find out.
+    at_once = limits_of(5.0, 1200.0, 600.0, 10.0)
+    assert (at_once.of(0.0), at_once.of(0.1)) == (600.0, 90.0)
+    assert limits_of(5.0, 60.0, 8.0, 20.0).of(0.1) == 8.0, "a limit of one's own stays"
     assert LIMITS.late_s == 30.0 and replace(LIMITS, least_s=4.0).late_s == 2.0
 
 

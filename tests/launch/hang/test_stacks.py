@@ -29,8 +29,9 @@ def wait_for_work():
 threading.Thread(target=wait_for_work, daemon=True).start()
 
 def never_gives_the_lock_back():
+    library = ctypes.PyDLL(None)
     print(memory, flush=True)
-    ctypes.PyDLL(None).pause()
+    library.pause()
 
 never_gives_the_lock_back()
 """

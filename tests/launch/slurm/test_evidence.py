@@ -64,10 +64,9 @@ def test_a_hang_names_the_machine_that_held_the_others_up(read: Launched) -> Non
     """As keepers write it, on all ranks alike; one of them was too late, and its rank saw its peers gone."""
     reason = "hang at step 12: rank 1 on h2 (GPU 3) did not arrive: stopped in forward of step 12 for 601 s"
     read.verdict(0, Verdict.CRASH, "Connection closed by peer")
-    read.verdict(1, Verdict.HANG, f"{reason}; {KILL}", hosts=("h2",), **KILLED)
-    outcome = read.outcome(None)
-    assert outcome.verdict is Verdict.HANG and list(outcome.sick) == ["h2"]
-    assert reason in outcome.reason and reason in outcome.sick["h2"]
+    read.verdict(1, Verdict.HANG, reason, hosts=("h2",), **KILLED)
+    # The reason names the rank; the one whose verdict it is may be any of those that waited.
+    assert read.outcome(None) == Outcome(Verdict.HANG, reason, {"h2": reason})
 
 
 KILLED = {"manner": "signal 9 (SIGKILL)", "written_by": "keeper"}
@@ -113,7 +112,7 @@ def test_the_weights_of_verdicts(read: Launched, heavier: int) -> None:
     read.verdict(0, Verdict(order[heavier + 1]), "only saw it", time_s=1.0)
     read.verdict(1, Verdict(order[heavier]), "knows why", time_s=2.0)
     outcome = read.outcome()
-    assert (outcome.verdict, outcome.reason) == (order[heavier], "rank 1 on n2: knows why")
+    assert outcome.verdict == order[heavier] and outcome.reason.endswith("knows why")
 
 
 def test_verdicts_that_are_missing_or_garbage_are_counted(read: Launched) -> None:
