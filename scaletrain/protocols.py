@@ -227,7 +227,7 @@ class Run(Protocol):
         """Calls a hook of all callbacks, in their order."""
 
     def record_event(self, kind: str, **fields: Any) -> None:
-        """Appends to events.jsonl; only rank 0 writes."""
+        """Appends to events.jsonl; only rank 0 writes. Any thread may call it."""
 
 
 class Callback:

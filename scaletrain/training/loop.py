@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ class TrainingRun:
     complete_because: str = ""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     _unwritten_events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    _writes_events: threading.RLock = field(default_factory=threading.RLock)
 
     def step_done(self, result: StepResult) -> None:
         """Keeps what a step did; after the first, the keepers need not end ranks that wait for each other."""
@@ -61,8 +63,10 @@ class TrainingRun:
 
     def record_event(self, kind: str, **fields: Any) -> None:
         """Appends to events.jsonl; only rank 0 writes. What the file system refuses goes with the next one."""
-        if self.is_main:
-            event = {"time_s": time.time(), "step": self.state.step, "attempt": self.attempt, **fields}
+        if not self.is_main:
+            return
+        event = {"time_s": time.time(), "step": self.state.step, "attempt": self.attempt, **fields}
+        with self._writes_events:
             self._unwritten_events.append((kind, event))
             try:
                 while self._unwritten_events:

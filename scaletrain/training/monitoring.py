@@ -67,14 +67,12 @@ class NodeMonitor(Callback):
     def on_start(self, run: Run) -> None:
         """Starts the thread."""
         if self._watch is not None:
-            self._watch.step = run.state.step
-            self._watch.start()
+            self._watch.start(run.record_event)
 
     def on_step_end(self, run: Run, metrics: dict[str, float]) -> None:
         """Asks for the end of the run where a node is to be drained."""
         if self._watch is None:
             return
-        self._watch.step = run.state.step
         if run.is_main and run.state.step % self._interval_steps == 0:
             metrics.update(self._watch.take_metrics())
         ending = self._watch.ending("drain")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaletrain.hardware.rules import Severity
-from scaletrain.launch.events import append_event
 from scaletrain.launch.verdicts import Ending
 from scaletrain.monitors.node_health import NodeHealth, NodeSampler, ending_of
 from scaletrain.monitors.run_health import News, metrics_of, read_nodes, write_node, write_report
@@ -52,7 +51,6 @@ class NodeWatch:
     Attributes:
         has_gpus: Whether there is a driver of GPUs to ask.
         grace_s: For how long the loop may go on when it was asked to end at once.
-        step: The last one that was trained, for the events.
     """
 
     def __init__(
@@ -77,10 +75,14 @@ class NodeWatch:
         self.has_gpus = False
         self._slow_ranks: frozenset[int] = frozenset()
         self.grace_s = _GRACE_S
-        self.step = 0
 
-    def start(self) -> None:
-        """Starts to look, where it has not begun yet."""
+    def start(self, record: Callable[..., None]) -> None:
+        """Starts to look, where it has not begun yet.
+
+        Args:
+            record: Adds to the run's diary, as ``Run.record_event``; called on the thread.
+        """
+        self._record = record
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="node-watch", daemon=True)
             self._thread.start()
@@ -138,16 +140,11 @@ class NodeWatch:
         new = self._heard.take(nodes)
         for one in new:
             logger.log(_LEVELS.get(one.severity, logging.ERROR), "%s: %s: %s", one.severity, one.host, one.text)
-        run_dir, attempt = self._place.run_dir, self._place.attempt
+            self._record(FINDING_EVENT, **asdict(one))
         try:
-            write_report(run_dir, attempt, nodes)
+            write_report(self._place.run_dir, self._place.attempt, nodes)
         except OSError as error:
             self._complain(f"health.json cannot be written: {error.strerror}")
-        try:
-            for one in new:
-                append_event(run_dir / "events.jsonl", FINDING_EVENT, step=self.step, attempt=attempt, **asdict(one))
-        except OSError as error:
-            self._complain(f"the event {FINDING_EVENT} cannot be written to events.jsonl: {error.strerror}")
 
     def _run(self) -> None:
         try:

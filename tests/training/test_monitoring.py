@@ -124,6 +124,16 @@ def test_a_loop_that_does_not_end_is_ended(watched: NewWatched, caplog: pytest.L
     assert "fallen off the bus" in ending.reason
 
 
+def test_a_finding_that_cannot_be_written_comes_with_the_next_event(watched: NewWatched, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
+    node = watched([PENDING])
+    node.monitor()
+    (tmp_path / "events.jsonl").rmdir()
+    assert node.rules() == []
+    node.run.record_event("save")
+    assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["health_finding", "save"]
+
+
 def test_a_loop_that_ends_by_itself_is_left_alone(watched: NewWatched) -> None:
     node = watched([LOST])
     node.watch.grace_s = 600.0
@@ -204,7 +214,7 @@ def test_what_goes_wrong_with_looking_is_not_the_runs_trouble(tmp_path: Path) ->
 
     asked: list[Ending] = []
     watch = NodeWatch(open_broken, 0.01, Place(tmp_path, 1, True), asked.append, asked.append)
-    watch.start()
+    watch.start(lambda kind, **fields: None)
     watch.look_again(60)
     assert watch.node is None and watch.ending("abort") is None
     watch.close()

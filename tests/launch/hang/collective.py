@@ -54,7 +54,7 @@ def strike(fault: str, run_dir: Path | None = None) -> None:
         re.match("(a+)+$", "a" * 64 + "b")
     elif fault == "until the report" and run_dir is not None:
         while not (run_dir / "exit" / "1" / "hang.json").exists():
-            time.sleep(0.01)
+            time.sleep(0.01)  # a report is begun by another process: there is only its file to wait for
     elif fault == "worker":  # one that a rank waits for, such as one of its DataLoader's
         if (worker := os.fork()) == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
