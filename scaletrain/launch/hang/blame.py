@@ -101,7 +101,7 @@ def judge(
         if 0 < len(blamed) < world_size:
             return _blame(blamed, why, machines)
     if moving:
-        return _of_moving(moving)
+        return _of_moving(seen.values())
     silent = [rank for rank in range(world_size) if rank not in seen]
     if silent:
         return _of_silent(silent, seen, host_of)
@@ -134,8 +134,9 @@ def _of_silent(silent: Sequence[int], seen: Mapping[int, Evidence], host_of: Map
     return Judgement(Verdict.HANG, conclusion, tuple(silent), alone, why)
 
 
-def _of_moving(moving: Sequence[Evidence]) -> Judgement:
-    conclusion = f"slow at step {_step(moving)}: the ranks moved on after a limit had passed"
+def _of_moving(seen: Iterable[Evidence]) -> Judgement:
+    # The first step that anybody saw is the one at which the limit passed.
+    conclusion = f"slow at step {min(one.step for one in seen)}: the ranks moved on after a limit had passed"
     why = "they went on while they were looked at, so nobody can be told; monitor.hang.min_limit_s may be too short"
     return Judgement(Verdict.HANG, conclusion, (), (), why)
 

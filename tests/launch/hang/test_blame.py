@@ -92,7 +92,7 @@ def test_of_a_keeper_that_is_gone_not_the_machine_is_told() -> None:
 
 def test_ranks_that_go_on_while_they_are_looked_at_are_not_compared() -> None:
     """One was stopped and continued: of those that waited for it some seem to be behind, or in no collective."""
-    moving = as_rank(1, state=MOVING, collective="", cpu_share=1.0, moved_on=True)
+    moving = as_rank(1, step=9, state=MOVING, collective="", cpu_share=1.0, moved_on=True)
     innocent = as_rank(2, phase=Phase.AGREE, ordinal=1, collective="")
     slow = judge(ranks(4, _1=moving, _2=innocent), {}, 4, {})
     assert (slow.blamed, slow.hosts) == ((), ()) and "slow at step 7" in slow.conclusion
